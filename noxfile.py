@@ -1,0 +1,88 @@
+"""Everything that checks, builds and tries this project: ``nox -l`` lists it, ``nox`` runs the tests.
+
+A session installs what it needs into an environment of its own. Sessions that take long, download or
+build a kernel are run by hand and keep what they made in ``.cache``.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "types", "tests", "build", "integration"]
+
+ROOT = nox.project.load_toml("pyproject.toml")
+MANIFESTS = {
+    path.parent.name: nox.project.load_toml(path) for path in sorted(Path("packages").glob("*/pyproject.toml"))
+}
+PACKAGES = list(MANIFESTS)
+
+
+def group(name: str) -> list[str]:
+    """The requirements of one dependency group of the repository."""
+    return list(nox.project.dependency_groups(ROOT, name))
+
+
+def local(package: str) -> list[str]:
+    """Editable installs of one package and of the siblings that it declares, and of no others.
+
+    So a package that imports a neighbour which it does not declare fails its own tests.
+    """
+    found: dict[str, None] = {}
+
+    def visit(name: str) -> None:
+        for requirement in MANIFESTS[name]["project"]["dependencies"]:
+            match = re.match(r"nitro-(\w+)", requirement)
+            if match and match[1] in MANIFESTS:
+                visit(match[1])
+        found[f"./packages/{name}"] = None
+
+    visit(package)
+    return [argument for path in found for argument in ("-e", path)]
+
+
+@nox.session
+@nox.parametrize("package", PACKAGES, ids=PACKAGES)
+def tests(session: nox.Session, package: str) -> None:
+    """Test one package with only what it declares."""
+    session.install(*local(package), *group("test"))
+    session.run("pytest", f"packages/{package}/tests", *session.posargs)
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """Test what needs two packages, a real kernel, QEMU or a daemon."""
+    session.install(*local("vmm"), *group("test"))
+    session.run("pytest", "integration-tests", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, formatting and the direction of imports."""
+    session.install(*local("vmm"), *group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of packages, tests and tools."""
+    session.install(*local("vmm"), *group("test"), *group("types"), "nox")
+    for package in PACKAGES:
+        session.run("mypy", f"packages/{package}/src", f"packages/{package}/tests")
+    session.run("mypy", "noxfile.py", "tools", "integration-tests")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build wheels and sdists, install the wheels in a clean environment, import and start them."""
+    session.install("build")
+    shutil.rmtree("dist", ignore_errors=True)
+    for package in PACKAGES:
+        session.run("python", "-m", "build", "--outdir", "dist", f"packages/{package}", silent=True)
+    session.run("python", "tools/try_wheels.py", "dist", *session.posargs)
