@@ -1,0 +1,21 @@
+"""What can go wrong, by who is to blame."""
+
+
+class VmmError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class ImageError(VmmError):
+    """The image's bytes are at fault, or do not fit the machine they are to boot in.
+
+    Attributes:
+        section: Which part of the image: ``kernel``, ``command line`` or ``ramdisk 1`` and so on.
+        offset: The byte within that part, where one can be named. For a compressed kernel's contents
+            it counts in the decompressed bytes, and the message says so.
+    """
+
+    def __init__(self, message: str, *, section: str, offset: int | None = None) -> None:
+        place = section if offset is None else f"{section}, byte {offset:#x}"
+        super().__init__(f"{message} ({place})")
+        self.section = section
+        self.offset = offset
