@@ -1,0 +1,118 @@
+"""Who an enclave is, as far as its Nitro Secure Module knows: frozen models for code, files and commands."""
+
+from collections.abc import Callable
+from typing import Annotated, Literal, Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    model_validator,
+)
+
+from nitro_nsm.pcrs import LOCKED_AT_START, PCR_BYTES, PCR_COUNT, ZERO, extended
+
+DEBUG_ZEROED = (0, 1, 2, 8)  # what measures the image; who runs it (PCR3, PCR4) stays in debug mode
+
+
+def _unhex(value: object) -> object:
+    return bytes.fromhex(value) if isinstance(value, str) else value
+
+
+PcrValue = Annotated[
+    bytes,
+    BeforeValidator(_unhex),
+    Field(min_length=PCR_BYTES, max_length=PCR_BYTES),
+    PlainSerializer(bytes.hex, when_used="json"),
+]
+InstanceId = Annotated[str, StringConstraints(pattern=r"^i-[0-9a-f]{1,17}$")]
+EnclaveId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+Region = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,32}$")]
+PayloadMap = Literal["indefinite", "definite"]
+
+
+class FrozenConfig(BaseModel):
+    """What all models here have in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class NsmConfig(FrozenConfig):
+    """Everything that makes one enclave's module different from another's."""
+
+    pcrs: dict[Annotated[int, Field(ge=0, lt=LOCKED_AT_START)], PcrValue] = {}
+    """Registers 0 to 15 by index, as bytes or hex: what `eif describe` measured. Those not given are zero."""
+    role_arn: str | None = None
+    """The parent instance's IAM role; PCR3 is its measurement."""
+    signing_certificate: bytes | None = None
+    """The certificate that signed the image, DER or PEM; PCR8 is its measurement."""
+    debug_mode: bool = False
+    """Whether the enclave runs with a console: PCR0, PCR1, PCR2 and PCR8 are then zero, as on AWS."""
+    region: Region = "us-east-1"
+    """Where the enclave says that it runs; appears in the subjects of its certificates."""
+    instance_id: InstanceId | None = None
+    """The parent instance, which PCR4 measures. By default one that belongs to the root, or a random one."""
+    enclave_id: EnclaveId | None = None
+    """16 hexadecimal digits, by default made of the time and two random bytes, as on AWS."""
+    payload_map: PayloadMap = "indefinite"
+    """How the outer map of a document's payload is encoded: definite on hardware until 2025, then not."""
+
+    @model_validator(mode="after")
+    def _one_source_per_register(self) -> Self:
+        for field, index in (("role_arn", 3), ("signing_certificate", 8), ("instance_id", 4)):
+            if getattr(self, field) is not None and index in self.pcrs:
+                raise ValueError(f"{field} and pcrs both give PCR{index}: give one of them")
+        if self.signing_certificate is not None:
+            fingerprint(self.signing_certificate)
+        return self
+
+
+def fingerprint(certificate: bytes) -> bytes:
+    """The SHA-384 of a certificate's DER form. Raises `ValueError` if it is neither DER nor PEM."""
+    load = x509.load_pem_x509_certificate if b"-----BEGIN" in certificate else x509.load_der_x509_certificate
+    return load(certificate).fingerprint(hashes.SHA384())
+
+
+class NsmState(FrozenConfig):
+    """What a module remembers, so that a saved enclave can go on elsewhere. It holds no secrets."""
+
+    version: Literal[1] = 1
+    instance_id: InstanceId
+    enclave_id: EnclaveId
+    region: Region
+    payload_map: PayloadMap
+    pcrs: Annotated[tuple[PcrValue, ...], Field(min_length=PCR_COUNT, max_length=PCR_COUNT)]
+    """Every register, in order."""
+    locked: frozenset[Annotated[int, Field(ge=0, lt=PCR_COUNT)]]
+    """The registers that can no longer change."""
+
+    @property
+    def module_id(self) -> str:
+        """The enclave's name on its instance, as in DescribeNSM and documents."""
+        return f"{self.instance_id}-enc{self.enclave_id}"
+
+
+def launched(config: NsmConfig, *, entropy: Callable[[int], bytes], clock: Callable[[], int]) -> NsmState:
+    """The state of a module whose enclave has just been started: PCR0 to PCR15 are filled and locked."""
+    instance_id = config.instance_id or f"i-0{entropy(8).hex()}"
+    values = {4: extended(ZERO, instance_id.encode())} | config.pcrs
+    if config.role_arn is not None:
+        values[3] = extended(ZERO, config.role_arn.encode())
+    if config.signing_certificate is not None:
+        values[8] = extended(ZERO, fingerprint(config.signing_certificate))
+    if config.debug_mode:
+        values |= dict.fromkeys(DEBUG_ZEROED, ZERO)
+    started_ms = clock() // 1_000_000 & (1 << 48) - 1
+    return NsmState(
+        instance_id=instance_id,
+        enclave_id=config.enclave_id or f"{started_ms:012x}{entropy(2).hex()}",
+        region=config.region,
+        payload_map=config.payload_map,
+        pcrs=tuple(values.get(index, ZERO) for index in range(PCR_COUNT)),
+        locked=frozenset(range(LOCKED_AT_START)),
+    )

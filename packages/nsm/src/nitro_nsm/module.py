@@ -1,0 +1,148 @@
+"""The Nitro Secure Module: bytes of a request in, bytes of the reply out.
+
+A request is one CBOR item, either the bare text of a request without parameters (`"DescribeNSM"`) or a map of
+one entry, its name and its parameters (`{"LockPCR": {"index": 16}}`). The reply has the same form, or is
+`{"Error": "…"}` (aws-nitro-enclaves-nsm-api, `api/mod.rs`). Keys of replies stand in the order in which
+hardware sends them, because some drivers compare bytes: Linux takes random numbers from a GetRandom reply
+only after its literal first 19 bytes.
+
+Where hardware is not known to differ, a bad request gets the error that QEMU's device gives.
+"""
+
+import os
+import time
+from collections.abc import Callable
+
+import cbor2
+
+from nitro_nsm.cbor import Value, decode
+from nitro_nsm.config import NsmConfig, NsmState, launched
+from nitro_nsm.errors import CborError, ErrorCode, Refusal
+from nitro_nsm.pcrs import PCR_COUNT, PcrBank
+
+REQUEST_BYTES_MAX = 0x1000  # nsm.ko refuses longer ones with EMSGSIZE, so a real driver never sends them
+RESPONSE_BYTES_MAX = 0x3000  # the buffer that nsm.ko offers
+VERSION = (1, 0, 0)  # what hardware says of itself
+RANDOM_BYTES = 256
+RANDOM_HEAD = cbor2.dumps({"GetRandom": {"random": bytes(RANDOM_BYTES)}})[:-RANDOM_BYTES]
+INDEX_MAX = 0xFFFF  # indexes and ranges are u16
+LOCK_PCR_DONE = cbor2.dumps("LockPCR")
+LOCK_PCRS_DONE = cbor2.dumps("LockPCRs")
+ERRORS = {code: cbor2.dumps({"Error": code.value}) for code in ErrorCode}
+
+Parameters = dict[int | str, Value]
+
+
+class Nsm:
+    """One enclave's module. Not for several threads at once."""
+
+    def __init__(
+        self,
+        start: NsmConfig | NsmState,
+        *,
+        entropy: Callable[[int], bytes] = os.urandom,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """Start with a configuration as hardware does at launch, or go on from a saved state.
+
+        Args:
+            start: who the enclave is, or what `state` returned.
+            entropy: gives as many random bytes as it is asked for.
+            clock: nanoseconds since 1970.
+        """
+        if isinstance(start, NsmConfig):
+            start = launched(start, entropy=entropy, clock=clock)
+        self._start = start
+        self._entropy = entropy
+        self._clock = clock
+        self._pcrs = PcrBank(start.pcrs, start.locked)
+
+    @property
+    def module_id(self) -> str:
+        """The enclave's name on its instance, as in DescribeNSM and documents."""
+        return self._start.module_id
+
+    def state(self) -> NsmState:
+        """What to save so that `Nsm(state)` goes on from here, under the same root."""
+        return self._start.model_copy(
+            update={"pcrs": self._pcrs.values(), "locked": frozenset(self._pcrs.locked())}
+        )
+
+    def handle(self, request: bytes) -> bytes:
+        """Answer one request. Whatever it is, the answer is a reply and never an exception."""
+        try:
+            return self._answer(request)
+        except Refusal as refusal:
+            return ERRORS[refusal.code]
+        except CborError:
+            return ERRORS[ErrorCode.INVALID_OPERATION]
+
+    def _answer(self, request: bytes) -> bytes:
+        if len(request) > REQUEST_BYTES_MAX:
+            raise Refusal(ErrorCode.INPUT_TOO_LARGE, f"{len(request)} bytes of {REQUEST_BYTES_MAX}")
+        match call(decode(request, strict=False)):
+            case ("GetRandom",):
+                return RANDOM_HEAD + self._entropy(RANDOM_BYTES)
+            case ("DescribeNSM",):
+                return self._describe_nsm()
+            case ("DescribePCR", dict(parameters)):
+                value, lock = self._pcrs.describe(u16(parameters, "index"))
+                return cbor2.dumps({"DescribePCR": {"data": value, "lock": lock}})
+            case ("ExtendPCR", dict(parameters)):
+                if (data := octets(parameters, "data")) is None:
+                    raise Refusal(ErrorCode.INVALID_OPERATION, "no data")
+                value = self._pcrs.extend(u16(parameters, "index"), data)
+                return cbor2.dumps({"ExtendPCR": {"data": value}})
+            case ("LockPCR", dict(parameters)):
+                self._pcrs.lock(u16(parameters, "index"))
+                return LOCK_PCR_DONE
+            case ("LockPCRs", dict(parameters)):
+                self._pcrs.lock_range(u16(parameters, "range"))
+                return LOCK_PCRS_DONE
+        raise Refusal(ErrorCode.INVALID_OPERATION, "no such request")
+
+    def _describe_nsm(self) -> bytes:
+        major, minor, patch = VERSION
+        return cbor2.dumps(
+            {
+                "DescribeNSM": {
+                    "digest": "SHA384",
+                    "max_pcrs": PCR_COUNT,
+                    "module_id": self.module_id,
+                    "locked_pcrs": list(self._pcrs.locked()),
+                    "version_major": major,
+                    "version_minor": minor,
+                    "version_patch": patch,
+                }
+            }
+        )
+
+
+def call(item: Value) -> tuple[Value, ...]:
+    """The name of a request and, if it has a map of them, its parameters; nothing if it is no request."""
+    match item:
+        case str(name):
+            return (name,)
+        case dict(entry) if len(entry) == 1:
+            return next(iter(entry.items()))
+    return ()
+
+
+def u16(parameters: Parameters, name: str) -> int:
+    """The index or range `name`, which may be written in any width. Raises `Refusal`: InvalidOperation."""
+    value = parameters.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= INDEX_MAX:
+        raise Refusal(ErrorCode.INVALID_OPERATION, f"{name} is not a number of 16 bits")
+    return value
+
+
+def octets(parameters: Parameters, name: str) -> bytes | None:
+    """The bytes `name`, if given; text is taken for its UTF-8 bytes. Raises `Refusal`: InvalidOperation."""
+    match parameters.get(name):
+        case None:
+            return None
+        case bytes(value):
+            return value
+        case str(text):
+            return text.encode()
+    raise Refusal(ErrorCode.INVALID_OPERATION, f"{name} is not bytes")
