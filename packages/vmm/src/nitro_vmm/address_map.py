@@ -75,3 +75,16 @@ def ram_ranges(memory_bytes: int) -> tuple[RamRange, ...]:
     if memory_bytes > below:
         ranges.append(RamRange(HOLE_END, memory_bytes - below))
     return tuple(ranges)
+
+
+class VirtioSlot(NamedTuple):
+    """Where a virtio-mmio device's registers are (address and size, bytes), and its interrupt line."""
+
+    address: int
+    size: int
+    irq: int
+
+
+def virtio_slot(index: int) -> VirtioSlot:
+    """The ``index``-th place for a virtio device, from 0; its interrupt is level-triggered, active high."""
+    return VirtioSlot(VIRTIO_MMIO + index * VIRTIO_MMIO_STRIDE, VIRTIO_MMIO_STRIDE, VIRTIO_IRQ + index)

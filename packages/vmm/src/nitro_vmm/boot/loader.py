@@ -1,0 +1,97 @@
+"""Puts a kernel with all it needs into guest RAM, and says in which state the processor must start it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nitro_vmm.address_map import (
+    BOOT_GDT,
+    BOOT_PAGE_TABLES,
+    BOOT_PARAMS,
+    BOOT_STACK_TOP,
+    MP_TABLE,
+    ram_ranges,
+    virtio_slot,
+)
+from nitro_vmm.boot import boot_params, command_line, elf, initramfs, kernel, long_mode, mp_table
+from nitro_vmm.boot.ram import Bytes, Ram
+
+
+@dataclass(frozen=True, slots=True)
+class EntryState:
+    """The processor's registers at the kernel's first instruction.
+
+    64-bit mode (CR4.PAE, EFER.LME and LMA, CR0.PG and PE), interrupts off, CS and the data segments loaded
+    from the GDT by these selectors; what is not mentioned is 0.
+    """
+
+    rip: int
+    rsi: int
+    """``boot_params``."""
+    rsp: int
+    cr3: int
+    gdt_address: int
+    gdt_limit: int
+    code_selector: int
+    data_selector: int
+    command_line: bytes
+    """As the guest sees it."""
+
+
+def load(
+    ram: Ram,
+    memory_bytes: int,
+    *,
+    kernel_image: Bytes,
+    image_command_line: bytes,
+    ramdisks: Sequence[Bytes],
+    rng_seed: bytes,
+    virtio_devices: int = 0,
+    append: Sequence[bytes] = (),
+) -> EntryState:
+    """Load a kernel, its ramdisks, and the tables that describe the machine to it.
+
+    Args:
+        ram: RAM as ``address_map.ram_ranges(memory_bytes)`` says, all zero.
+        memory_bytes: How much RAM there is; at least 2 MiB.
+        kernel_image: A bzImage or an ELF ``vmlinux``.
+        image_command_line: The image's own command line.
+        ramdisks: Archives that together become the initramfs.
+        rng_seed: For the guest's random number generator; with 32 bytes or more it is ready at once.
+        virtio_devices: How many virtio-mmio devices the machine has, in slots 0 and up.
+        append: More arguments for the command line.
+
+    Raises:
+        ImageError: The image is broken, unsupported, or does not fit the memory.
+    """
+    ranges = ram_ranges(memory_bytes)
+    slots = [virtio_slot(index) for index in range(virtio_devices)]
+    parsed = kernel.parse(kernel_image, memory_bytes=memory_bytes)
+    line = command_line.compose(
+        image_command_line,
+        (*append, *(command_line.virtio_mmio(slot) for slot in slots)),
+        bytes_max=parsed.command_line_bytes_max,
+    )
+    loaded = elf.load(parsed.elf, ram, ranges[0])
+    placed = initramfs.place(ramdisks, ram, ranges, start_min=loaded.end, end_max=parsed.initrd_end_max)
+    boot_params.write(
+        ram,
+        setup_header=parsed.setup_header,
+        ram_ranges=ranges,
+        command_line=line,
+        initramfs=placed,
+        rng_seed=rng_seed,
+    )
+    table = mp_table.build({slot.irq for slot in slots})
+    ram.slice(MP_TABLE, len(table))[:] = table
+    long_mode.write(ram)
+    return EntryState(
+        rip=loaded.entry,
+        rsi=BOOT_PARAMS,
+        rsp=BOOT_STACK_TOP,
+        cr3=BOOT_PAGE_TABLES,
+        gdt_address=BOOT_GDT,
+        gdt_limit=long_mode.GDT_LIMIT,
+        code_selector=long_mode.CODE_SELECTOR,
+        data_selector=long_mode.DATA_SELECTOR,
+        command_line=line,
+    )

@@ -1,0 +1,166 @@
+"""Decompression of a bzImage's payload on the host, so that the guest need not do it.
+
+A payload comes out in pieces that stay in the processor's caches on their way to guest RAM: no more than a
+piece is held at a time, and a payload that inflates without end is noticed at its bound. The formats are
+those of Linux's ``lib/decompress.c``, told apart by their first bytes. After formats that do not record the
+length of their contents, Linux's build appends it: four bytes that the self-terminating ones do not look at.
+"""
+
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import lz4.block
+import zstandard
+
+from nitro_vmm.errors import ImageError
+
+FEED_BYTES = 4096
+"""How much a decompressor gets at once: small, as zlib and zstd do not let one bound what comes out.
+4 KiB of zlib are 4 MiB at most, of zstd 128 MiB."""
+PIECE_BYTES_MAX = 1 << 20
+"""The largest piece of the formats that let one bound it."""
+DICTIONARY_BYTES_MAX = 512 << 20
+"""Memory that lzma and xz may ask for; Linux's build uses dictionaries of up to 128 MiB."""
+LZ4_LEGACY_MAGIC = 0x184C2102
+LZ4_BLOCK_BYTES_MAX = 8 << 20
+"""Of a block's contents (lz4 frame format description, "Legacy frame")."""
+
+
+class _Truncated(Exception):  # noqa: N818 - a signal within this module
+    """The payload ends before its contents do."""
+
+
+class _Feed(Protocol):
+    """A decompressor of the standard library's shape that takes what it is given."""
+
+    @property
+    def eof(self) -> bool: ...
+    def decompress(self, data: memoryview, /) -> bytes: ...
+
+
+class _BoundedFeed(Protocol):
+    """One that keeps what it is given until there is room for its output."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    def decompress(self, data: memoryview, /, max_length: int) -> bytes: ...
+
+
+def _fed(decompressor: _Feed, payload: memoryview) -> Iterator[bytes]:
+    for start in range(0, len(payload), FEED_BYTES):
+        yield decompressor.decompress(payload[start : start + FEED_BYTES])
+        if decompressor.eof:
+            return
+    raise _Truncated
+
+
+def _fed_bounded(decompressor: _BoundedFeed, payload: memoryview) -> Iterator[bytes]:
+    start = 0
+    while not decompressor.eof:
+        if decompressor.needs_input:
+            if start >= len(payload):
+                raise _Truncated
+            data = payload[start : start + FEED_BYTES]
+            start += FEED_BYTES
+        else:
+            data = payload[:0]
+        yield decompressor.decompress(data, max_length=PIECE_BYTES_MAX)
+
+
+def _lz4(payload: memoryview) -> Iterator[bytes]:
+    """The legacy frame format: a magic number, then blocks that each say their compressed size.
+
+    Nothing marks its end, so the length that Linux's build appends is what tells a whole payload.
+    """
+    position = total = 0
+    while len(payload) - position > 4:
+        size = int.from_bytes(payload[position : position + 4], "little")
+        position += 4
+        if size == LZ4_LEGACY_MAGIC:
+            continue
+        if size > len(payload) - position:
+            raise _Truncated
+        piece: bytes = lz4.block.decompress(
+            payload[position : position + size], uncompressed_size=LZ4_BLOCK_BYTES_MAX
+        )
+        position += size
+        total += len(piece)
+        yield piece
+    if int.from_bytes(payload[position:], "little") != total & 0xFFFF_FFFF:
+        raise _Truncated
+
+
+_FORMATS: dict[bytes, tuple[str, Callable[[memoryview], Iterator[bytes]]]] = {
+    b"\x1f\x8b": ("gzip", lambda payload: _fed(zlib.decompressobj(wbits=31), payload)),
+    b"BZh": ("bzip2", lambda payload: _fed_bounded(bz2.BZ2Decompressor(), payload)),
+    b"\x5d\x00\x00": (
+        "lzma",
+        lambda payload: _fed_bounded(
+            lzma.LZMADecompressor(format=lzma.FORMAT_ALONE, memlimit=DICTIONARY_BYTES_MAX), payload
+        ),
+    ),
+    b"\xfd7zXZ\x00": (
+        "xz",
+        lambda payload: _fed_bounded(
+            lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=DICTIONARY_BYTES_MAX), payload
+        ),
+    ),
+    b"\x02\x21\x4c\x18": ("lz4", _lz4),
+    b"\x28\xb5\x2f\xfd": (
+        "zstd",
+        lambda payload: _fed(zstandard.ZstdDecompressor().decompressobj(), payload),
+    ),
+}
+_BROKEN = (zlib.error, lzma.LZMAError, lz4.block.LZ4BlockError, zstandard.ZstdError, OSError, ValueError)
+# bz2 raises OSError and ValueError. MemoryError is the host's own and not among them.
+
+
+def decompress(payload: memoryview, *, offset: int, bytes_max: int) -> Iterator[bytes]:
+    """The contents of a kernel's ``payload``, in pieces.
+
+    Args:
+        payload: The compressed kernel; what follows the compressed data is ignored.
+        offset: Where in the kernel it lies, for error messages.
+        bytes_max: What the contents may amount to.
+
+    Raises:
+        ImageError: The compression is unknown, the data is broken or cut short, or there is too much of it.
+    """
+    start = bytes(payload[:6])
+    name, pieces = next((found for magic, found in _FORMATS.items() if start.startswith(magic)), (None, None))
+    if pieces is None:
+        what = (
+            "is compressed with lzo"
+            if start[:4] == b"\x89LZO"
+            else f"starts with {start.hex(' ') or 'nothing'}"
+        )
+        known = ", ".join(name for name, _ in _FORMATS.values())
+        raise ImageError(
+            f"the payload {what}, which is none of the compressions known here: {known}; "
+            "choose one of them in the kernel's configuration",
+            section="kernel",
+            offset=offset,
+        )
+    total = 0
+    try:
+        for piece in pieces(payload):
+            total += len(piece)
+            if total > bytes_max:
+                raise ImageError(
+                    f"the {name} payload holds more than the {bytes_max} bytes that the kernel's header and "
+                    "the memory leave for it",
+                    section="kernel",
+                    offset=offset,
+                )
+            yield piece
+    except _Truncated:
+        message = f"the {name} payload of {len(payload)} bytes is cut short after {total} bytes of contents"
+        raise ImageError(message, section="kernel", offset=offset) from None
+    except _BROKEN as error:
+        message = f"the {name} payload is broken after {total} bytes of contents: {error}"
+        raise ImageError(message, section="kernel", offset=offset) from error
