@@ -1,0 +1,157 @@
+"""The command ``eif``: arguments in, one of `nitro_eif.commands` called, errors to exit codes."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Final
+
+from nitro_eif.errors import EifError, EifFormatError, HostError, UsageError
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_BAD_FILE: Final = 3
+EXIT_HOST: Final = 4
+EXIT_INTERRUPTED: Final = 130
+
+_EXIT_CODES: Final = """exit codes:
+  0  done; the answer is yes
+  1  it failed, or the answer is no (not valid, not the same, not signed by this key)
+  2  wrong usage
+  3  an input file is broken
+  4  a file cannot be opened, the network fails, or something is not installed"""
+
+_Subparsers = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        run: Callable[[argparse.Namespace], int] = import_module(f"nitro_eif.commands.{options.command}").run
+        code = run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output has left; nothing more may be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("eif: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except EifError as error:
+        print(f"eif: {error}", file=sys.stderr)
+        return exit_code(error)
+    return code
+
+
+def exit_code(error: EifError) -> int:
+    """Give the exit code that stands for an error."""
+    match error:
+        case EifFormatError():
+            return EXIT_BAD_FILE
+        case UsageError():
+            return EXIT_USAGE
+        case HostError():
+            return EXIT_HOST
+    return EXIT_FAILED
+
+
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="eif",
+        description="Read, measure, build, sign and explain AWS Nitro Enclave Image Files.",
+        epilog=f"example:\n  eif describe hello.eif\n\n{_EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action=_Version)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, summary: str, *examples: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog="example:\n" + "\n".join(f"  {example}" for example in examples) + f"\n\n{_EXIT_CODES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    _build(command)
+    _describe(command)
+    return top
+
+
+class _Version(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="show the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from nitro_eif.metadata import tool_version  # noqa: PLC0415 - only here
+
+        print(f"eif {tool_version()}")
+        parser.exit()
+
+
+_Command = Callable[..., argparse.ArgumentParser]
+
+
+def _build(command: _Command) -> None:
+    build = command(
+        "build",
+        "build an image from kernel, command line and ramdisks",
+        "eif build --kernel bzImage --cmdline 'reboot=k panic=30' --ramdisk init.cpio --output hello.eif",
+    )
+    build.add_argument("--kernel", metavar="FILE", help="bzImage (x86_64) or Image (aarch64)")
+    build.add_argument("--cmdline", metavar="TEXT", help="the kernel's command line")
+    build.add_argument("--ramdisk", metavar="FILE", action="append", default=[], help="cpio archive; repeat for more")
+    build.add_argument("--output", metavar="FILE", required=True, help="the image to write")
+    build.add_argument("--arch", choices=["x86_64", "aarch64"], default="x86_64", help="default: %(default)s")
+    identity = build.add_argument_group("metadata (not measured)")
+    identity.add_argument("--name", help="image name; default: the kernel's file name")
+    identity.add_argument("--version", help="image version; default: 1.0")
+    identity.add_argument("--metadata", metavar="FILE", help="JSON object of your own, at most 4096 bytes")
+    identity.add_argument("--build-time", metavar="TIME", help="RFC 3339; default: $SOURCE_DATE_EPOCH, or now")
+    identity.add_argument("--build-tool", metavar="NAME", help="default: nitro-eif")
+    identity.add_argument("--build-tool-version", metavar="TEXT", help="default: this tool's version")
+    identity.add_argument("--img-os", metavar="NAME", help="default: from --kernel-config, or OS")
+    identity.add_argument("--img-kernel", metavar="TEXT", help="default: from --kernel-config, or kernel")
+    identity.add_argument(
+        "--kernel-config", "--kernel_config", metavar="FILE", help="the kernel's .config, for its system and version"
+    )
+    build.add_argument(
+        "--algo", choices=["sha384"], default="sha384", help="there is one: Nitro measures with SHA-384"
+    )
+    _signing(build.add_argument_group("signing"), required=False)
+    _json(build)
+
+
+def _describe(command: _Command) -> None:
+    describe = command(
+        "describe",
+        "explain an image: sections, measurements, metadata, and what is wrong with it",
+        "eif describe hello.eif",
+        "eif describe --json hello.eif | jq -r .Measurements.PCR0",
+    )
+    describe.add_argument("image", metavar="EIF")
+    describe.add_argument("--findings", action="store_true", help="say of each finding who minds, and why")
+    _json(describe, "print JSON in nitro-cli describe-eif's shape")
+
+
+def _signing(group: argparse._ArgumentGroup, *, required: bool) -> None:
+    group.add_argument("--signing-certificate", metavar="PEM", required=required, help="certificate file")
+    group.add_argument(
+        "--private-key", metavar="PEM|ARN", required=required, help="key file (P-256, P-384, P-521) or KMS key ARN"
+    )
+    group.add_argument(
+        "--passphrase-file", metavar="FILE", help="first line is the key's passphrase; default: $EIF_KEY_PASSPHRASE"
+    )
+
+
+def _json(command: argparse.ArgumentParser, text: str = "print JSON") -> None:
+    command.add_argument("--json", action="store_true", help=text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

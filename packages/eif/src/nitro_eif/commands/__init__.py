@@ -1,0 +1,1 @@
+"""What each command does; `nitro_eif.cli` parses arguments and calls ``run`` of one of these."""

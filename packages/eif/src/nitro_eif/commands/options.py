@@ -1,0 +1,106 @@
+"""Arguments that several commands share, turned into what the library takes."""
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nitro_eif.errors import HostError, UsageError
+from nitro_eif.measure import pcr8
+from nitro_eif.metadata import (
+    BUILD_TOOL,
+    BuildMetadata,
+    Metadata,
+    build_time,
+    custom_metadata,
+    kernel_config,
+    tool_version,
+)
+
+if TYPE_CHECKING:
+    from nitro_eif.keys import Signer
+
+
+@dataclass(frozen=True, slots=True)
+class Signing:
+    """A key and its certificate."""
+
+    signer: "Signer"
+    certificate_pem: bytes
+    pcr8: bytes
+
+    def signature(self, pcr0: bytes) -> bytes:
+        """Give the signature section of an image with this PCR0."""
+        from nitro_eif.signature import make_signature  # noqa: PLC0415 - cryptography is slow to import
+
+        return make_signature(pcr0, self.signer, self.certificate_pem)
+
+
+def signing_of(options: argparse.Namespace) -> Signing | None:
+    """Load the key and certificate that the arguments name; none where they name none.
+
+    Raises:
+        UsageError: one is given without the other.
+        SigningError: one cannot be used.
+        HostError: one cannot be read.
+    """
+    if not options.signing_certificate and not options.private_key:
+        return None
+    if not (options.signing_certificate and options.private_key):
+        raise UsageError("--signing-certificate and --private-key go together")
+    from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415 - slow to import
+
+    from nitro_eif.keys import load_signer  # noqa: PLC0415
+    from nitro_eif.signature import load_certificate  # noqa: PLC0415
+
+    pem = read_file(options.signing_certificate)
+    der = load_certificate(pem).public_bytes(Encoding.DER)
+    signer = load_signer(options.private_key, passphrase=_passphrase(options))
+    return Signing(signer, pem, pcr8(der))
+
+
+def metadata_of(
+    options: argparse.Namespace, *, default_name: str, default_version: str = "1.0", docker_info: object = None
+) -> Metadata:
+    """Put the metadata section together.
+
+    Raises:
+        UsageError: a time or JSON file is wrong.
+        HostError: a file cannot be read.
+    """
+    system, kernel = "OS", "kernel"
+    if options.kernel_config:
+        system, kernel = kernel_config(read_file(options.kernel_config).decode(errors="replace"))
+    return Metadata(
+        image_name=options.name or default_name,
+        image_version=options.version or default_version,
+        build=BuildMetadata(
+            build_time=build_time(options.build_time),
+            build_tool=options.build_tool or BUILD_TOOL,
+            build_tool_version=options.build_tool_version or tool_version(),
+            operating_system=options.img_os or system,
+            kernel_version=options.img_kernel or kernel,
+        ),
+        docker_info=docker_info,
+        custom=custom_metadata(Path(options.metadata)) if options.metadata else None,
+    )
+
+
+def read_file(path: str) -> bytes:
+    """Read a small file.
+
+    Raises:
+        HostError: it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise HostError(f"{path}: cannot read it: {error.strerror}") from error
+
+
+def _passphrase(options: argparse.Namespace) -> bytes | None:
+    if options.passphrase_file:
+        return read_file(options.passphrase_file).partition(b"\n")[0].removesuffix(b"\r")
+    value = os.environ.get("EIF_KEY_PASSPHRASE")
+    return None if value is None else os.fsencode(value)
