@@ -4,7 +4,10 @@
 returns the bytes of the reply. `VirtioNsm` serves it over a virtqueue.
 """
 
+from nitro_nsm.authority import Root
 from nitro_nsm.config import NsmConfig, NsmState
+from nitro_nsm.cose import Sign1
+from nitro_nsm.document import AttestationDocument, VerifiedDocument
 from nitro_nsm.errors import (
     CborError,
     DocumentError,
@@ -17,11 +20,15 @@ from nitro_nsm.errors import (
     UsageError,
 )
 from nitro_nsm.module import REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Nsm
+from nitro_nsm.roots import TrustRoot, aws_root
+from nitro_nsm.storage import ensure_test_root, read_test_root, rotate_test_root
+from nitro_nsm.verify import parse_document, verify
 from nitro_nsm.virtio import VirtioNsm
 
 __all__ = [
     "REQUEST_BYTES_MAX",
     "RESPONSE_BYTES_MAX",
+    "AttestationDocument",
     "CborError",
     "DocumentError",
     "ErrorCode",
@@ -32,7 +39,17 @@ __all__ = [
     "NsmError",
     "NsmState",
     "Refusal",
+    "Root",
+    "Sign1",
     "Step",
+    "TrustRoot",
     "UsageError",
+    "VerifiedDocument",
     "VirtioNsm",
+    "aws_root",
+    "ensure_test_root",
+    "parse_document",
+    "read_test_root",
+    "rotate_test_root",
+    "verify",
 ]

@@ -32,7 +32,7 @@ PcrValue = Annotated[
 ]
 InstanceId = Annotated[str, StringConstraints(pattern=r"^i-[0-9a-f]{1,17}$")]
 EnclaveId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
-Region = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,32}$")]
+Region = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,20}$")]
 PayloadMap = Literal["indefinite", "definite"]
 
 
@@ -54,7 +54,7 @@ class NsmConfig(FrozenConfig):
     debug_mode: bool = False
     """Whether the enclave runs with a console: PCR0, PCR1, PCR2 and PCR8 are then zero, as on AWS."""
     region: Region = "us-east-1"
-    """Where the enclave says that it runs; appears in the subjects of its certificates."""
+    """Where the enclave says that it runs; certificates name it, and have room for 20 letters."""
     instance_id: InstanceId | None = None
     """The parent instance, which PCR4 measures. By default one that belongs to the root, or a random one."""
     enclave_id: EnclaveId | None = None
@@ -97,9 +97,14 @@ class NsmState(FrozenConfig):
         return f"{self.instance_id}-enc{self.enclave_id}"
 
 
-def launched(config: NsmConfig, *, entropy: Callable[[int], bytes], clock: Callable[[], int]) -> NsmState:
-    """The state of a module whose enclave has just been started: PCR0 to PCR15 are filled and locked."""
-    instance_id = config.instance_id or f"i-0{entropy(8).hex()}"
+def launched(
+    config: NsmConfig, *, host: str | None, entropy: Callable[[int], bytes], clock: Callable[[], int]
+) -> NsmState:
+    """The state of a module whose enclave has just been started: PCR0 to PCR15 are filled and locked.
+
+    Without a configured instance id it is made of `host` (hexadecimal), or of entropy if that is None too.
+    """
+    instance_id = config.instance_id or f"i-0{(host or entropy(8).hex())[:16]}"
     values = {4: extended(ZERO, instance_id.encode())} | config.pcrs
     if config.role_arn is not None:
         values[3] = extended(ZERO, config.role_arn.encode())

@@ -14,10 +14,16 @@ import time
 from collections.abc import Callable
 
 import cbor2
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from nitro_nsm.authority import Root
 from nitro_nsm.cbor import Value, decode
 from nitro_nsm.config import NsmConfig, NsmState, launched
+from nitro_nsm.cose import sign1
+from nitro_nsm.document import DIGEST, AttestationDocument, encode_payload
 from nitro_nsm.errors import CborError, ErrorCode, Refusal
+from nitro_nsm.issuer import Issuer
 from nitro_nsm.pcrs import PCR_COUNT, PcrBank
 
 REQUEST_BYTES_MAX = 0x1000  # nsm.ko refuses longer ones with EMSGSIZE, so a real driver never sends them
@@ -40,19 +46,35 @@ class Nsm:
         self,
         start: NsmConfig | NsmState,
         *,
+        root: Root | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
         clock: Callable[[], int] = time.time_ns,
+        deterministic: bool = False,
     ) -> None:
         """Start with a configuration as hardware does at launch, or go on from a saved state.
 
         Args:
             start: who the enclave is, or what `state` returned.
+            root: signs documents; without one, Attestation is refused with InvalidOperation.
             entropy: gives as many random bytes as it is asked for.
             clock: nanoseconds since 1970.
+            deterministic: sign as in RFC 6979, so that the same entropy and clock give the same replies.
         """
         if isinstance(start, NsmConfig):
-            start = launched(start, entropy=entropy, clock=clock)
+            host = root.trust.fingerprint if root else None
+            start = launched(start, host=host, entropy=entropy, clock=clock)
         self._start = start
+        self._issuer: Issuer | None = None
+        if root is not None:
+            self._issuer = Issuer(
+                root,
+                region=start.region,
+                instance_id=start.instance_id,
+                enclave_id=start.enclave_id,
+                entropy=entropy,
+                deterministic=deterministic,
+            )
+        self._ecdsa = ec.ECDSA(hashes.SHA384(), deterministic_signing=deterministic)
         self._entropy = entropy
         self._clock = clock
         self._pcrs = PcrBank(start.pcrs, start.locked)
@@ -99,7 +121,36 @@ class Nsm:
             case ("LockPCRs", dict(parameters)):
                 self._pcrs.lock_range(u16(parameters, "range"))
                 return LOCK_PCRS_DONE
+            case ("Attestation", dict(parameters)):
+                return self._attest(
+                    public_key=octets(parameters, "public_key"),
+                    user_data=octets(parameters, "user_data"),
+                    nonce=octets(parameters, "nonce"),
+                )
         raise Refusal(ErrorCode.INVALID_OPERATION, "no such request")
+
+    def _attest(self, *, public_key: bytes | None, user_data: bytes | None, nonce: bytes | None) -> bytes:
+        if self._issuer is None:
+            raise Refusal(ErrorCode.INVALID_OPERATION, "there is no root to sign documents under")
+        now_ms = self._clock() // 1_000_000
+        credentials = self._issuer.credentials(now_ms // 1000)
+        document = AttestationDocument(
+            module_id=self.module_id,
+            digest=DIGEST,
+            timestamp_ms=now_ms,
+            pcrs=self._pcrs.locked(),
+            certificate=credentials.certificate,
+            cabundle=credentials.cabundle,
+            public_key=public_key,
+            user_data=user_data,
+            nonce=nonce,
+            payload_map=self._start.payload_map,
+        )
+        signed = sign1(encode_payload(document), credentials.key, self._ecdsa)
+        reply = cbor2.dumps({"Attestation": {"document": signed}})
+        if len(reply) > RESPONSE_BYTES_MAX:
+            raise Refusal(ErrorCode.BUFFER_TOO_SMALL, f"{len(reply)} bytes of {RESPONSE_BYTES_MAX}")
+        return reply
 
     def _describe_nsm(self) -> bytes:
         major, minor, patch = VERSION

@@ -1,0 +1,105 @@
+"""Where the test root lives: one file in the user's data directory, made on first use.
+
+The file holds the private key and the certificate together, so that they can be made, replaced and read in
+one step: two processes that make a root at the same time end up with the same one.
+"""
+
+import os
+import secrets
+from pathlib import Path
+
+from nitro_nsm.authority import Root
+from nitro_nsm.errors import HostError, InputError
+
+TEST_ROOT = "test"
+"""The name of the root that we make ourselves."""
+FILE_NAME = "test-root.pem"
+
+
+def data_directory() -> Path:
+    """`$XDG_DATA_HOME/nitro-nsm`, by default `~/.local/share/nitro-nsm` (XDG Base Directory Specification).
+
+    A value that is not absolute is ignored, as the specification asks. Raises `HostError` without a home.
+    """
+    base = Path(os.environ.get("XDG_DATA_HOME", ""))
+    if base.is_absolute():
+        return base / "nitro-nsm"
+    try:
+        return Path.home() / ".local" / "share" / "nitro-nsm"
+    except RuntimeError as error:
+        raise HostError("there is no home directory to keep the test root in: set XDG_DATA_HOME") from error
+
+
+def read_test_root(directory: Path | None = None) -> Root:
+    """The test root, which must be there.
+
+    Raises:
+        InputError: there is none yet, or the file is damaged.
+        HostError: the file cannot be read.
+    """
+    path = _path(directory)
+    try:
+        return Root.load(TEST_ROOT, path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"there is no test root yet ({path}); the first document makes it") from None
+    except OSError as error:
+        raise HostError(f"the test root cannot be read: {error}") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}. `nsm pki rotate` makes a new one") from error
+
+
+def ensure_test_root(directory: Path | None = None) -> Root:
+    """The test root, made now if there is none.
+
+    Raises:
+        InputError: the file is damaged.
+        HostError: the file can be neither read nor made.
+    """
+    path = _path(directory)
+    if not path.exists():
+        new = _written(Root.create(TEST_ROOT, entropy=os.urandom), path)
+        try:
+            os.link(new, path)  # unlike a rename, this leaves a root that another process made meanwhile
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise HostError(f"the test root cannot be made: {error}") from error
+        finally:
+            new.unlink()
+    return read_test_root(directory)
+
+
+def rotate_test_root(directory: Path | None = None) -> Root:
+    """Replace the test root by a new one. Documents of the old one no longer verify.
+
+    Raises `HostError` if the file cannot be made.
+    """
+    path = _path(directory)
+    root = Root.create(TEST_ROOT, entropy=os.urandom)
+    new = _written(root, path)
+    try:
+        new.replace(path)
+    except OSError as error:
+        new.unlink()
+        raise HostError(f"the test root cannot be replaced: {error}") from error
+    return root
+
+
+def _path(directory: Path | None) -> Path:
+    return (directory or data_directory()) / FILE_NAME
+
+
+def _written(root: Root, path: Path) -> Path:
+    """A file beside `path` that only we can read, with `root` in it."""
+    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new.touch(mode=0o600, exist_ok=False)
+        with new.open("wb") as file:
+            file.write(root.pem())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise HostError(f"the test root cannot be made: {error}") from error
+    return new
