@@ -1,0 +1,123 @@
+/* What a freestanding x86-64 program needs of Linux: system calls, their constants, text output.
+ *
+ * The numbers are Linux's user-space interface (arch/x86/entry/syscalls/syscall_64.tbl and include/uapi) and
+ * never change. They stand here so that the build needs a compiler and a linker, and neither libc nor kernel
+ * headers: the same compiler then makes the same bytes everywhere. */
+#ifndef LINUX_H
+#define LINUX_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    SYS_read = 0, SYS_write = 1, SYS_open = 2, SYS_close = 3, SYS_lseek = 8, SYS_mmap = 9,
+    SYS_rt_sigprocmask = 14, SYS_ioctl = 16, SYS_dup2 = 33, SYS_nanosleep = 35, SYS_socket = 41,
+    SYS_connect = 42, SYS_setsockopt = 54, SYS_fork = 57, SYS_execve = 59, SYS_exit = 60, SYS_wait4 = 61,
+    SYS_uname = 63, SYS_chdir = 80, SYS_mkdir = 83, SYS_unlink = 87, SYS_symlink = 88, SYS_fchown = 93,
+    SYS_setuid = 105, SYS_setgid = 106, SYS_setsid = 112, SYS_setgroups = 116, SYS_chroot = 161,
+    SYS_mount = 165, SYS_umount2 = 166, SYS_reboot = 169, SYS_clock_gettime = 228, SYS_exit_group = 231,
+    SYS_finit_module = 313,
+};
+
+enum { O_RDONLY = 0, O_WRONLY = 1, O_RDWR = 2, O_CLOEXEC = 02000000 };
+enum { SEEK_SET = 0, SEEK_END = 2 };
+
+static inline long syscall6(long number, long a, long b, long c, long d, long e, long f)
+{
+    long result;
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    register long r9 __asm__("r9") = f;
+
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
+/* A negative result is -errno. */
+#define SYSCALL_ARGS(_0, _1, _2, _3, _4, _5, _6, ...) \
+    syscall6((long)(_0), (long)(_1), (long)(_2), (long)(_3), (long)(_4), (long)(_5), (long)(_6))
+#define syscall(...) SYSCALL_ARGS(__VA_ARGS__, 0, 0, 0, 0, 0, 0, 0)
+
+/* The compiler may call these two for plain C. */
+void *memset(void *target, int value, size_t length)
+{
+    for (size_t i = 0; i < length; i++)
+        ((volatile char *)target)[i] = (char)value;
+    return target;
+}
+
+void *memcpy(void *target, const void *source, size_t length)
+{
+    for (size_t i = 0; i < length; i++)
+        ((volatile char *)target)[i] = ((const char *)source)[i];
+    return target;
+}
+
+static size_t length_of(const char *text)
+{
+    size_t length = 0;
+
+    while (text[length])
+        length++;
+    return length;
+}
+
+static bool starts_with(const char *text, const char *prefix)
+{
+    while (*prefix)
+        if (*text++ != *prefix++)
+            return false;
+    return true;
+}
+
+static bool ends_with(const char *text, const char *suffix)
+{
+    size_t length = length_of(text), tail = length_of(suffix);
+
+    return length >= tail && starts_with(text + length - tail, suffix);
+}
+
+/* A line being put together, cut off where it does not fit, so that it is written in one piece. */
+struct line {
+    size_t length;
+    char text[512];
+};
+
+static void add(struct line *line, const char *text)
+{
+    while (*text && line->length < sizeof line->text - 1)
+        line->text[line->length++] = *text++;
+}
+
+static void add_number(struct line *line, unsigned long number)
+{
+    char digits[24];
+    size_t at = sizeof digits - 1;
+
+    digits[at] = 0;
+    do {
+        digits[--at] = (char)('0' + number % 10);
+        number /= 10;
+    } while (number);
+    add(line, digits + at);
+}
+
+/* Every program here is a `main` that gets no arguments and returns its exit status. */
+static int main(void);
+
+__attribute__((used, noreturn)) static void start(void)
+{
+    syscall(SYS_exit_group, main());
+    __builtin_unreachable();
+}
+
+__asm__(".globl _start\n"
+        "_start: xor %ebp, %ebp\n"
+        "and $-16, %rsp\n"
+        "call start\n");
+
+#endif
