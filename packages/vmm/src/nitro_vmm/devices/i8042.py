@@ -1,0 +1,142 @@
+"""The PC's keyboard controller, without keyboard and mouse: Linux resets a PC through it (``reboot=k``).
+
+Source: the command set of the IBM PS/2 Technical Reference, "Keyboard and Auxiliary Device Controller".
+A driver that looks for devices waits half a second for each answer that does not come, so each question has
+one: what is sent to the keyboard or the mouse comes back as "resend" with the time-out bit set, as on a board
+where nothing is plugged in, and the test of the mouse's port says that its clock line is stuck.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+DATA: Final = 0
+COMMAND: Final = 4
+"""Offsets from port 0x60; the command port reads as the status."""
+
+STATUS_OUTPUT_FULL: Final = 0x01
+STATUS_SELF_TEST_PASSED: Final = 0x04
+STATUS_COMMAND: Final = 0x08
+STATUS_NOT_LOCKED: Final = 0x10
+STATUS_FROM_MOUSE: Final = 0x20
+STATUS_TIMEOUT: Final = 0x40
+
+CONFIG_KEYBOARD_INTERRUPT: Final = 0x01
+CONFIG_SELF_TEST_PASSED: Final = 0x04
+CONFIG_KEYBOARD_DISABLED: Final = 0x10
+CONFIG_MOUSE_DISABLED: Final = 0x20
+CONFIG_TRANSLATE: Final = 0x40
+
+RESEND: Final = 0xFE
+
+READ_MEMORY: Final = 0x20
+WRITE_MEMORY: Final = 0x60
+DISABLE_MOUSE: Final = 0xA7
+ENABLE_MOUSE: Final = 0xA8
+TEST_MOUSE_PORT: Final = 0xA9
+SELF_TEST: Final = 0xAA
+TEST_KEYBOARD_PORT: Final = 0xAB
+DISABLE_KEYBOARD: Final = 0xAD
+ENABLE_KEYBOARD: Final = 0xAE
+READ_INPUT_PORT: Final = 0xC0
+READ_OUTPUT_PORT: Final = 0xD0
+WRITE_OUTPUT_PORT: Final = 0xD1
+ECHO_AS_KEYBOARD: Final = 0xD2
+ECHO_AS_MOUSE: Final = 0xD3
+WRITE_TO_MOUSE: Final = 0xD4
+READ_TEST_INPUTS: Final = 0xE0
+PULSE_OUTPUT_PORT: Final = 0xF0
+RESET: Final = 0xFE
+"""One of the pulses: that of the line to the processor's reset."""
+
+ANSWERS: Final = {
+    TEST_MOUSE_PORT: 0x01,
+    SELF_TEST: 0x55,
+    TEST_KEYBOARD_PORT: 0x00,
+    READ_INPUT_PORT: 0x80,
+    READ_OUTPUT_PORT: 0x03,
+    READ_TEST_INPUTS: 0x00,
+}
+TAKING_A_BYTE: Final = (WRITE_OUTPUT_PORT, ECHO_AS_KEYBOARD, ECHO_AS_MOUSE, WRITE_TO_MOUSE)
+
+
+class I8042:
+    """The two ports at 0x60 and 0x64.
+
+    Args:
+        reset: Called when the guest pulls the processor's reset line.
+        line: The keyboard's interrupt line.
+    """
+
+    def __init__(self, reset: Callable[[], None], line: Callable[[bool], None] = lambda _level: None) -> None:
+        self._reset = reset
+        self._line = line
+        self._memory = bytearray(32)
+        self._memory[0] = CONFIG_SELF_TEST_PASSED | CONFIG_TRANSLATE
+        self._output = 0
+        self._status = STATUS_NOT_LOCKED | STATUS_SELF_TEST_PASSED
+        self._expecting: int | None = None
+
+    def read(self, offset: int, size: int) -> int:  # noqa: ARG002 - the ports are bytes
+        """The status at `COMMAND`, or the byte that waits at `DATA`."""
+        if offset == COMMAND:
+            return self._status
+        if offset != DATA:
+            return 0xFF
+        self._status &= ~(STATUS_OUTPUT_FULL | STATUS_FROM_MOUSE | STATUS_TIMEOUT)
+        self._update()
+        return self._output
+
+    def write(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002
+        """A command at `COMMAND`; at `DATA` what it asked for, or a byte for the keyboard."""
+        value &= 0xFF
+        if offset == COMMAND:
+            self._status |= STATUS_COMMAND
+            self._command(value)
+        elif offset == DATA:
+            self._status &= ~STATUS_COMMAND
+            expecting, self._expecting = self._expecting, None
+            self._take(expecting, value)
+
+    def _command(self, command: int) -> None:
+        self._expecting = None
+        if command & 0xE0 == READ_MEMORY:
+            self._answer(self._memory[command & 0x1F])
+        elif command & 0xE0 == WRITE_MEMORY or command in TAKING_A_BYTE:
+            self._expecting = command
+        elif command in ANSWERS:
+            self._answer(ANSWERS[command])
+        elif command == DISABLE_MOUSE:
+            self._memory[0] |= CONFIG_MOUSE_DISABLED
+        elif command == ENABLE_MOUSE:
+            self._memory[0] &= ~CONFIG_MOUSE_DISABLED
+        elif command == DISABLE_KEYBOARD:
+            self._memory[0] |= CONFIG_KEYBOARD_DISABLED
+        elif command == ENABLE_KEYBOARD:
+            self._memory[0] &= ~CONFIG_KEYBOARD_DISABLED
+        elif command >= PULSE_OUTPUT_PORT and not command & 1:
+            self._reset()
+
+    def _take(self, command: int | None, value: int) -> None:
+        if command is None:
+            self._answer(RESEND, STATUS_TIMEOUT)
+        elif command == WRITE_TO_MOUSE:
+            self._answer(RESEND, STATUS_TIMEOUT | STATUS_FROM_MOUSE)
+        elif command == WRITE_OUTPUT_PORT:
+            if not value & 1:
+                self._reset()
+        elif command in (ECHO_AS_KEYBOARD, ECHO_AS_MOUSE):
+            # The mouse's echo lacks the bit "from the mouse": so Linux knows at once that there is no such port.
+            self._answer(value)
+        else:
+            self._memory[command & 0x1F] = value
+            self._update()
+
+    def _answer(self, value: int, status: int = 0) -> None:
+        self._output = value
+        self._status = self._status & ~(STATUS_FROM_MOUSE | STATUS_TIMEOUT) | STATUS_OUTPUT_FULL | status
+        self._update()
+
+    def _update(self) -> None:
+        wanted = self._memory[0] & CONFIG_KEYBOARD_INTERRUPT
+        full = self._status & (STATUS_OUTPUT_FULL | STATUS_FROM_MOUSE) == STATUS_OUTPUT_FULL
+        self._line(bool(wanted and full))

@@ -1,0 +1,141 @@
+"""The PC's clock and its battery-backed memory: the guest learns the date here.
+
+Source: Motorola MC146818A datasheet; the century at 0x32 is the PC's custom, which Linux knows. Alarm,
+periodic and update-ended interrupts never come (register C reads 0).
+
+The time is UTC from the given clock, plus what the guest has set it to. "No update in progress" in register A
+promises 244 µs in which the registers stay as they are (§"Update cycle"); a guest whose processor is emulated
+takes longer to read them, so the promise is kept for longer here.
+"""
+
+import calendar
+import time
+from collections.abc import Callable
+from typing import Final
+
+INDEX: Final = 0
+DATA: Final = 1
+
+SECONDS: Final = 0x00
+MINUTES: Final = 0x02
+HOURS: Final = 0x04
+WEEKDAY: Final = 0x06
+DAY: Final = 0x07
+MONTH: Final = 0x08
+YEAR: Final = 0x09
+REGISTER_A: Final = 0x0A
+REGISTER_B: Final = 0x0B
+REGISTER_C: Final = 0x0C
+REGISTER_D: Final = 0x0D
+CENTURY: Final = 0x32
+TIME_REGISTERS: Final = (SECONDS, MINUTES, HOURS, WEEKDAY, DAY, MONTH, YEAR, CENTURY)
+
+A_32768_HZ_1024_HZ: Final = 0x26
+B_SET: Final = 0x80
+B_BINARY: Final = 0x04
+B_24_HOURS: Final = 0x02
+D_VALID: Final = 0x80
+HOUR_PM: Final = 0x80
+
+MEMORY_BYTES: Final = 128
+STEADY_NS: Final = 10_000_000
+NS_PER_S: Final = 1_000_000_000
+
+
+class Rtc:
+    """The index and data ports, and the clock behind them.
+
+    Args:
+        clock_ns: The real time: nanoseconds since 1970, UTC.
+    """
+
+    def __init__(self, clock_ns: Callable[[], int]) -> None:
+        self._clock_ns = clock_ns
+        self._ahead_s = 0
+        self._index = 0
+        self._memory = bytearray(MEMORY_BYTES)
+        self._memory[REGISTER_A] = A_32768_HZ_1024_HZ
+        self._memory[REGISTER_B] = B_24_HOURS
+        self._steady_since_ns = -STEADY_NS
+        self._being_set: dict[int, int] | None = None
+
+    def read(self, offset: int, size: int) -> int:  # noqa: ARG002 - the ports are bytes
+        """The register that the index names; the index itself cannot be read."""
+        if offset != DATA:
+            return 0xFF
+        index = self._index
+        if index in TIME_REGISTERS:
+            fields = self._being_set if self._being_set is not None else self._fields()
+            return self._encode(index, fields[index]) & 0xFF
+        if index == REGISTER_A:
+            self._steady_since_ns = self._clock_ns()
+        return self._memory[index]
+
+    def write(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002
+        """Choose a register, or write the chosen one; a new time counts from then on."""
+        value &= 0xFF
+        index = self._index
+        if offset == INDEX:
+            self._index = value & MEMORY_BYTES - 1
+        elif offset != DATA or index in (REGISTER_C, REGISTER_D):
+            return
+        elif index in TIME_REGISTERS:
+            self._write_time(index, value)
+        elif index == REGISTER_B:
+            self._memory[index] = value
+            self._write_set(being_set=bool(value & B_SET))
+        else:
+            self._memory[index] = value & 0x7F if index == REGISTER_A else value
+
+    def _fields(self) -> dict[int, int]:
+        now_ns = self._clock_ns()
+        if 0 <= now_ns - self._steady_since_ns < STEADY_NS:
+            now_ns = self._steady_since_ns
+        now = time.gmtime(now_ns // NS_PER_S + self._ahead_s)
+        weekday = (now.tm_wday + 1) % 7 + 1
+        century, year = divmod(now.tm_year, 100)
+        values = (now.tm_sec, now.tm_min, now.tm_hour, weekday, now.tm_mday, now.tm_mon, year, century)
+        return dict(zip(TIME_REGISTERS, values, strict=True))
+
+    def _write_time(self, index: int, value: int) -> None:
+        fields = self._being_set if self._being_set is not None else self._fields()
+        fields[index] = self._decode(index, value)
+        if self._being_set is None:
+            self._set_clock(fields)
+
+    def _write_set(self, *, being_set: bool) -> None:
+        if being_set and self._being_set is None:
+            self._being_set = self._fields()
+        elif not being_set and self._being_set is not None:
+            self._set_clock(self._being_set)
+            self._being_set = None
+
+    def _set_clock(self, fields: dict[int, int]) -> None:
+        """Go on from ``fields``; a date that does not exist is ignored."""
+        year = fields[CENTURY] * 100 + fields[YEAR]
+        month, day, hour, minute, second = (fields[i] for i in (MONTH, DAY, HOURS, MINUTES, SECONDS))
+        if not (1970 <= year <= 9999 and 1 <= month <= 12 and hour < 24 and minute < 60 and second < 60):
+            return
+        if not 1 <= day <= calendar.monthrange(year, month)[1]:
+            return
+        wanted_s = calendar.timegm((year, month, day, hour, minute, second))
+        self._ahead_s = wanted_s - self._clock_ns() // NS_PER_S
+        self._steady_since_ns = -STEADY_NS
+
+    def _encode(self, index: int, value: int) -> int:
+        pm = 0
+        if index == HOURS and not self._memory[REGISTER_B] & B_24_HOURS:
+            pm = HOUR_PM if value >= 12 else 0
+            value = (value - 1) % 12 + 1
+        if not self._memory[REGISTER_B] & B_BINARY:
+            value = value // 10 << 4 | value % 10
+        return value | pm
+
+    def _decode(self, index: int, value: int) -> int:
+        pm = 0
+        twelve_hours = index == HOURS and not self._memory[REGISTER_B] & B_24_HOURS
+        if twelve_hours:
+            pm, value = 12 if value & HOUR_PM else 0, value & ~HOUR_PM
+        if not self._memory[REGISTER_B] & B_BINARY:
+            value = (value >> 4) * 10 + (value & 0xF)
+        return value % 12 + pm if twelve_hours else value
