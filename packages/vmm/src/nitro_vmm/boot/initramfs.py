@@ -6,7 +6,6 @@ the offsets within a cpio archive are counted from the start of the whole.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 from nitro_vmm.address_map import MIB, RamRange
@@ -46,8 +45,8 @@ def place(
     Raises:
         ImageError: They do not fit; says which ramdisk is the first that does not, and what memory would do.
     """
-    offsets = list(_offsets(ramdisks))
-    size = offsets[-1]
+    spans = list(_spans(ramdisks))
+    size = spans[-1].stop if spans else 0
     if size == 0:
         return Initramfs(0, 0)
     room = 0
@@ -58,27 +57,26 @@ def place(
         address = (end - size) // PAGE_BYTES * PAGE_BYTES
         if address < start:
             continue
-        for ramdisk, (offset, _) in zip(ramdisks, pairwise(offsets), strict=True):
-            ram.slice(address + offset, len(ramdisk))[:] = ramdisk
+        for ramdisk, span in zip(ramdisks, spans, strict=True):
+            ram.slice(address + span.start, len(ramdisk))[:] = ramdisk
         return Initramfs(address, size)
 
-    number = next(index for index, end in enumerate(offsets[1:], 1) if end > room)
+    number, start = next((number, span.start) for number, span in enumerate(spans, 1) if span.stop > room)
     least = max(start_min + size, NITRO_MEMORY_FACTOR * size)
     raise ImageError(
         f"ramdisk {number} of {len(ramdisks)} has {len(ramdisks[number - 1])} bytes, but memory has room for "
-        f"{max(0, room - offsets[number - 1])} of them behind the kernel and the ramdisks before it; "
+        f"{max(0, room - start)} of them behind the kernel and the ramdisks before it; "
         f"give --memory-mib {-(-least // MIB)}",
         section=f"ramdisk {number}",
     )
 
 
-def _offsets(ramdisks: Sequence[Bytes]) -> Iterator[int]:
-    """Where each ramdisk starts, and where the last one ends."""
-    end = 0
+def _spans(ramdisks: Sequence[Bytes]) -> Iterator[range]:
+    """Where each ramdisk is within the whole."""
+    start = 0
     for ramdisk in ramdisks:
-        start = -(-end // ALIGNMENT) * ALIGNMENT
-        yield start
         end = start + len(ramdisk)
+        yield range(start, end)
         if ramdisk[:4] == LZ4_LEGACY_MAGIC:
             end += LZ4_END
-    yield end
+        start = -(-end // ALIGNMENT) * ALIGNMENT
