@@ -43,6 +43,7 @@ def test_a_kernel_is_ready_to_run(image: bytes) -> None:
     assert line == entry.command_line
     assert line == (b"quiet appended virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6")
     assert ram.read(address_map.MP_TABLE, 4) == b"_MP_"
+    assert ram.read(address_map.ACPI_RSDP, 8) == b"RSD PTR "
 
 
 def walk(ram: FakeRam, cr3: int, address: int) -> int:
@@ -84,6 +85,7 @@ def test_what_the_loader_writes_does_not_overlap() -> None:
     assert ram.read(header.COMMAND_LINE_POINTER.read(page), len(longest)) == longest
     assert ram.read(header.SETUP_DATA.read(page) + 8, 4) == b"\x09\0\0\0"
     assert ram.read(address_map.MP_TABLE, 4) == b"_MP_"
+    assert ram.read(address_map.ACPI_RSDP, 8) == b"RSD PTR "
     assert entry.rsp < entry.gdt_address
 
 

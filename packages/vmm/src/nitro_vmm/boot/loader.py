@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nitro_vmm.address_map import (
+    ACPI_RSDP,
     BOOT_GDT,
     BOOT_PAGE_TABLES,
     BOOT_PARAMS,
@@ -12,7 +13,7 @@ from nitro_vmm.address_map import (
     ram_ranges,
     virtio_slot,
 )
-from nitro_vmm.boot import boot_params, command_line, elf, initramfs, kernel, long_mode, mp_table
+from nitro_vmm.boot import acpi, boot_params, command_line, elf, initramfs, kernel, long_mode, mp_table
 from nitro_vmm.boot.ram import Bytes, Ram
 
 
@@ -81,8 +82,11 @@ def load(
         initramfs=placed,
         rng_seed=rng_seed,
     )
-    table = mp_table.build({slot.irq for slot in slots})
-    ram.slice(MP_TABLE, len(table))[:] = table
+    for address, table in (
+        (MP_TABLE, mp_table.build({slot.irq for slot in slots})),
+        (ACPI_RSDP, acpi.build(slots)),
+    ):
+        ram.slice(address, len(table))[:] = table
     long_mode.write(ram)
     return EntryState(
         rip=loaded.entry,

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Collection
 
 from nitro_vmm.address_map import IO_APIC, IO_APIC_ID, IO_APIC_PINS, LOCAL_APIC, LOCAL_APIC_ID, MP_TABLE
+from nitro_vmm.boot.checksum import checksum
 
 # signature, address of the configuration table, length / 16, revision, checksum, features 1 to 5
 FLOATING_POINTER = struct.Struct("<4sIBBB5s")
@@ -88,8 +89,3 @@ def build(level_irqs: Collection[int]) -> bytes:
     )
     pointer[10] = checksum(pointer)
     return bytes(pointer + configuration)
-
-
-def checksum(table: bytes | bytearray) -> int:
-    """The byte that makes a table, in which it is 0 so far, add up to 0 modulo 256."""
-    return -sum(table) & 0xFF
