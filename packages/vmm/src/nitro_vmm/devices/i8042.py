@@ -125,7 +125,7 @@ class I8042:
             if not value & 1:
                 self._reset()
         elif command in (ECHO_AS_KEYBOARD, ECHO_AS_MOUSE):
-            # The mouse's echo lacks the bit "from the mouse": so Linux knows at once that there is no such port.
+            # Even the mouse's lacks the bit "from the mouse": so Linux knows at once that there is none.
             self._answer(value)
         else:
             self._memory[command & 0x1F] = value

@@ -2,7 +2,7 @@
 
 Source: National Semiconductor PC16550D datasheet. The line is infinitely fast: a byte written has left at
 once, so the transmitter is always empty and a polling guest never waits. Bytes for the guest are held in a
-queue that is deeper than the chip's FIFO; no guest can tell, as it reads until the line status says "no more".
+queue deeper than the chip's FIFO, which no guest can tell, as it reads until the line status says "no more".
 
 Input is taken only while the guest asserts DTR, which Linux does when somebody opens the terminal. What was
 typed (or piped in) during the boot therefore waits on the host, where the real chip would lose it.

@@ -1,0 +1,423 @@
+"""The virtio-mmio registers, driven as Linux does it, out of order, and at random."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from nitro_vmm.devices.virtio_mmio import (
+    COMPLAINTS_MAX,
+    CONFIGURATION,
+    F_VERSION_1,
+    INTERRUPT_CONFIGURATION,
+    INTERRUPT_USED_BUFFER,
+    LADDER,
+    Register,
+    Status,
+    VirtioMmio,
+)
+from nitro_vsock.errors import QueueError
+from nitro_vsock.split_queue import QueueLayout
+
+F_ONE = 1 << 0
+F_EVENT_IDX = 1 << 29
+FEATURES_READY = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK
+RUNNING = FEATURES_READY | Status.DRIVER_OK
+
+
+class FakeDevice:
+    """Remembers what it is told; refuses queues when asked to."""
+
+    device_id = 19
+    features = F_ONE | F_EVENT_IDX
+    queue_sizes = (256, 128)
+
+    def __init__(self) -> None:
+        self.active: tuple[int, list[QueueLayout | None]] | None = None
+        self.notified: list[int] = []
+        self.broken = False
+        self.interrupt: Callable[[], None] = lambda: None
+
+    def read_config(self, offset: int, length: int) -> bytes:
+        return bytes(range(1, 13))[offset : offset + length]
+
+    def activate(
+        self, features: int, queues: Sequence[QueueLayout | None], interrupt: Callable[[], None]
+    ) -> None:
+        if self.broken:
+            raise QueueError("it is nowhere", queue="queue 0")
+        self.active = (features, list(queues))
+        self.interrupt = interrupt
+
+    def notify(self, index: int) -> None:
+        if self.broken:
+            raise QueueError("it is broken", queue=f"queue {index}")
+        self.notified.append(index)
+
+    def reset(self) -> None:
+        self.active = None
+
+
+class Bench:
+    """The driver's side."""
+
+    def __init__(self) -> None:
+        self.device = FakeDevice()
+        self.levels: list[bool] = []
+        self.transport = VirtioMmio(self.device, self.levels.append, name="fake")
+
+    def get(self, register: int) -> int:
+        return self.transport.read(register, 4)
+
+    def put(self, register: int, value: int) -> None:
+        self.transport.write(register, 4, value)
+
+    def climb(self, *statuses: Status) -> None:
+        for status in statuses:
+            self.put(Register.STATUS, self.get(Register.STATUS) | status)
+
+    def choose(self, features: int) -> None:
+        for word in range(2):
+            self.put(Register.DRIVER_FEATURES_SEL, word)
+            self.put(Register.DRIVER_FEATURES, features >> 32 * word & 0xFFFF_FFFF)
+
+    def set_up(self, index: int, layout: QueueLayout) -> None:
+        self.put(Register.QUEUE_SEL, index)
+        self.put(Register.QUEUE_SIZE, layout.size)
+        areas = (
+            (Register.QUEUE_DESC_LOW, layout.descriptor_table),
+            (Register.QUEUE_DRIVER_LOW, layout.available_ring),
+            (Register.QUEUE_DEVICE_LOW, layout.used_ring),
+        )
+        for register, address in areas:
+            self.put(register, address & 0xFFFF_FFFF)
+            self.put(register + 4, address >> 32)
+        self.put(Register.QUEUE_READY, 1)
+
+    def status(self) -> Status:
+        return Status(self.get(Register.STATUS))
+
+
+LAYOUT = QueueLayout(64, 0x1_2345_6000, 0x2_0000_1000, 0x3_0000_2000)
+
+
+def negotiated() -> Bench:
+    bench = Bench()
+    bench.climb(Status.ACKNOWLEDGE, Status.DRIVER)
+    bench.choose(F_VERSION_1 | F_EVENT_IDX)
+    bench.climb(Status.FEATURES_OK)
+    return bench
+
+
+def running() -> Bench:
+    bench = negotiated()
+    bench.set_up(0, LAYOUT)
+    bench.climb(Status.DRIVER_OK)
+    return bench
+
+
+def test_it_introduces_itself() -> None:
+    bench = Bench()
+
+    assert bench.get(Register.MAGIC_VALUE).to_bytes(4, "little") == b"virt"
+    assert bench.get(Register.VERSION) == 2
+    assert bench.get(Register.DEVICE_ID) == 19
+    assert bench.get(Register.STATUS) == 0
+
+
+def test_features_come_in_words_and_version_1_is_among_them() -> None:
+    bench = Bench()
+    words = []
+    for word in (0, 1, 2, 3, 4, 0xFFFF_FFFF):
+        bench.put(Register.DEVICE_FEATURES_SEL, word)
+        words.append(bench.get(Register.DEVICE_FEATURES))
+
+    assert words == [F_ONE | F_EVENT_IDX, 1, 0, 0, 0, 0]
+
+
+def test_a_driver_that_does_it_right_starts_the_device() -> None:
+    bench = running()
+
+    assert bench.status() == RUNNING
+    assert bench.device.active == (F_VERSION_1 | F_EVENT_IDX, [LAYOUT, None])
+    assert bench.get(Register.QUEUE_READY) == 1
+
+
+@pytest.mark.parametrize("features", [0, F_EVENT_IDX, F_VERSION_1 | 2, F_VERSION_1 | 1 << 33])
+def test_features_that_were_not_offered_or_lack_version_1_are_refused(features: int) -> None:
+    bench = Bench()
+    bench.climb(Status.ACKNOWLEDGE, Status.DRIVER)
+    bench.choose(features)
+    bench.climb(Status.FEATURES_OK)
+
+    assert bench.status() == Status.ACKNOWLEDGE | Status.DRIVER
+    bench.choose(F_VERSION_1)
+    bench.climb(Status.FEATURES_OK)
+    assert bench.status() == FEATURES_READY
+
+
+def test_features_cannot_change_after_the_agreement() -> None:
+    bench = negotiated()
+    bench.choose(F_VERSION_1 | F_ONE)
+    bench.climb(Status.DRIVER_OK)
+
+    assert bench.device.active == (F_VERSION_1 | F_EVENT_IDX, [None, None])
+
+
+def test_rungs_cannot_be_skipped_nor_descended() -> None:
+    bench = Bench()
+    bench.put(Register.STATUS, Status.DRIVER)
+    assert bench.status() == 0
+    bench.put(Register.STATUS, Status.ACKNOWLEDGE | Status.DRIVER_OK)
+    assert bench.status() == Status.ACKNOWLEDGE
+    bench.climb(Status.DRIVER)
+    bench.put(Register.STATUS, Status.ACKNOWLEDGE)
+    assert bench.status() == Status.ACKNOWLEDGE | Status.DRIVER
+
+
+def test_writing_zero_resets() -> None:
+    bench = running()
+    bench.transport.raise_interrupt()
+
+    bench.put(Register.STATUS, 0)
+
+    assert bench.device.active is None
+    assert bench.status() == 0
+    assert bench.levels == [True, False]
+    bench.put(Register.QUEUE_SEL, 0)
+    assert bench.get(Register.QUEUE_READY) == 0
+    bench.climb(Status.ACKNOWLEDGE, Status.DRIVER, Status.FEATURES_OK)
+    assert bench.status() == Status.ACKNOWLEDGE | Status.DRIVER
+
+
+def test_a_driver_may_give_up() -> None:
+    bench = negotiated()
+
+    bench.climb(Status.FAILED)
+    bench.set_up(0, LAYOUT)
+
+    assert bench.status() == FEATURES_READY | Status.FAILED
+    assert bench.get(Register.QUEUE_READY) == 0
+
+
+def test_queues_say_their_greatest_size_and_others_do_not_exist() -> None:
+    bench = Bench()
+    sizes = []
+    for index in (0, 1, 2, 0xFFFF_FFFF):
+        bench.put(Register.QUEUE_SEL, index)
+        sizes.append(bench.get(Register.QUEUE_SIZE_MAX))
+        bench.put(Register.QUEUE_READY, 1)
+
+    assert sizes == [256, 128, 0, 0]
+    assert bench.get(Register.QUEUE_READY) == 0
+
+
+@pytest.mark.parametrize("size", [0, 3, 512, 0xFFFF_FFFF])
+def test_an_impossible_queue_size_is_ignored(size: int) -> None:
+    bench = negotiated()
+    bench.set_up(0, QueueLayout(size, 0, 0, 0))
+    bench.climb(Status.DRIVER_OK)
+
+    assert bench.device.active is not None
+    assert bench.device.active[1] == [QueueLayout(256, 0, 0, 0), None]
+
+
+def test_a_ready_queue_is_fixed_until_it_is_taken_back() -> None:
+    bench = negotiated()
+    bench.set_up(0, LAYOUT)
+    bench.put(Register.QUEUE_SIZE, 32)
+    bench.put(Register.QUEUE_DESC_LOW, 0)
+    bench.put(Register.QUEUE_READY, 0)
+    bench.put(Register.QUEUE_SIZE, 128)
+    bench.put(Register.QUEUE_READY, 1)
+    bench.climb(Status.DRIVER_OK)
+    bench.put(Register.QUEUE_READY, 0)
+
+    assert bench.device.active is not None
+    assert bench.device.active[1][0] == QueueLayout(128, 0x1_2345_6000, 0x2_0000_1000, 0x3_0000_2000)
+    assert bench.get(Register.QUEUE_READY) == 1
+
+
+def test_queues_are_not_set_up_before_the_features() -> None:
+    bench = Bench()
+    bench.climb(Status.ACKNOWLEDGE, Status.DRIVER)
+
+    bench.set_up(0, LAYOUT)
+
+    assert bench.get(Register.QUEUE_READY) == 0
+
+
+def test_kicks_reach_the_device_only_for_queues_that_run() -> None:
+    bench = negotiated()
+    bench.put(Register.QUEUE_NOTIFY, 0)
+    bench.set_up(0, LAYOUT)
+    bench.climb(Status.DRIVER_OK)
+
+    for index in (0, 1, 2, 0xFFFF_FFFF):
+        bench.put(Register.QUEUE_NOTIFY, index)
+
+    assert bench.device.notified == [0]
+
+
+def test_the_line_is_up_until_the_interrupt_is_acknowledged() -> None:
+    bench = running()
+
+    bench.device.interrupt()
+    bench.device.interrupt()
+    assert bench.levels == [True]
+    assert bench.get(Register.INTERRUPT_STATUS) == INTERRUPT_USED_BUFFER
+
+    bench.put(Register.INTERRUPT_ACK, INTERRUPT_CONFIGURATION)
+    assert bench.levels == [True]
+    bench.put(Register.INTERRUPT_ACK, INTERRUPT_USED_BUFFER)
+    assert bench.levels == [True, False]
+
+
+def test_an_interrupt_after_the_reset_is_dropped() -> None:
+    bench = running()
+    bench.put(Register.STATUS, 0)
+
+    bench.device.interrupt()
+
+    assert bench.levels == []
+    assert bench.get(Register.INTERRUPT_STATUS) == 0
+
+
+@pytest.mark.parametrize("moment", ["activate", "notify"])
+def test_an_unusable_queue_costs_the_device_until_the_next_reset(moment: str) -> None:
+    bench = negotiated() if moment == "activate" else running()
+    bench.device.broken = True
+    if moment == "activate":
+        bench.climb(Status.DRIVER_OK)
+    else:
+        bench.put(Register.QUEUE_NOTIFY, 0)
+
+    assert bench.status() == RUNNING | Status.DEVICE_NEEDS_RESET
+    assert bench.get(Register.INTERRUPT_STATUS) == INTERRUPT_CONFIGURATION
+    assert bench.levels == [True]
+    assert bench.device.active is None
+
+    bench.device.broken = False
+    bench.put(Register.QUEUE_NOTIFY, 0)
+    bench.climb(Status.DRIVER_OK)
+    assert bench.device.active is None
+    bench.put(Register.STATUS, 0)
+    assert bench.status() == 0
+    assert bench.levels == [True, False]
+
+
+def test_the_configuration_is_read_in_natural_sizes_and_ends_in_zeros() -> None:
+    transport = Bench().transport
+
+    assert transport.read(CONFIGURATION, 1) == 0x01
+    assert transport.read(CONFIGURATION + 2, 2) == 0x0403
+    assert transport.read(CONFIGURATION + 4, 4) == 0x08070605
+    assert transport.read(CONFIGURATION, 8) == 0x0807060504030201
+    assert transport.read(CONFIGURATION + 8, 8) == 0x0C0B0A09
+    assert transport.read(CONFIGURATION + 12, 4) == 0
+    assert transport.read(CONFIGURATION, 3) == 0
+
+
+def test_there_is_no_shared_memory_and_no_queue_reset() -> None:
+    bench = Bench()
+    bench.put(Register.SHM_SEL, 0)
+
+    assert [bench.get(register) for register in range(0xB0, 0xC0, 4)] == [0xFFFF_FFFF] * 4
+    assert bench.get(Register.QUEUE_RESET) == 0
+    assert bench.get(Register.CONFIG_GENERATION) == 0
+
+
+def test_registers_are_accessed_whole() -> None:
+    bench = Bench()
+    bench.transport.write(Register.STATUS, 1, Status.ACKNOWLEDGE)
+
+    assert bench.status() == 0
+    assert bench.transport.read(Register.MAGIC_VALUE, 1) == 0
+
+
+def test_complaints_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(1000):
+            bench.put(Register.MAGIC_VALUE, 0)
+
+    assert len(caplog.records) == COMPLAINTS_MAX
+    assert "virtio fake: a write at 0x0" in caplog.text
+
+
+def test_a_driver_in_order_gives_no_cause_to_complain(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        bench = running()
+        bench.put(Register.QUEUE_NOTIFY, 0)
+        bench.put(Register.STATUS, 0)
+        bench.put(Register.QUEUE_SEL, 0)
+        bench.put(Register.QUEUE_READY, 0)
+
+    assert caplog.records == []
+
+
+registers = st.sampled_from(list(Register)) | st.integers(0, 0x1FF)
+values = st.integers(0, 2**64 - 1) | st.integers(0, 255)
+accesses = st.lists(st.tuples(registers, st.sampled_from([1, 2, 4, 8, 4]), values), max_size=60)
+
+
+@given(accesses, st.booleans())
+def test_no_sequence_of_accesses_raises(sequence: list[tuple[int, int, int]], broken: bool) -> None:  # noqa: FBT001
+    bench = Bench()
+    bench.device.broken = broken
+    for offset, size, value in sequence:
+        bench.transport.write(offset, size, value)
+        assert 0 <= bench.transport.read(offset, size) < 1 << 8 * size
+
+
+class Ladder(RuleBasedStateMachine):
+    """A driver that writes any status in any order, against the rules of virtio 1.3 §3.1.1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bench = Bench()
+        self.reached = 0
+        self.failed = False
+        self.features = 0
+        self.agreed = 0
+
+    @rule(
+        bits=st.sets(st.sampled_from([*LADDER, Status.FAILED])),
+        keep=st.sampled_from([True, True, True, False]),
+    )
+    def write_status(self, *, bits: set[Status], keep: bool) -> None:
+        value = sum(bits) | (self.bench.status() if keep else 0)
+        self.bench.put(Register.STATUS, value)
+        if not value:
+            self.reached, self.failed, self.features, self.agreed = 0, False, 0, 0
+            return
+        held = set(LADDER[: self.reached]) | ({Status.FAILED} if self.failed else set())
+        if any(not value & bit for bit in held):
+            return
+        self.failed |= bool(value & Status.FAILED)
+        while self.reached < len(LADDER) and value & LADDER[self.reached]:
+            if LADDER[self.reached] is Status.FEATURES_OK:
+                if not self.features & F_VERSION_1 or self.features & ~(F_VERSION_1 | FakeDevice.features):
+                    break
+                self.agreed = self.features
+            self.reached += 1
+
+    @rule(features=st.sampled_from([0, F_VERSION_1, F_VERSION_1 | F_ONE, F_ONE, F_VERSION_1 | 1 << 40]))
+    def choose(self, features: int) -> None:
+        self.bench.choose(features)
+        if self.reached < 3:
+            self.features = features
+
+    @invariant()
+    def agrees(self) -> None:
+        expected = sum(LADDER[: self.reached]) | (Status.FAILED if self.failed else 0)
+        assert self.bench.status() == expected
+        active = self.bench.device.active
+        assert (active is not None) == (self.reached == len(LADDER))
+        assert active is None or active[0] == self.agreed
+
+
+TestLadder = Ladder.TestCase
