@@ -1,0 +1,273 @@
+"""The device's side of the virtqueue against the driver's side, with every rule a chain can break."""
+
+import pytest
+
+from nitro_vsock import (
+    ChainError,
+    GuestMemory,
+    GuestMemoryError,
+    QueueError,
+    QueueLayout,
+    SplitQueue,
+    UsageError,
+)
+from nitro_vsock.split_queue import DESCRIPTOR_F_INDIRECT, DESCRIPTOR_F_NEXT, DESCRIPTOR_F_WRITE
+from nitro_vsock.testing import FakeDriver, guest_ram
+
+BUFFER = 0x40000
+
+
+def read(segments: list[memoryview]) -> bytes:
+    return b"".join(segments)
+
+
+@pytest.fixture(params=["legacy", "modern", "event_idx", "indirect"])
+def driver(request: pytest.FixtureRequest) -> FakeDriver:
+    kind = request.param
+    return FakeDriver(
+        guest_ram(), legacy=kind == "legacy", event_idx=kind == "event_idx", indirect=kind == "indirect"
+    )
+
+
+def test_what_the_driver_offers_is_read_and_what_is_written_comes_back(driver: FakeDriver) -> None:
+    for round_ in range(20):  # goes around the ring
+        driver.offer(readable=[b"re", b"quest"], writable=[3, 100], indirect=driver.indirect)
+        chain = driver.queue.pop()
+        assert chain is not None
+        assert read(chain.readable) == b"request"
+        assert [len(segment) for segment in chain.writable] == [3, 100]
+        chain.writable[0][:], chain.writable[1][:2] = b"ans", b"wr"
+        driver.queue.push(chain.head, 5)
+        assert driver.used() == [], f"visible before publish in round {round_}"
+        driver.queue.publish()
+        assert driver.used() == [b"answr"]
+        assert driver.queue.pop() is None
+
+
+def test_pop_many_takes_what_is_there_up_to_the_limit() -> None:
+    driver = FakeDriver(guest_ram())
+    for number in range(5):
+        driver.offer(readable=[bytes([number])])
+    assert [read(chain.readable) for chain in driver.queue.pop_many(3)] == [b"\0", b"\1", b"\2"]
+    assert [read(chain.readable) for chain in driver.queue.pop_many(3)] == [b"\3", b"\4"]
+    assert driver.queue.pop_many(3) == []
+
+
+def test_unpopped_chains_are_popped_again() -> None:
+    driver = FakeDriver(guest_ram())
+    for number in range(3):
+        driver.offer(readable=[bytes([number])])
+    driver.queue.pop_many(3)
+    driver.queue.unpop(2)
+    assert driver.queue.next_available == 1
+    assert [read(chain.readable) for chain in driver.queue.pop_many(3)] == [b"\1", b"\2"]
+
+
+def test_a_queue_goes_on_where_the_one_before_stopped() -> None:
+    driver = FakeDriver(guest_ram())
+    for number in range(3):
+        driver.offer(readable=[bytes([number])])
+    first = driver.queue
+    taken = first.pop()
+    assert taken is not None
+    first.push(taken.head, 0)
+    first.publish()
+
+    second = SplitQueue(driver.memory, driver.layout, next_available=first.next_available)
+    for chain in second.pop_many(8):
+        second.push(chain.head, 0)
+    second.publish()
+
+    assert [chain.head for chain in driver.used_chains()] == [0, 1, 2]
+
+
+def test_zero_length_descriptors_are_allowed_wherever_they_point() -> None:
+    driver = FakeDriver(guest_ram())
+    driver.write_descriptor(0, 2**64 - 1, 0, DESCRIPTOR_F_NEXT, 1)
+    driver.write_descriptor(1, BUFFER, 4, 0)
+    driver.write_descriptor(2, 2**63, 0, DESCRIPTOR_F_WRITE)
+    driver.make_available(0)
+    driver.make_available(2)
+    first, second = driver.queue.pop_many(2)
+    assert [len(segment) for segment in first.readable] == [4]
+    assert second.readable == second.writable == []
+
+
+# name, the descriptors of the table, part of what the error says
+BROKEN_CHAINS = [
+    ("outside", [(0x10_0000, 1, 0, 0)], "holds 0x1 bytes at 0x100000"),
+    ("over the end", [(0xF_FFFF, 2, 0, 0)], "holds 0x2 bytes at 0xfffff"),
+    ("wraps around", [(2**64 - 1, 2, 0, 0)], "no region"),
+    ("huge", [(BUFFER, 0xFFFF_FFFF, DESCRIPTOR_F_WRITE, 0)], "0xffffffff"),
+    ("outside, second", [(BUFFER, 1, DESCRIPTOR_F_NEXT, 1), (2**40, 1, 0, 0)], "no region"),
+    ("next is out of range", [(BUFFER, 1, DESCRIPTOR_F_NEXT, 8)], "descriptor 8 of 8"),
+    ("loop of one", [(BUFFER, 1, DESCRIPTOR_F_NEXT, 0)], "loop"),
+    (
+        "loop of two",
+        [(BUFFER, 1, DESCRIPTOR_F_NEXT, 1), (BUFFER, 0, DESCRIPTOR_F_NEXT, 0)],
+        "loop",
+    ),
+    (
+        "readable after writable",
+        [(BUFFER, 1, DESCRIPTOR_F_NEXT | DESCRIPTOR_F_WRITE, 1), (BUFFER, 1, 0, 0)],
+        "readable descriptor follows",
+    ),
+]
+BROKEN_INDIRECT = [
+    ("empty table", [(BUFFER, 0, DESCRIPTOR_F_INDIRECT, 0)], "0 bytes long"),
+    ("odd table", [(BUFFER, 17, DESCRIPTOR_F_INDIRECT, 0)], "17 bytes long"),
+    ("table larger than the queue", [(BUFFER, 16 * 9, DESCRIPTOR_F_INDIRECT, 0)], "144 bytes long"),
+    ("table outside", [(0xF_FFF8, 16, DESCRIPTOR_F_INDIRECT, 0)], "no region"),
+    ("table with a next", [(BUFFER, 16, DESCRIPTOR_F_INDIRECT | DESCRIPTOR_F_NEXT, 1)], "has a next one"),
+    ("table in a table", [(0, 16, DESCRIPTOR_F_INDIRECT, 0)], "refers to another"),
+]
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "message"), [row[1:] for row in BROKEN_CHAINS], ids=[row[0] for row in BROKEN_CHAINS]
+)
+@pytest.mark.parametrize("indirect", [False, True])
+def test_a_broken_chain_goes_back_unused_and_the_queue_goes_on(
+    descriptors: list[tuple[int, int, int, int]], message: str, *, indirect: bool
+) -> None:
+    refuse_and_go_on(FakeDriver(guest_ram(), indirect=indirect), descriptors, message)
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "message"), [row[1:] for row in BROKEN_INDIRECT], ids=[row[0] for row in BROKEN_INDIRECT]
+)
+def test_a_broken_indirect_chain_goes_back_unused(
+    descriptors: list[tuple[int, int, int, int]], message: str
+) -> None:
+    refuse_and_go_on(FakeDriver(guest_ram(), indirect=True), descriptors, message)
+    refuse_and_go_on(FakeDriver(guest_ram()), descriptors, "not negotiated")
+
+
+def refuse_and_go_on(driver: FakeDriver, descriptors: list[tuple[int, int, int, int]], message: str) -> None:
+    for index, descriptor in enumerate(descriptors):
+        driver.write_descriptor(index, *descriptor)
+    driver.write_descriptor(6, BUFFER, 2, 0)
+    driver.make_available(6)
+    driver.make_available(0)
+    driver.make_available(6)
+
+    assert [chain.head for chain in driver.queue.pop_many(8)] == [6], "the good one before it"
+    with pytest.raises(ChainError, match=message) as caught:
+        driver.queue.pop_many(8)
+    assert caught.value.head == 0
+    assert [chain.head for chain in driver.queue.pop_many(8)] == [6], "the good one after it"
+
+    driver.queue.publish()
+    assert [(chain.head, chain.length) for chain in driver.used_chains()] == [(0, 0)]
+
+
+def test_more_available_than_the_queue_holds_breaks_it_for_good() -> None:
+    driver = FakeDriver(guest_ram())
+    driver.set_available_index(9)
+    with pytest.raises(QueueError, match="9 chains are available, the queue holds 8"):
+        driver.queue.pop()
+    driver.set_available_index(0)
+    with pytest.raises(QueueError):
+        driver.queue.pop()
+
+
+def test_a_head_out_of_range_breaks_the_queue_after_the_chains_before_it() -> None:
+    driver = FakeDriver(guest_ram())
+    driver.offer(readable=[b"good"])
+    driver.make_available(8)
+    assert len(driver.queue.pop_many(8)) == 1
+    with pytest.raises(QueueError, match="descriptor 8 of 8"):
+        driver.queue.pop_many(8)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (QueueLayout(0, 0, 0x1000, 0x2000), "size 0"),
+        (QueueLayout(3, 0, 0x1000, 0x2000), "size 3"),
+        (QueueLayout(65536, 0, 0x1000, 0x2000), "size 65536"),
+        (QueueLayout(8, 8, 0x1000, 0x2000), "descriptor table at 0x8 is not aligned to 16"),
+        (QueueLayout(8, 0, 0x1001, 0x2000), "available ring at 0x1001 is not aligned to 2"),
+        (QueueLayout(8, 0, 0x1000, 0x2002), "used ring at 0x2002 is not aligned to 4"),
+        (QueueLayout(8, 0x1000_0000, 0x1000, 0x2000), "descriptor table is outside"),
+        (QueueLayout(8, 0, 0xF_FFF0, 0x2000), "available ring is outside"),
+        (QueueLayout(8, 0, 0x1000, 2**64 - 4), "used ring is outside"),
+    ],
+)
+def test_a_layout_that_cannot_be_is_refused(layout: QueueLayout, message: str) -> None:
+    with pytest.raises(QueueError, match=message):
+        SplitQueue(guest_ram(), layout)
+
+
+def test_interrupts_as_flags_say() -> None:
+    driver = FakeDriver(guest_ram())
+    assert not driver.queue.publish(), "nothing to tell"
+    for wanted in (True, False, True):
+        driver.want_interrupts(wanted=wanted)
+        driver.queue.push(driver.offer(writable=[1]), 0)
+        assert driver.queue.publish() is wanted
+
+
+def test_interrupts_as_used_event_says() -> None:
+    driver = FakeDriver(guest_ram(), event_idx=True)
+    heads = [driver.offer(writable=[1]) for _ in range(5)]
+    driver.want_interrupts()  # at the first
+    driver.queue.push(heads[0], 0)
+    driver.queue.push(heads[1], 0)
+    assert driver.queue.publish()
+    driver.queue.push(heads[2], 0)
+    assert not driver.queue.publish(), "the driver has not asked again"
+    driver.used()
+    driver.want_interrupts()
+    driver.queue.push(heads[3], 0)
+    assert driver.queue.publish()
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_kicks_only_when_asked_for(*, event_idx: bool) -> None:
+    driver = FakeDriver(guest_ram(), event_idx=event_idx)
+    assert not driver.queue.enable_notifications()
+    driver.offer(readable=[b"a"])
+    assert driver.wants_kick()
+    driver.queue.disable_notifications()
+    driver.offer(readable=[b"b"])
+    assert not driver.wants_kick()
+    assert driver.queue.enable_notifications(), "two chains came that brought no kick"
+    driver.queue.pop_many(2)
+    assert not driver.queue.enable_notifications()
+    driver.offer(readable=[b"c"])
+    assert driver.wants_kick()
+
+
+def test_indices_wrap_at_16_bits() -> None:
+    driver = FakeDriver(guest_ram(), queue_size=4, event_idx=True)
+    for number in range(0x10000 + 8):
+        driver.want_interrupts()
+        driver.offer(readable=[b"x"])
+        chain = driver.queue.pop()
+        assert chain is not None
+        driver.queue.push(chain.head, 0)
+        assert driver.queue.publish(), number
+        assert len(driver.used_chains()) == 1
+
+
+def test_memory_has_holes_and_no_range_crosses_one() -> None:
+    low, high = bytearray(0x1000), bytearray(0x2000)
+    memory = GuestMemory([(0, memoryview(low)), (0x1_0000_0000, memoryview(high))])
+    memory.slice(0x1_0000_1000, 4)[:] = b"high"
+    memory.slice(0xFFC, 4)[:] = b"low!"
+    assert high[0x1000:0x1004] == b"high"
+    assert low[0xFFC:] == b"low!"
+    for address, length in [(0xFFD, 4), (0x1000, 1), (0xFFFF_FFFF, 2), (0, 0x1001), (0, -1)]:
+        with pytest.raises(GuestMemoryError) as caught:
+            memory.slice(address, length)
+        assert (caught.value.address, caught.value.length) == (address, length)
+
+
+def test_memory_refuses_what_it_cannot_be_made_of() -> None:
+    with pytest.raises(UsageError, match="overlap"):
+        GuestMemory([(0, memoryview(bytearray(16))), (8, memoryview(bytearray(16)))])
+    with pytest.raises(UsageError, match="writable"):
+        GuestMemory([(0, memoryview(bytes(16)))])
+    with pytest.raises(UsageError, match="bytes"):
+        GuestMemory([(0, memoryview(bytearray(16)).cast("H"))])
