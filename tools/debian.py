@@ -173,8 +173,8 @@ class Apt:
         except subprocess.CalledProcessError as error:
             raise DebianError(
                 f"{command} {arguments[0]} failed, see its messages above. Without a network nothing can be "
-                f"fetched the first time; an unknown key means that debian-archive-keyring is too old for {SUITE}; "
-                f"{MIRROR_VARIABLE} can name another mirror"
+                "fetched the first time; an unknown key means that debian-archive-keyring is too old for "
+                f"{SUITE}; {MIRROR_VARIABLE} can name another mirror"
             ) from error
         return done.stdout or ""
 

@@ -57,7 +57,7 @@ void *memcpy(void *target, const void *source, size_t length)
     return target;
 }
 
-static size_t length_of(const char *text)
+static inline size_t length_of(const char *text)
 {
     size_t length = 0;
 
@@ -66,7 +66,7 @@ static size_t length_of(const char *text)
     return length;
 }
 
-static bool starts_with(const char *text, const char *prefix)
+static inline bool starts_with(const char *text, const char *prefix)
 {
     while (*prefix)
         if (*text++ != *prefix++)
@@ -74,7 +74,7 @@ static bool starts_with(const char *text, const char *prefix)
     return true;
 }
 
-static bool ends_with(const char *text, const char *suffix)
+static inline bool ends_with(const char *text, const char *suffix)
 {
     size_t length = length_of(text), tail = length_of(suffix);
 
@@ -87,13 +87,13 @@ struct line {
     char text[512];
 };
 
-static void add(struct line *line, const char *text)
+static inline void add(struct line *line, const char *text)
 {
     while (*text && line->length < sizeof line->text - 1)
         line->text[line->length++] = *text++;
 }
 
-static void add_number(struct line *line, unsigned long number)
+static inline void add_number(struct line *line, unsigned long number)
 {
     char digits[24];
     size_t at = sizeof digits - 1;
