@@ -6,6 +6,8 @@ one step: two processes that make a root at the same time end up with the same o
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nitro_nsm.authority import Root
@@ -30,6 +32,11 @@ def data_directory() -> Path:
         raise HostError("there is no home directory to keep the test root in: set XDG_DATA_HOME") from error
 
 
+def root_path(directory: Path | None = None) -> Path:
+    """The file of the test root, by default in `data_directory`."""
+    return (directory or data_directory()) / FILE_NAME
+
+
 def read_test_root(directory: Path | None = None) -> Root:
     """The test root, which must be there.
 
@@ -37,7 +44,7 @@ def read_test_root(directory: Path | None = None) -> Root:
         InputError: there is none yet, or the file is damaged.
         HostError: the file cannot be read.
     """
-    path = _path(directory)
+    path = root_path(directory)
     try:
         return Root.load(TEST_ROOT, path.read_bytes())
     except FileNotFoundError:
@@ -55,17 +62,15 @@ def ensure_test_root(directory: Path | None = None) -> Root:
         InputError: the file is damaged.
         HostError: the file can be neither read nor made.
     """
-    path = _path(directory)
-    if not path.exists():
-        new = _written(Root.create(TEST_ROOT, entropy=os.urandom), path)
-        try:
-            os.link(new, path)  # unlike a rename, this leaves a root that another process made meanwhile
-        except FileExistsError:
-            pass
-        except OSError as error:
-            raise HostError(f"the test root cannot be made: {error}") from error
-        finally:
-            new.unlink()
+    path = root_path(directory)
+    with _host_errors("made"):
+        if not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with (
+                _written_beside(path, Root.create(TEST_ROOT, entropy=os.urandom)) as new,
+                suppress(FileExistsError),
+            ):
+                os.link(new, path)  # unlike a rename, this keeps a root that another process made meanwhile
     return read_test_root(directory)
 
 
@@ -74,32 +79,33 @@ def rotate_test_root(directory: Path | None = None) -> Root:
 
     Raises `HostError` if the file cannot be made.
     """
-    path = _path(directory)
+    path = root_path(directory)
     root = Root.create(TEST_ROOT, entropy=os.urandom)
-    new = _written(root, path)
-    try:
-        new.replace(path)
-    except OSError as error:
-        new.unlink()
-        raise HostError(f"the test root cannot be replaced: {error}") from error
+    with _host_errors("replaced"):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _written_beside(path, root) as new:
+            new.replace(path)
     return root
 
 
-def _path(directory: Path | None) -> Path:
-    return (directory or data_directory()) / FILE_NAME
-
-
-def _written(root: Root, path: Path) -> Path:
-    """A file beside `path` that only we can read, with `root` in it."""
-    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+@contextmanager
+def _host_errors(what: str) -> Iterator[None]:
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        new.touch(mode=0o600, exist_ok=False)
+        yield
+    except OSError as error:
+        raise HostError(f"the test root cannot be {what}: {error}") from error
+
+
+@contextmanager
+def _written_beside(path: Path, root: Root) -> Iterator[Path]:
+    """A temporary file that only we can read, with `root` in it."""
+    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    new.touch(mode=0o600, exist_ok=False)
+    try:
         with new.open("wb") as file:
             file.write(root.pem())
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
+        yield new
+    finally:
         new.unlink(missing_ok=True)
-        raise HostError(f"the test root cannot be made: {error}") from error
-    return new

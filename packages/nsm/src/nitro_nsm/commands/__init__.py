@@ -1,0 +1,1 @@
+"""The commands of ``nsm``, one module each with a function `run(options) -> exit code`."""

@@ -1,0 +1,49 @@
+"""For tests of programs that talk to a Nitro Secure Module, and for our own."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nitro_nsm.errors import HostError
+from nitro_nsm.module import Nsm
+from nitro_nsm.serve import serve
+
+
+@contextmanager
+def serving(nsm: Nsm, path: Path) -> Iterator[Path]:
+    """Serve `nsm` on the unix socket `path`, in a thread, while the block runs.
+
+    Raises `HostError` if `path` cannot be listened on.
+    """
+    started = threading.Event()
+    stop: list[Callable[[], object]] = []
+    failures: list[HostError] = []
+
+    def ready() -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        if task is not None:
+            stop.append(lambda: loop.call_soon_threadsafe(task.cancel))
+        started.set()
+
+    def run() -> None:
+        try:
+            asyncio.run(serve(nsm, path, ready=ready))
+        except asyncio.CancelledError:
+            pass
+        except HostError as error:
+            failures.append(error)
+            started.set()
+
+    thread = threading.Thread(target=run, name="nsm")
+    thread.start()
+    started.wait()
+    try:
+        if failures:
+            raise failures[0]
+        yield path
+    finally:
+        for call in stop:
+            call()
+        thread.join()

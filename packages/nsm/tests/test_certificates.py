@@ -1,0 +1,165 @@
+"""Chains that are almost right."""
+
+import os
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from conftest import entropy
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from nitro_nsm import DocumentError, Step
+from nitro_nsm.authority import (
+    Authority,
+    Extension,
+    Root,
+    authority_constraint,
+    authority_key,
+    authority_usage,
+    key_usage,
+    name_of,
+    new_key,
+    subject_key,
+)
+from nitro_nsm.certificates import verify_chain
+
+NOW = datetime(2026, 11, 23, tzinfo=UTC)
+LIFE = (NOW - timedelta(hours=1), NOW + timedelta(hours=1))
+LEAF_USAGE = (key_usage(digital_signature=True), False)
+NO_AUTHORITY = (x509.BasicConstraints(ca=False, path_length=None), True)
+
+
+def child(
+    issuer: Authority,
+    *extensions: Extension,
+    name: str = "child",
+    life: tuple[datetime, datetime] = LIFE,
+    key: ec.EllipticCurvePrivateKey | None = None,
+) -> Authority:
+    return issuer.issue(
+        name_of([("CN", name)]),
+        key or new_key(os.urandom),
+        serial=7,
+        life=life,
+        extensions=extensions,
+    )
+
+
+def refusal(*chain: bytes, at: datetime = NOW) -> str:
+    with pytest.raises(DocumentError) as caught:
+        verify_chain(chain, at=at)
+    assert caught.value.step is Step.CERTIFICATES
+    return str(caught.value)
+
+
+@pytest.fixture
+def authority(root: Root) -> Authority:
+    return child(root, authority_constraint(0), authority_usage(), name="authority")
+
+
+def test_a_chain_that_is_right(root: Root, authority: Authority) -> None:
+    leaf = child(authority, NO_AUTHORITY, LEAF_USAGE)
+
+    assert verify_chain([root.der, authority.der, leaf.der], at=NOW) == leaf.key.public_key()
+    verify_chain([root.der, child(root, LEAF_USAGE).der], at=NOW)
+
+
+def test_the_leaf(root: Root, authority: Authority) -> None:
+    def said(*extensions: Extension) -> str:
+        return refusal(root.der, authority.der, child(authority, *extensions).der)
+
+    assert "may not sign documents" in said(NO_AUTHORITY)
+    assert "may not sign documents" in said(NO_AUTHORITY, (key_usage(content_commitment=True), True))
+    assert "is that of an authority" in said(authority_constraint(0), authority_usage())
+    unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\5\0")
+    assert "critical extension that is not known: 1.2.3.4" in said(NO_AUTHORITY, LEAF_USAGE, (unknown, True))
+    constraint = x509.NameConstraints([x509.DNSName("example.com")], None)
+    assert "critical extension that is not known" in said(NO_AUTHORITY, LEAF_USAGE, (constraint, True))
+
+
+def test_authorities(root: Root) -> None:
+    def said(*extensions: Extension) -> str:
+        middle = child(root, *extensions, name="authority")
+        return refusal(root.der, middle.der, child(middle, LEAF_USAGE).der)
+
+    assert "cabundle[1] is not that of an authority" in said(authority_usage())
+    assert "cabundle[1] is not that of an authority" in said(NO_AUTHORITY, authority_usage())
+    assert "cabundle[1] may not sign certificates" in said(authority_constraint(0))
+    assert "cabundle[1] may not sign certificates" in said(authority_constraint(0), LEAF_USAGE)
+
+
+def test_the_length_of_the_path(root: Root) -> None:
+    first = child(root, authority_constraint(0), authority_usage(), name="first")
+    second = child(first, authority_constraint(0), authority_usage(), name="second")
+
+    assert "cabundle[1] allows 0 authorities below it and has 1" in refusal(
+        root.der, first.der, second.der, child(second, LEAF_USAGE).der
+    )
+
+
+def test_order_and_completeness(root: Root, authority: Authority) -> None:
+    leaf = child(authority, LEAF_USAGE)
+
+    assert "was not issued by the one before it" in refusal(root.der, leaf.der)
+    assert "cabundle[1] is not that of an authority" in refusal(root.der, leaf.der, authority.der)
+    assert "there are none" in refusal()
+
+
+def test_a_signature_by_another_key_of_the_same_name(root: Root, authority: Authority) -> None:
+    twin = child(root, authority_constraint(0), authority_usage(), name="authority", key=new_key(entropy(77)))
+
+    assert "is not signed by the one before it" in refusal(
+        root.der, authority.der, child(twin, LEAF_USAGE).der
+    )
+
+
+def test_key_identifiers_must_agree_where_both_are_there(root: Root) -> None:
+    key = new_key(entropy(78))
+    authority = child(
+        root, authority_constraint(0), authority_usage(), subject_key(key), name="authority", key=key
+    )
+    good = child(authority, LEAF_USAGE, authority_key(authority))
+    bad = child(authority, LEAF_USAGE, authority_key(root))
+
+    verify_chain([root.der, authority.der, good.der], at=NOW)
+    assert "names another key" in refusal(root.der, authority.der, bad.der)
+
+
+def test_dates(root: Root) -> None:
+    early, late = (
+        child(root, LEAF_USAGE, life=(NOW + shift, NOW + shift + timedelta(hours=1))).der
+        for shift in (timedelta(hours=-2), timedelta(hours=2))
+    )
+
+    assert "the document's certificate expired on 2026-11-22T23:00:00Z" in refusal(root.der, early)
+    assert "the document's certificate is not valid before 2026-11-23T02:00:00Z" in refusal(root.der, late)
+
+
+def test_keys_and_signatures_of_another_kind(root: Root) -> None:
+    def leaf(key: ec.EllipticCurvePrivateKey, hash_: hashes.SHA256 | hashes.SHA384) -> bytes:
+        builder = x509.CertificateBuilder(
+            root.certificate.subject, name_of([("CN", "leaf")]), key.public_key(), 1, *LIFE
+        )
+        extension, critical = LEAF_USAGE
+        return (
+            builder.add_extension(extension, critical=critical)
+            .sign(root.key, hash_)
+            .public_bytes(Encoding.DER)
+        )
+
+    assert "a key that is not P-384" in refusal(
+        root.der, leaf(ec.generate_private_key(ec.SECP256R1()), hashes.SHA384())
+    )
+    assert "not signed with ECDSA and SHA-384" in refusal(
+        root.der, leaf(new_key(entropy(79)), hashes.SHA256())
+    )
+
+
+@pytest.mark.parametrize("der", [b"\0", b"0\x80", bytes(64)])
+def test_what_is_no_certificate(root: Root, der: bytes) -> None:
+    assert "the document's certificate cannot be read" in refusal(root.der, der)
+
+
+def test_something_after_a_certificate(root: Root) -> None:
+    assert "cannot be read" in refusal(root.der, child(root, LEAF_USAGE).der + b"\0")
