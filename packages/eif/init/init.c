@@ -11,7 +11,7 @@
  *      which ends an enclave.
  *
  * Beyond that it obeys /workdir (a directory) and /user (uid:gid[:gid,gid...]), takes cgroup version 2, or none
- * at all, where the kernel lacks version 1, and says on the console why it gives up and how the application ended.
+ * at all, where version 1 is not there in full, and says on the console why it gives up and how the application ended.
  *
  * When the first process ends, the kernel panics: that is how a boot that fails shows itself to the hypervisor. */
 #include "linux.h"
@@ -21,6 +21,7 @@
 
 enum {
     MS_NOSUID = 2, MS_NODEV = 4, MS_NOEXEC = 8, MS_BIND = 4096, MS_MOVE = 8192,
+    MNT_DETACH = 2,
     MODULE_INIT_COMPRESSED_FILE = 4,
     SIG_SETMASK = 2, SIGCHLD = 17,
     PROT_READ = 1, PROT_WRITE = 2, MAP_PRIVATE = 2, MAP_ANONYMOUS = 32,
@@ -210,7 +211,7 @@ static long mount(const struct mount *mount)
     return result;
 }
 
-/* Mounts each enabled controller of version 1 in a directory of its own; says whether there was one. */
+/* Mounts each enabled controller of version 1 in a directory of its own; says whether all of them allow it. */
 static bool mount_cgroup_controllers(void)
 {
     char *table = read_file("/proc/cgroups"); /* name, hierarchy, number of groups, enabled; a heading in front */
@@ -231,8 +232,9 @@ static bool mount_cgroup_controllers(void)
         add(&directory, name);
         directory.text[directory.length] = 0;
         syscall(SYS_mkdir, directory.text, 0755);
-        if (syscall(SYS_mount, "cgroup", directory.text, "cgroup", CGROUP_FLAGS, name) >= 0)
-            any = true;
+        if (syscall(SYS_mount, "cgroup", directory.text, "cgroup", CGROUP_FLAGS, name) < 0)
+            return false;
+        any = true;
     }
     return any;
 }
@@ -245,7 +247,7 @@ static void mount_cgroups(void)
         return; /* a kernel without cgroups has no such directory */
     if (mount_cgroup_controllers())
         return;
-    syscall(SYS_umount2, path, 0);
+    syscall(SYS_umount2, path, MNT_DETACH);
     syscall(SYS_mount, "cgroup2", path, "cgroup2", CGROUP_FLAGS, NULL);
 }
 
