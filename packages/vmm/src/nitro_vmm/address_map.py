@@ -27,6 +27,8 @@ MP_TABLE: Final = 0x9FC00
 """In the last kilobyte of base memory, where the MultiProcessor Specification 1.4 §4 lets systems look."""
 ACPI_RSDP: Final = 0xE0000
 """In the BIOS read-only area, 16-byte aligned (ACPI 6.5 §5.2.5.1); the other tables follow."""
+BIOS_RESET: Final = 0xFFFF0
+"""Where a processor starts after a reset, and where real-mode code jumps to for one."""
 BIOS_AREA_END: Final = 0x100000
 HIGH_RAM_START: Final = 0x100000
 

@@ -47,7 +47,7 @@ def test_all_tables_are_found_and_add_up() -> None:
 
 def test_as_many_devices_as_there_are_interrupts_fit_the_bios_area() -> None:
     slots = [virtio_slot(index) for index in range(address_map.IO_APIC_PINS - address_map.VIRTIO_IRQ)]
-    assert address_map.ACPI_RSDP + len(acpi.build(slots)) <= address_map.BIOS_AREA_END
+    assert address_map.ACPI_RSDP + len(acpi.build(slots)) <= address_map.BIOS_RESET
 
 
 def test_the_fadt_says_how_to_reset_and_power_off() -> None:

@@ -89,6 +89,13 @@ def test_what_the_loader_writes_does_not_overlap() -> None:
     assert entry.rsp < entry.gdt_address
 
 
+def test_a_jump_to_the_bios_resets_the_machine() -> None:
+    ram = FakeRam(MEMORY_BYTES)
+    load_64_mib(small_elf(), ram)
+    # mov dx, 0x602; mov al, 1; out dx, al; hlt; jmp to the hlt
+    assert ram.read(0xFFFF0, 9) == bytes.fromhex("ba0206 b001 ee f4 ebfd")
+
+
 def test_a_broken_image_is_refused() -> None:
     with pytest.raises(ImageError, match="neither a bzImage"):
         load_64_mib(b"not a kernel")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from nitro_vmm.address_map import (
     ACPI_RSDP,
+    BIOS_RESET,
     BOOT_GDT,
     BOOT_PAGE_TABLES,
     BOOT_PARAMS,
@@ -13,7 +14,7 @@ from nitro_vmm.address_map import (
     ram_ranges,
     virtio_slot,
 )
-from nitro_vmm.boot import acpi, boot_params, command_line, elf, initramfs, kernel, long_mode, mp_table
+from nitro_vmm.boot import acpi, bios, boot_params, command_line, elf, initramfs, kernel, long_mode, mp_table
 from nitro_vmm.boot.ram import Bytes, Ram
 
 
@@ -85,6 +86,7 @@ def load(
     for address, table in (
         (MP_TABLE, mp_table.build({slot.irq for slot in slots})),
         (ACPI_RSDP, acpi.build(slots)),
+        (BIOS_RESET, bios.RESET_CODE),
     ):
         ram.slice(address, len(table))[:] = table
     long_mode.write(ram)
