@@ -9,7 +9,11 @@ from nitro_eif.cli import main
 
 @pytest.fixture
 def parts(tmp_path: Path) -> list[str]:
-    for name, data in {"kernel": b"\0" * 0x202 + b"HdrS" + b"\0" * 64, "rd0": b"070701a", "rd1": b"070701b"}.items():
+    for name, data in {
+        "kernel": b"\0" * 0x202 + b"HdrS" + b"\0" * 64,
+        "rd0": b"070701a",
+        "rd1": b"070701b",
+    }.items():
         (tmp_path / name).write_bytes(data)
     arguments = ["--kernel", str(tmp_path / "kernel"), "--cmdline", "reboot=k panic=30"]
     for name in ("rd0", "rd1"):

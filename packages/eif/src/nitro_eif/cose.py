@@ -43,11 +43,17 @@ class Algorithm(IntEnum):
             SigningError: the key is not on P-256, P-384 or P-521.
         """
         if isinstance(key, ec.EllipticCurvePublicKey):
-            found = {"secp256r1": cls.ES256, "secp384r1": cls.ES384, "secp521r1": cls.ES512}.get(key.curve.name)
+            found = {"secp256r1": cls.ES256, "secp384r1": cls.ES384, "secp521r1": cls.ES512}.get(
+                key.curve.name
+            )
             if found is not None:
                 return found
-            raise SigningError(f"the key is on curve {key.curve.name}; images are signed with P-256, P-384 or P-521")
-        raise SigningError("the key is not an elliptic curve key; images are signed with P-256, P-384 or P-521")
+            raise SigningError(
+                f"the key is on curve {key.curve.name}; images are signed with P-256, P-384 or P-521"
+            )
+        raise SigningError(
+            "the key is not an elliptic curve key; images are signed with P-256, P-384 or P-521"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +86,17 @@ class Sign1:
         """
         algorithm = Algorithm.of_key(key)
         if self.algorithm is not algorithm:
-            raise SigningError(f"the COSE header says {self.algorithm.name}, the certificate's key is for {algorithm.name}")
+            raise SigningError(
+                f"the COSE header says {self.algorithm.name}, the certificate's key is for {algorithm.name}"
+            )
         size = algorithm.number_bytes
         if len(self.signature) != 2 * size:
-            raise SigningError(f"the signature has {len(self.signature)} bytes, {algorithm.name} has {2 * size}")
-        der = encode_dss_signature(int.from_bytes(self.signature[:size]), int.from_bytes(self.signature[size:]))
+            raise SigningError(
+                f"the signature has {len(self.signature)} bytes, {algorithm.name} has {2 * size}"
+            )
+        der = encode_dss_signature(
+            int.from_bytes(self.signature[:size]), int.from_bytes(self.signature[size:])
+        )
         assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101 - of_key has seen to it
         try:
             key.verify(der, to_be_signed(self.protected, self.payload), ec.ECDSA(algorithm.hash))
@@ -129,7 +141,7 @@ def decode(data: bytes) -> Any:  # noqa: ANN401 - CBOR
     stream = io.BytesIO(data)
     try:
         value = cbor2.load(stream)
-    except Exception as error:  # the decoder lets errors of its callees through
+    except Exception as error:  # noqa: BLE001 - the decoder lets errors of its callees through
         raise SigningError(f"it is no CBOR: {type(error).__name__}: {error}") from None
     if stream.read(1):
         raise SigningError("it is CBOR with more bytes after its end")

@@ -1,8 +1,8 @@
 """Hash a mapped image on all processors, reading each byte from memory once.
 
 Several digests run over the same bytes: PCR0 over everything measured, PCR2 over most of it again, the
-checksum over the whole file. Each has a thread (hashlib and zlib let go of the GIL); a thread that is ahead of
-the slowest by a window waits for it, so the others find the bytes in the cache.
+checksum over the whole file. Each has a thread (hashlib and zlib let go of the GIL); a thread that is ahead
+of the slowest by a window waits for it, so the others find the bytes in the cache.
 """
 
 import threading

@@ -35,13 +35,17 @@ class EifFormatError(EifError):
         self.code = code
 
     def __str__(self) -> str:
-        place = f"byte {self.offset:#x}" if self.section is None else f"section {self.section}, byte {self.offset:#x}"
+        place = (
+            f"byte {self.offset:#x}"
+            if self.section is None
+            else f"section {self.section}, byte {self.offset:#x}"
+        )
         text = f"{self.reason} ({place})"
         return text if self.path is None else f"{self.path}: {text}"
 
 
 class UsageError(EifError):
-    """The caller asked for something that cannot be: a value out of range, options that exclude each other."""
+    """The caller asked for what cannot be: a value out of range, options that exclude each other."""
 
 
 class SigningError(EifError):

@@ -1,9 +1,9 @@
 """What can be wrong with an image, as data: what the specification says, and who minds.
 
 Three programs read images and differ: AWS's `EifReader` (behind `nitro-cli describe-eif`) reads sections one
-after the other and ignores the table; QEMU 10.0's nitro-enclave machine goes by the table but parses less; the
-hypervisor is the one that counts. What it does is known from the specification and from the maintainers' words
-in public threads; where neither says, the fate is unknown.
+after the other and ignores the table; QEMU 10.0's nitro-enclave machine goes by the table but parses less;
+the hypervisor is the one that counts. What it does is known from the specification and from the maintainers'
+words in public threads; where neither says, the fate is unknown.
 """
 
 from dataclasses import dataclass
@@ -98,7 +98,9 @@ RULES: Final[dict[str, Rule]] = {
     # where sections are
     "section-outside": Rule(_E, "Table offsets point at sections in the file.", "accepts", "refuses", _R),
     "section-truncated": Rule(_E, "A section's data is in the file.", "error", "refuses", _R),
-    "section-size-mismatch": Rule(_E, "Section header and table say the same size.", "accepts", "refuses", _R),
+    "section-size-mismatch": Rule(
+        _E, "Section header and table say the same size.", "accepts", "refuses", _R
+    ),
     "section-overlap": Rule(_E, "Sections do not overlap.", "accepts", "accepts", _R),
     "section-order": Rule(_E, "The table lists sections in file order.", "accepts", "accepts", _R),
     "section-unlisted": Rule(
@@ -148,12 +150,18 @@ RULES: Final[dict[str, Rule]] = {
     # signature
     "signature-large": Rule(_E, "A signature section has at most 32768 bytes.", "accepts", "accepts", _R),
     "signature-malformed": Rule(
-        _E, "The signature section is CBOR: certificate and COSE_Sign1 as arrays of integers.", "error", "refuses", _R
+        _E,
+        "The signature section is CBOR: certificate and COSE_Sign1 as arrays of integers.",
+        "error",
+        "refuses",
+        _R,
     ),
     "signature-key-order": Rule(
         _W, "The map has signing_certificate and signature.", "accepts", "refuses: Invalid signautre CBOR", _U
     ),
-    "signature-many": Rule(_N, "Only the first signature is checked.", "reads the first", "reads the first", _B),
+    "signature-many": Rule(
+        _N, "Only the first signature is checked.", "reads the first", "reads the first", _B
+    ),
     "signature-invalid": Rule(_E, "The COSE signature verifies.", "error", "accepts (never verifies)", _R),
     "signature-other-image": Rule(
         _E, "The signature is of this image's PCR0.", "SignatureCheck false", "accepts (never verifies)", _R
@@ -162,7 +170,9 @@ RULES: Final[dict[str, Rule]] = {
         _E, "The signing certificate is valid now.", "run-enclave: E59", "accepts (never verifies)", _R
     ),
     # checksum
-    "crc": Rule(_E, "eif_crc32 is the CRC-32 of the rest of the file.", "CheckCRC false", "refuses: CRC mismatch", _R),
+    "crc": Rule(
+        _E, "eif_crc32 is the CRC-32 of the rest of the file.", "CheckCRC false", "refuses: CRC mismatch", _R
+    ),
     "crc-without-gaps": Rule(
         _E, "The checksum covers bytes between sections.", "CheckCRC false", "accepts", _R
     ),

@@ -11,7 +11,9 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key, lo
 from nitro_eif.cose import Algorithm
 from nitro_eif.errors import HostError, SigningError
 
-KMS_ARN: Final = re.compile(r"arn:(aws|aws-cn|aws-us-gov):kms:([a-z0-9-]+):\d{12}:(key|alias)[:/][\w/-]+", re.ASCII)
+KMS_ARN: Final = re.compile(
+    r"arn:(aws|aws-cn|aws-us-gov):kms:([a-z0-9-]+):\d{12}:(key|alias)[:/][\w/-]+", re.ASCII
+)
 """What nitro-cli takes for a KMS key in ``--private-key``; anything else is a file."""
 
 
@@ -79,7 +81,11 @@ class KmsSigner:
             Algorithm.ES512: ("ECDSA_SHA_512", hashlib.sha512),
         }[self.algorithm]
         reply = self._call(
-            "sign", KeyId=self._arn, Message=digest(data).digest(), MessageType="DIGEST", SigningAlgorithm=name
+            "sign",
+            KeyId=self._arn,
+            Message=digest(data).digest(),
+            MessageType="DIGEST",
+            SigningAlgorithm=name,
         )
         return bytes(reply["Signature"])
 
@@ -92,7 +98,7 @@ class KmsSigner:
 
 def _kms_client(region: str) -> Any:  # noqa: ANN401 - boto3 has no types
     try:
-        import boto3  # noqa: PLC0415 - an extra
+        import boto3  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415 - an extra
     except ImportError:
         raise HostError("signing with a KMS key needs boto3: pip install 'nitro-eif[kms]'") from None
     try:
@@ -120,7 +126,7 @@ def load_signer(key: str, *, passphrase: bytes | None = None) -> Signer:
         if passphrase is None:
             raise SigningError(f"{key}: the private key is encrypted; give its passphrase") from None
         private = load_pem_private_key(pem, None)
-    except Exception as error:  # the library lets several kinds through
+    except Exception as error:  # noqa: BLE001 - the library lets several kinds through
         raise SigningError(f"{key}: no readable private key in PEM, or a wrong passphrase: {error}") from None
     if not isinstance(private, ec.EllipticCurvePrivateKey):
         raise SigningError(f"{key}: not an elliptic curve key; images are signed with P-256, P-384 or P-521")

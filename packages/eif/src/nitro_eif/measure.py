@@ -1,8 +1,8 @@
 """What Nitro measures of an image, and the file's checksum.
 
 A register starts as 48 zero bytes. The image's registers are extended by a digest,
-``PCR = SHA384(0^48 || SHA384(content))`` (README, "EIF Measurements"); the parent's role (PCR3) and instance id
-(PCR4) are extended directly, ``PCR = SHA384(0^48 || text)``.
+``PCR = SHA384(0^48 || SHA384(content))`` (README, "EIF Measurements"); the parent's role (PCR3) and instance
+id (PCR4) are extended directly, ``PCR = SHA384(0^48 || text)``.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ HASH_ALGORITHM: Final = "Sha384 { ... }"
 
 
 class Checksums(NamedTuple):
-    """The CRC-32 of a file as its three readers compute it; equal where the file has no gaps or trailing bytes."""
+    """The CRC-32 of a file as its readers compute it; equal where it has no gaps or trailing bytes."""
 
     specification: int
     """Everything but the checksum's own field (README, "eif_crc32")."""
@@ -158,7 +158,9 @@ def pcr3(role_arn: str) -> bytes:
         UsageError: the text is no role's ARN.
     """
     if not re.fullmatch(r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+", role_arn, re.ASCII):
-        raise UsageError(f"{role_arn!r} is no role ARN; it looks like arn:aws:iam::123456789012:role/Webserver")
+        raise UsageError(
+            f"{role_arn!r} is no role ARN; it looks like arn:aws:iam::123456789012:role/Webserver"
+        )
     return extend(_ZERO, role_arn.encode())
 
 

@@ -70,7 +70,7 @@ class Metadata:
         """Read a metadata section.
 
         Raises:
-            EifFormatError: it is not JSON, or lacks what AWS's reader needs; the offset is within the section.
+            EifFormatError: it is not JSON, or lacks what AWS's reader needs; the offset is in the section.
         """
         value = load_json(data)
         members: dict[str, str] = {}
@@ -112,7 +112,9 @@ def load_json(data: bytes | memoryview) -> dict[str, Any]:
     try:
         value = json.loads(bytes(data))
     except json.JSONDecodeError as error:
-        raise EifFormatError(f"the metadata is not JSON: {error.msg}", offset=error.pos, code="metadata-json") from None
+        raise EifFormatError(
+            f"the metadata is not JSON: {error.msg}", offset=error.pos, code="metadata-json"
+        ) from None
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise EifFormatError(f"the metadata is not JSON: {error}", offset=0, code="metadata-json") from None
     if not isinstance(value, dict):
@@ -155,7 +157,9 @@ def custom_metadata(path: Path) -> Any:  # noqa: ANN401 - JSON
     except OSError as error:
         raise HostError(f"{path}: cannot read it: {error.strerror}") from error
     if len(data) > CUSTOM_METADATA_BYTES_MAX:
-        raise UsageError(f"{path}: {len(data)} bytes; custom metadata has at most {CUSTOM_METADATA_BYTES_MAX}")
+        raise UsageError(
+            f"{path}: {len(data)} bytes; custom metadata has at most {CUSTOM_METADATA_BYTES_MAX}"
+        )
     try:
         return load_json(data)
     except EifFormatError as error:
@@ -173,7 +177,9 @@ def kernel_config(text: str) -> tuple[str, str]:
     lines = text.splitlines()
     words = re.split("[ /-]", lines[2]) if len(lines) > 2 else []
     if len(words) < 4:
-        raise UsageError("the kernel configuration's third line is not like '# Linux/x86 6.6.79 Kernel Configuration'")
+        raise UsageError(
+            "the kernel configuration's third line is not like '# Linux/x86 6.6.79 Kernel Configuration'"
+        )
     return words[1], words[3]
 
 

@@ -92,7 +92,9 @@ class Eif:
 
     @classmethod
     @contextmanager
-    def open(cls, path: str | os.PathLike[str], *, strict: bool = False, salvage: bool = False) -> Iterator[Self]:
+    def open(
+        cls, path: str | os.PathLike[str], *, strict: bool = False, salvage: bool = False
+    ) -> Iterator[Self]:
         """Map a file and read the image in it, as `parse` does, or as `salvage` does where asked.
 
         Raises:
@@ -228,7 +230,7 @@ def _scan(view: memoryview) -> tuple[Header, tuple[Section, ...], tuple[Finding,
     elif count < SECTIONS_MIN:
         message = f"the header counts {count} sections, an image has at least {SECTIONS_MIN}"
         findings.append(Finding("sections-too-few", message, SECTION_COUNT_OFFSET))
-    sections = []
+    sections: list[Section] = []
     end = HEADER_BYTES
     for index in range(min(count, SECTIONS_MAX)):
         section = _section(view, header, index, findings)
@@ -260,7 +262,8 @@ def _section(view: memoryview, header: Header, index: int, findings: list[Findin
         findings.append(Finding("section-size-mismatch", message, SIZES_OFFSET + 8 * index, index))
     start = offset + SECTION_HEADER_BYTES
     if start + listed > len(view):
-        message = f"the {type_name(section_type)} section has {listed} bytes, {len(view) - start} are left in the file"
+        left = f"{len(view) - start} are left in the file"
+        message = f"the {type_name(section_type)} section has {listed} bytes, {left}"
         findings.append(Finding("section-truncated", message, offset, index))
     return Section(index, section_type, flags, offset, view[start : min(start + listed, len(view))])
 
@@ -270,5 +273,7 @@ def _collision(section: Section, before: list[Section], end: int) -> Finding:
         if section.offset < other.end and other.offset < section.end:
             message = f"the {section.type_name} section overlaps section {other.index} ({other.type_name})"
             return Finding("section-overlap", message, section.offset, section.index)
-    message = f"the {section.type_name} section starts before the end of an earlier one, {end:#x}: table out of order"
+    message = (
+        f"the {section.type_name} section starts before {end:#x}, where another ends: table out of order"
+    )
     return Finding("section-order", message, TABLE_OFFSET + 8 * section.index, section.index)

@@ -1,9 +1,9 @@
 """Image signatures: read, check, make, replace and remove them.
 
-The signature section is CBOR, ``[{"signing_certificate": PEM, "signature": COSE_Sign1}]``, with both values as
-arrays of integers: AWS's reader and QEMU refuse byte strings. The signed payload is
-``{"register_index": 0, "register_value": PCR0}``, the register again an array of integers. Only the first entry
-counts (README, "EifSectionSignature").
+The signature section is CBOR, ``[{"signing_certificate": PEM, "signature": COSE_Sign1}]``, with both values
+as arrays of integers: AWS's reader and QEMU refuse byte strings. The signed payload is
+``{"register_index": 0, "register_value": PCR0}``, the register again an array of integers. Only the first
+entry counts (README, "EifSectionSignature").
 """
 
 import os
@@ -100,10 +100,15 @@ def make_signature(pcr0: bytes, signer: Signer, certificate_pem: bytes) -> bytes
     try:
         cose.parse_sign1(message).verify(key)
     except SigningError as error:
-        raise SigningError("the certificate is not for the private key: it does not verify what the key signs") from error
+        raise SigningError(
+            "the certificate is not for the private key: it does not verify what the key signs"
+        ) from error
     data = cbor2.dumps([{_CERTIFICATE: list(certificate_pem), _SIGNATURE: list(message)}])
     if len(data) > SIGNATURE_BYTES_MAX:
-        raise SigningError(f"the signature section would have {len(data)} bytes, at most {SIGNATURE_BYTES_MAX} are allowed: use a shorter certificate file")
+        raise SigningError(
+            f"the signature section would have {len(data)} bytes, at most {SIGNATURE_BYTES_MAX} are allowed: "
+            "use a shorter certificate file"
+        )
     return data
 
 
@@ -125,7 +130,9 @@ def sign(
         HostError: a file cannot be read or written.
     """
     with Eif.open(path) as eif:
-        unsigned = Eif(eif.view, eif.header, tuple(s for s in eif.sections if s.type != SectionType.SIGNATURE), ())
+        unsigned = Eif(
+            eif.view, eif.header, tuple(s for s in eif.sections if s.type != SectionType.SIGNATURE), ()
+        )
         pcr0 = measure(unsigned, progress=progress).pcr0
         data = make_signature(pcr0, signer, certificate_pem)
         header = replace(eif.header, version=max(eif.version, 3))
@@ -145,7 +152,9 @@ def remove_signature(path: str | os.PathLike[str], *, output: str | os.PathLike[
         _rewrite(eif, eif.header, None, output or path)
 
 
-def check_signature(eif: Eif, measurements: Measurements, *, now: datetime | None = None) -> Iterator[Finding]:
+def check_signature(
+    eif: Eif, measurements: Measurements, *, now: datetime | None = None
+) -> Iterator[Finding]:
     """Yield what is wrong with an image's signature section."""
     section = eif.of_type(SectionType.SIGNATURE)[-1]
     place = section.offset + SECTION_HEADER_BYTES
@@ -164,7 +173,9 @@ def check_signature(eif: Eif, measurements: Measurements, *, now: datetime | Non
         first.verify(measurements.pcr0)
     except SigningError as error:
         other = "another image" in str(error)
-        yield Finding("signature-other-image" if other else "signature-invalid", str(error), place, section.index)
+        yield Finding(
+            "signature-other-image" if other else "signature-invalid", str(error), place, section.index
+        )
     now = now or datetime.now(UTC)
     if not first.is_valid_at(now):
         certificate = first.certificate
@@ -182,15 +193,15 @@ def load_certificate(pem: bytes) -> x509.Certificate:
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        return certificate
-    except Exception as error:  # the library lets several kinds through for hostile certificates
+    except Exception as error:  # noqa: BLE001 - hostile certificates raise several kinds
         raise SigningError(f"the certificate cannot be read as PEM: {error}") from None
+    return certificate
 
 
 def _public_key(certificate: x509.Certificate) -> object:
     try:
         return certificate.public_key()
-    except Exception as error:  # as above
+    except Exception as error:  # noqa: BLE001 - as above
         raise SigningError(f"the certificate's key cannot be read: {error}") from None
 
 

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import IO, Final
+from typing import IO, Final, Self
 
 _QUIET_S: Final = 1.0
 _INTERVAL_S: Final = 0.1
@@ -24,6 +24,7 @@ class Meter:
         self._dirty = False
 
     def __call__(self, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` bytes are done."""
         now = time.monotonic()
         if not self._enabled or now - self._shown_at < _INTERVAL_S:
             return
@@ -32,7 +33,7 @@ class Meter:
         share = f"{100 * done // total:3d} % of {size(total)}" if total else size(done)
         print(f"\r\033[K{self._label} {share}", end="", file=self._stream, flush=True)
 
-    def __enter__(self) -> "Meter":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -44,12 +45,8 @@ def size(count: int) -> str:
     """Write a number of bytes for people."""
     if count < 10_000:
         return f"{count} B"
-    value = float(count)
-    for unit in ("KiB", "MiB", "GiB"):
-        value /= 1024
-        if value < 1000:
-            break
-    return f"{value:.1f} {unit}"
+    power = min(2, next((power for power in range(3) if count < 1000 << (10 * power + 10)), 2))
+    return f"{count / (1024 << (10 * power)):.1f} {('KiB', 'MiB', 'GiB')[power]}"
 
 
 def table(rows: Iterable[Sequence[str]], indent: str = "  ") -> str:
@@ -66,7 +63,9 @@ def table(rows: Iterable[Sequence[str]], indent: str = "  ") -> str:
 
 def printable(text: str) -> str:
     """Make text from a file safe for a terminal: control characters are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
 
 
 def print_json(value: object) -> None:

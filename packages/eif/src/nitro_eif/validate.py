@@ -91,7 +91,9 @@ def _header(eif: Eif) -> Iterator[Finding]:
     if header.version not in VERSIONS:
         yield Finding("version-unsupported", f"version {header.version}; 2, 3 and 4 are known", 4)
     elif header.version < LATEST_VERSION:
-        yield Finding("version-old", f"version {header.version} of the format, {LATEST_VERSION} is the latest", 4)
+        yield Finding(
+            "version-old", f"version {header.version} of the format, {LATEST_VERSION} is the latest", 4
+        )
     if header.architecture is Architecture.AARCH64:
         yield Finding("aarch64", "the image is for aarch64", 6)
     if header.flags & ~1:
@@ -101,7 +103,9 @@ def _header(eif: Eif) -> Iterator[Finding]:
         yield Finding("reserved-used", "a reserved field of the header is not 0", offset)
     for index in range(min(header.section_count, SECTIONS_MAX), SECTIONS_MAX):
         if header.section_offsets[index] or header.section_sizes[index]:
-            message = f"entry {index} of the section table is filled, but there are {header.section_count} sections"
+            message = (
+                f"entry {index} of the section table is filled, but there are {header.section_count} sections"
+            )
             yield Finding("table-unused-entry", message, TABLE_OFFSET + 8 * index)
             break
 
@@ -114,7 +118,10 @@ def _between(eif: Eif) -> Iterator[Finding]:
         return
     if trailing >= SECTION_HEADER_BYTES and eif.header.section_count < SECTIONS_MAX:
         section_type, _, size = SECTION_HEADER.unpack_from(eif.view, eif.end)
-        if SectionType.KERNEL <= section_type <= SectionType.METADATA and size <= trailing - SECTION_HEADER_BYTES:
+        if (
+            SectionType.KERNEL <= section_type <= SectionType.METADATA
+            and size <= trailing - SECTION_HEADER_BYTES
+        ):
             message = f"a {type_name(section_type)} section follows that the table does not list"
             yield Finding("section-unlisted", message, eif.end)
     yield Finding("trailing-bytes", f"{trailing} bytes follow the last section", eif.end)
@@ -179,8 +186,8 @@ def _content(eif: Eif, section: Section) -> Iterator[Finding]:
 
 def _looks_like_kernel(data: memoryview, architecture: Architecture) -> bool:
     if architecture is Architecture.AARCH64:
-        return data[0x38:0x3C] == b"ARM\x64"
-    return data[0x202:0x206] == b"HdrS"
+        return bytes(data[0x38:0x3C]) == b"ARM\x64"
+    return bytes(data[0x202:0x206]) == b"HdrS"
 
 
 def _cmdline(section: Section) -> Iterator[Finding]:

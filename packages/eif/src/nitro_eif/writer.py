@@ -1,7 +1,7 @@
 """Write an image file: sections in a given order, header, table and checksum.
 
-AWS's writer orders kernel, command line, metadata, ramdisks, signature; `compose` does the same. `write_sections`
-writes any order. Contents are views or files, copied to the output in pieces: nothing is held in memory.
+AWS's writer orders kernel, command line, metadata, ramdisks, signature; `write_eif` does the same, and
+`write_sections` writes any order. Contents are views, copied in pieces: nothing is held in memory.
 """
 
 import os

@@ -1,31 +1,78 @@
-"""``eif build``: an image from its parts or from an application."""
+"""``eif build``: an image from its parts, or from an application."""
 
 import argparse
 import os
+import shlex
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nitro_eif.commands.options import metadata_of, signing_of
+from nitro_eif.application import (
+    Launch,
+    aws_bootstrap_ramdisk,
+    bootstrap_ramdisk,
+    dropped_xattrs,
+    launch_of,
+    nitro_cli_launch,
+    write_application,
+)
+from nitro_eif.commands.options import metadata_of, read_file, signing_of
 from nitro_eif.errors import UsageError
 from nitro_eif.format import Architecture
+from nitro_eif.guest import guest_init
+from nitro_eif.kernelpackage import (
+    CMDLINE,
+    CMDLINE_AARCH64,
+    NEEDED_MODULES,
+    Kernel,
+    read_blobs,
+    read_package,
+)
 from nitro_eif.measure import measure_contents
+from nitro_eif.metadata import kernel_config
+from nitro_eif.oci import Image, ImageConfig, open_image
+from nitro_eif.ramdisk import compress, map_temporary
 from nitro_eif.reader import map_file
-from nitro_eif.terminal import Meter, print_json
+from nitro_eif.sources import read_rootfs
+from nitro_eif.temporary import scratch_file
+from nitro_eif.terminal import Meter, print_json, size, story
+from nitro_eif.tree import Tree
 from nitro_eif.writer import Contents, write_eif
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the sections are made of."""
+
+    kernel: bytes | memoryview
+    cmdline: str
+    ramdisks: list[bytes | memoryview]
+    name: str
+    version: str = "1.0"
+    docker_info: object = None
+    config: str | None = None
 
 
 def run(options: argparse.Namespace) -> int:
     """Build the image and print its measurements, as eif_build prints them."""
-    if not (options.kernel and options.cmdline is not None and options.ramdisk):
-        raise UsageError("give --kernel, --cmdline and at least one --ramdisk")
     signing = signing_of(options)
-    metadata = metadata_of(options, default_name=Path(options.kernel).name)
     with ExitStack() as stack:
+        if options.image or options.rootfs:
+            parts = _from_application(options, stack)
+        else:
+            parts = _from_parts(options, stack)
+        system_kernel = kernel_config(parts.config) if parts.config and not options.kernel_config else None
+        metadata = metadata_of(
+            options,
+            default_name=parts.name,
+            default_version=parts.version,
+            default_kernel=system_kernel,
+            docker_info=parts.docker_info,
+        )
         contents = Contents(
-            kernel=stack.enter_context(map_file(options.kernel)),
-            cmdline=os.fsencode(options.cmdline),
-            ramdisks=[stack.enter_context(map_file(ramdisk)) for ramdisk in options.ramdisk],
+            kernel=parts.kernel,
+            cmdline=os.fsencode(parts.cmdline),
+            ramdisks=[_compressed(ramdisk, options.compress, stack) for ramdisk in parts.ramdisks],
             metadata=metadata.pack(),
             architecture=Architecture(options.arch),
         )
@@ -41,3 +88,141 @@ def run(options: argparse.Namespace) -> int:
         print(f"Output file: {options.output}")
         print_json(measurements.as_json())
     return 0
+
+
+def _from_parts(options: argparse.Namespace, stack: ExitStack) -> _Parts:
+    if not (options.kernel and options.cmdline is not None and options.ramdisk):
+        raise UsageError(
+            "give --kernel, --cmdline and at least one --ramdisk, or an application with --image or --rootfs"
+        )
+    for option in (
+        "blobs",
+        "kernel_package",
+        "init",
+        "cmd",
+        "entrypoint",
+        "env",
+        "workdir",
+        "user",
+        "nitro_cli",
+    ):
+        if getattr(options, option):
+            raise UsageError(f"--{option.replace('_', '-')} goes with --image or --rootfs")
+    return _Parts(
+        stack.enter_context(map_file(options.kernel)),
+        options.cmdline,
+        [stack.enter_context(map_file(ramdisk)) for ramdisk in options.ramdisk],
+        Path(options.kernel).name,
+    )
+
+
+def _from_application(options: argparse.Namespace, stack: ExitStack) -> _Parts:
+    if options.ramdisk:
+        raise UsageError("--ramdisk goes without --image and --rootfs, which make the ramdisks")
+    kernel = _kernel(options, stack)
+    tree, config, image = _application(options, stack)
+    launch = _launch(options, config, tree)
+    _warn_of_xattrs(tree)
+    with scratch_file() as file:
+        write_application(file, tree, launch, nitro_cli=options.nitro_cli)
+        application = map_temporary(file)
+    return _Parts(
+        kernel.image,
+        options.cmdline if options.cmdline is not None else kernel.cmdline,
+        [_bootstrap(options, kernel), application],
+        image.name if image else Path(options.rootfs).resolve().name,
+        image.digest if image else "1.0",
+        image.inspect() if image else None,
+        kernel.config,
+    )
+
+
+def _kernel(options: argparse.Namespace, stack: ExitStack) -> Kernel:
+    architecture = Architecture(options.arch)
+    given = [name for name in ("blobs", "kernel", "kernel_package") if getattr(options, name)]
+    if len(given) != 1:
+        raise UsageError(
+            "say where the kernel comes from, with one of --blobs, --kernel-package and --kernel"
+        )
+    if options.blobs:
+        return read_blobs(Path(options.blobs), architecture, stack)
+    if options.kernel:
+        cmdline = CMDLINE if architecture is Architecture.X86_64 else CMDLINE_AARCH64
+        return Kernel(stack.enter_context(map_file(options.kernel)), cmdline)
+    wanted = (*NEEDED_MODULES, *options.module)
+    kernel = read_package(Path(options.kernel_package), architecture, stack, modules=wanted)
+    unknown = [name for name in kernel.missing if name in options.module]
+    if unknown:
+        raise UsageError(f"{options.kernel_package}: the package has no module {', '.join(unknown)}")
+    for name in kernel.missing:
+        story(f"eif: warning: {options.kernel_package} has no module {name}, nor is it built in")
+    return kernel
+
+
+def _bootstrap(options: argparse.Namespace, kernel: Kernel) -> bytes:
+    if options.init:
+        return bootstrap_ramdisk(read_file(options.init), kernel.modules)
+    if kernel.init is not None:
+        return aws_bootstrap_ramdisk(kernel.init, kernel.nsm)
+    if options.arch != Architecture.X86_64:
+        raise UsageError("this package's own init is for x86_64: give one with --init, or use --blobs")
+    return bootstrap_ramdisk(guest_init(), kernel.modules)
+
+
+def _application(options: argparse.Namespace, stack: ExitStack) -> tuple[Tree, ImageConfig, Image | None]:
+    if options.image and options.rootfs:
+        raise UsageError("--image and --rootfs exclude each other")
+    if options.rootfs:
+        return read_rootfs(Path(options.rootfs), stack), ImageConfig(), None
+    with Meter(f"Fetching {options.image}") as meter:
+        image = open_image(
+            options.image, Architecture(options.arch), stack, plain_http=options.plain_http, progress=meter
+        )
+        return image.unpack(stack), image.config, image
+
+
+def _launch(options: argparse.Namespace, config: ImageConfig, tree: Tree) -> Launch:
+    environment = {assignment.partition("=")[0]: assignment for assignment in config.env}
+    for assignment in options.env:
+        name, equals, _ = assignment.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--env {assignment!r}: write NAME=VALUE")
+        environment[name] = assignment
+    config = replace(
+        config,
+        entrypoint=config.entrypoint if options.entrypoint is None else _words(options.entrypoint),
+        cmd=config.cmd if options.cmd is None and options.entrypoint is None else _words(options.cmd or ""),
+        env=tuple(environment.values()),
+        workdir=options.workdir or config.workdir,
+        user=options.user or config.user,
+    )
+    if options.nitro_cli:
+        return nitro_cli_launch(config)
+    launch = launch_of(config, tree)
+    if options.blobs and not options.init and (launch.user not in {"", "0:0"} or launch.workdir != "/"):
+        story("eif: warning: AWS's init ignores USER and WORKDIR; use --init, or --kernel-package")
+    return launch
+
+
+def _words(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"{text!r}: {error}") from None
+
+
+def _warn_of_xattrs(tree: Tree) -> None:
+    dropped = dropped_xattrs(tree)
+    if dropped:
+        names = ", ".join(f"{name} ({count})" for name, count in sorted(dropped.items()))
+        story(f"eif: warning: a ramdisk has no extended attributes; left out: {names}")
+
+
+def _compressed(ramdisk: bytes | memoryview, how: str | None, stack: ExitStack) -> bytes | memoryview:
+    if how is None:
+        return ramdisk
+    file = stack.enter_context(scratch_file())
+    compress(memoryview(ramdisk), how, file)
+    packed = map_temporary(file)
+    story(f"eif: ramdisk of {size(len(ramdisk))} compressed to {size(len(packed))}")
+    return packed

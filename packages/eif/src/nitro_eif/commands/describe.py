@@ -130,13 +130,15 @@ def _print(eif: Eif, measurements: Measurements, checksums: Checksums) -> None:
     header = eif.header
     stored, computed = header.crc32, checksums.specification
     verdict = "ok" if stored == computed else f"{stored:#010x} in the file, {computed:#010x} computed"
-    print(f"{eif.path}: EIF version {header.version} for {header.architecture}, {size(len(eif.view))}, CRC {verdict}")
+    version = f"EIF version {header.version} for {header.architecture}"
+    print(f"{eif.path}: {version}, {size(len(eif.view))}, CRC {verdict}")
     if len(eif.view) < HEADER_BYTES:
         return
     print("Sections")
     rows = [("", "type", "offset", "bytes", "")]
     rows += [
-        (str(s.index), s.type_name, f"{s.offset:#x}", str(len(s.data)), size(len(s.data))) for s in eif.sections
+        (str(s.index), s.type_name, f"{s.offset:#x}", str(len(s.data)), size(len(s.data)))
+        for s in eif.sections
     ]
     print(table(rows))
     if eif.measured:
@@ -159,7 +161,10 @@ def _print_signature(signature: "ImageSignature", measurements: Measurements) ->
     rows = [
         ("subject", printable(certificate.subject.rfc4514_string())),
         ("issuer", printable(certificate.issuer.rfc4514_string())),
-        ("valid", f"{certificate.not_valid_before_utc:%Y-%m-%d} to {certificate.not_valid_after_utc:%Y-%m-%d}"),
+        (
+            "valid",
+            f"{certificate.not_valid_before_utc:%Y-%m-%d} to {certificate.not_valid_after_utc:%Y-%m-%d}",
+        ),
         ("check", problem or "the signature is of this image by this certificate's key"),
     ]
     print("Signature")
@@ -184,7 +189,9 @@ def _print_metadata(data: memoryview) -> None:
 
 
 def _row(finding: Finding) -> tuple[str, str, str]:
-    hypervisor = {Fate.BOOTS: "boots", Fate.REFUSES: "refused by Nitro", Fate.UNKNOWN: ""}[finding.rule.hypervisor]
+    hypervisor = {Fate.BOOTS: "boots", Fate.REFUSES: "refused by Nitro", Fate.UNKNOWN: ""}[
+        finding.rule.hypervisor
+    ]
     text = f"{printable(finding.message)} ({_place(finding)})"
     return finding.severity, finding.code, f"{text}{f': {hypervisor}' if hypervisor else ''}"
 

@@ -61,7 +61,12 @@ def signing_of(options: argparse.Namespace) -> Signing | None:
 
 
 def metadata_of(
-    options: argparse.Namespace, *, default_name: str, default_version: str = "1.0", docker_info: object = None
+    options: argparse.Namespace,
+    *,
+    default_name: str,
+    default_version: str = "1.0",
+    default_kernel: tuple[str, str] | None = None,
+    docker_info: object = None,
 ) -> Metadata:
     """Put the metadata section together.
 
@@ -69,7 +74,7 @@ def metadata_of(
         UsageError: a time or JSON file is wrong.
         HostError: a file cannot be read.
     """
-    system, kernel = "OS", "kernel"
+    system, kernel = default_kernel or ("OS", "kernel")
     if options.kernel_config:
         system, kernel = kernel_config(read_file(options.kernel_config).decode(errors="replace"))
     return Metadata(
