@@ -6,6 +6,7 @@ build a kernel are run by hand and keep what they made in ``.cache``.
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import nox
@@ -17,7 +18,8 @@ nox.options.sessions = ["lint", "types", "tests", "build", "integration"]
 
 ROOT = nox.project.load_toml("pyproject.toml")
 MANIFESTS = {
-    path.parent.name: nox.project.load_toml(path) for path in sorted(Path("packages").glob("*/pyproject.toml"))
+    path.parent.name: nox.project.load_toml(path)
+    for path in sorted(Path("packages").glob("*/pyproject.toml"))
 }
 PACKAGES = list(MANIFESTS)
 
@@ -86,3 +88,47 @@ def build(session: nox.Session) -> None:
     for package in PACKAGES:
         session.run("python", "-m", "build", "--outdir", "dist", f"packages/{package}", silent=True)
     session.run("python", "tools/try_wheels.py", "dist", *session.posargs)
+
+
+@nox.session
+def hello(session: nox.Session) -> None:
+    """Build an enclave image from Debian's kernel and boot it; ``-- --kernel nitro`` for one like AWS's."""
+    session.install(*local("vmm"))
+    session.run("python", "tools/hello.py", *session.posargs)
+
+
+@nox.session(name="guest-kernel", venv_backend="none")
+def guest_kernel(session: nox.Session) -> None:
+    """Build a guest kernel like AWS's from Debian's source (nine minutes on two cores)."""
+    session.run(sys.executable, "tools/guest_kernel.py")
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Boot the hello image again and again, and count what comes up."""
+    session.install(*local("vmm"))
+    session.run("python", "tools/soak.py", *session.posargs)
+
+
+@nox.session
+def userland(session: nox.Session) -> None:
+    """Compute in a Debian user space in the guest, and compare with this machine's results."""
+    session.install(*local("vmm"))
+    session.run("python", "tools/userland.py", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure the launch, and what the packages' own benchmarks measure."""
+    session.install(*local("vmm"), *group("test"))
+    for script in ["tools/bench_boot.py", *sorted(map(str, Path("packages").glob("*/bench/*.py")))]:
+        session.run("python", script, *session.posargs)
+
+
+@nox.session
+@nox.parametrize("package", PACKAGES, ids=PACKAGES)
+def fuzz(session: nox.Session, package: str) -> None:
+    """Run a package's fuzz targets; ``-- -runs=1000000`` for how long, each."""
+    session.install(*local(package), *group("test"), *group("fuzz"))
+    for target in sorted(Path("packages", package, "fuzz").glob("*.py")):
+        session.run("python", str(target), *(session.posargs or ["-runs=100000"]))

@@ -1,0 +1,112 @@
+"""The image that the tools boot: a small application on busybox, with one of two kernels."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import guest_kernel
+from debian import Apt, DebianError, say
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache" / "images"
+GUEST_SOURCES = Path(__file__).resolve().parent / "guest"
+SHARED_KERNEL = ROOT.parent / "shared" / "guest" / "bzImage-nitro"
+KERNELS = ("debian", "nitro")
+# The names that busybox gets: the application's, and those that one wants when changing it.
+COMMANDS = ("cat", "echo", "env", "id", "ls", "mount", "ps", "sh", "sleep", "uname")
+
+
+class ImageError(Exception):
+    """The image cannot be built; the message says why and what to do."""
+
+
+def command(name: str) -> str:
+    """The path of one of this project's commands, installed beside the Python that runs us."""
+    return str(Path(sys.executable).parent / name)
+
+
+def nitro_kernel() -> Path:
+    """A kernel like AWS's: the one that was built here, or one that lies beside the repository.
+
+    Raises:
+        ImageError: there is none.
+    """
+    for kernel in (guest_kernel.KERNEL, SHARED_KERNEL):
+        if kernel.exists():
+            return kernel
+    raise ImageError("there is no kernel like AWS's yet: build one with `nox -s guest-kernel`, once")
+
+
+def kernel_options(kernel: str) -> list[str]:
+    """The options of ``eif build`` for one of `KERNELS`.
+
+    Raises:
+        DebianError: the distribution's kernel cannot be fetched.
+        ImageError: there is no kernel like AWS's.
+    """
+    if kernel == "debian":
+        return ["--kernel-package", str(Apt().package("linux-image-cloud-amd64"))]
+    return ["--kernel", str(nitro_kernel())]
+
+
+def build(name: str, kernel: str, root_directory: Path, *options: str) -> Path:
+    """Build an image of a directory with the project's own command.
+
+    Args:
+        name: of the image in the cache.
+        kernel: one of `KERNELS`.
+        root_directory: what the application sees as its root.
+        options: more for ``eif build``, such as what to run.
+
+    Raises:
+        DebianError: a package cannot be fetched.
+        ImageError: ``eif build`` refuses; it has said why.
+    """
+    image = CACHE / f"{name}-{kernel}.eif"
+    image.parent.mkdir(parents=True, exist_ok=True)
+    arguments = ["--rootfs", str(root_directory), *kernel_options(kernel), *options, "--output", str(image)]
+    say(f"building {image}")
+    if subprocess.run([command("eif"), "build", *arguments], stdout=sys.stderr, check=False).returncode != 0:
+        raise ImageError("eif build failed, see its message above")
+    return image
+
+
+def hello(kernel: str, *options: str) -> Path:
+    """The hello image: a script that says hello and asks the security module for its measurements.
+
+    Args:
+        kernel: one of `KERNELS`.
+        options: more for ``eif build``.
+
+    Raises:
+        DebianError: a package cannot be fetched.
+        ImageError: a part cannot be built.
+    """
+    package = Apt().package("busybox-static")
+    with TemporaryDirectory() as scratch:
+        unpacked, root = Path(scratch, "busybox"), Path(scratch, "hello")
+        subprocess.run(["dpkg-deb", "--extract", package, unpacked], check=True)
+        programs = root / "bin"
+        programs.mkdir(parents=True)
+        shutil.copy(next(unpacked.glob("**/bin/busybox")), programs / "busybox")
+        for name in COMMANDS:
+            (programs / name).symlink_to("busybox")
+        shutil.copy(GUEST_SOURCES / "hello.sh", programs / "hello")
+        compile_program(GUEST_SOURCES / "nsm.c", programs / "nsm")
+        return build("hello", kernel, root, "--cmd", "/bin/hello", *options)
+
+
+def compile_program(source: Path, output: Path) -> None:
+    """Compile a program for the guest, as the init is.
+
+    Raises:
+        ImageError: there is no compiler, or it refuses; it has said why.
+    """
+    compiler = ROOT / "packages" / "eif" / "init" / "compile.py"
+    if subprocess.run([sys.executable, compiler, source, output], check=False).returncode != 0:
+        raise ImageError(f"{source.name} could not be compiled, see the message above")
+
+
+ERRORS = (DebianError, ImageError, guest_kernel.BuildError)
