@@ -1,8 +1,8 @@
 """Try the wheels as a user gets them: ``python tools/try_wheels.py dist``.
 
 Each distribution is installed alone into a fresh environment outside of the checkout, imported, and its
-command asked for its version; nothing may come with it that it does not declare. The last one is the whole: it
-boots an image that it built itself, where a kernel for that is at hand.
+command asked for its version; nothing may come with it that it does not declare. The last one is the whole:
+it boots an image that it built itself, where a kernel for that is at hand.
 """
 
 import argparse
