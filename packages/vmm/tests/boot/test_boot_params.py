@@ -20,7 +20,7 @@ def written(
 ) -> bytes:
     boot_params.write(
         ram,
-        setup_header=kernel.parse(make_bzimage(b""), memory_bytes=MIB).setup_header,
+        setup_header=kernel.parse(make_bzimage(b""), memory_bytes=64 * MIB).setup_header,
         ram_ranges=ranges or ram.ranges,
         command_line=b"quiet",
         initramfs=initramfs,

@@ -77,6 +77,12 @@ def test_a_setup_header_that_ends_early_is_refused() -> None:
         parse_64_mib(bytes(image))
 
 
+def test_a_kernel_that_needs_more_memory_than_there_is_says_how_much() -> None:
+    image = make_bzimage(COMPRESSIONS["gzip"](small_elf()), init_size=64 * MIB + 1)
+    with pytest.raises(ImageError, match=r"needs 67108865 bytes .* --memory-mib 65"):
+        parse_64_mib(image)
+
+
 def test_a_payload_that_is_larger_than_init_size_is_refused() -> None:
     image = make_bzimage(COMPRESSIONS["gzip"](bytes(1001)), init_size=1000)
     with pytest.raises(ImageError, match="more than the 1000 bytes"):

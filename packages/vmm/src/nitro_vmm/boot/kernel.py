@@ -7,6 +7,7 @@ code around it is what would decompress it in the guest.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nitro_vmm.address_map import MIB
 from nitro_vmm.boot import setup_header as header
 from nitro_vmm.boot.payload import decompress
 from nitro_vmm.boot.ram import Bytes
@@ -40,7 +41,8 @@ def parse(image: Bytes, *, memory_bytes: int) -> Kernel:
 
     Args:
         image: The kernel.
-        memory_bytes: The guest's RAM, which bounds what a payload may decompress to.
+        memory_bytes: The guest's RAM; the kernel's own figure of what it needs, and so what its payload may
+            decompress to, is bounded by it.
 
     Raises:
         ImageError: It is neither a bzImage that the 64-bit boot protocol can start nor an ELF file.
@@ -94,13 +96,18 @@ def _bzimage(image: memoryview, memory_bytes: int) -> Kernel:
             section="kernel",
             offset=header.PAYLOAD_OFFSET.offset,
         )
-    bytes_max = memory_bytes
-    if version >= INIT_SIZE_VERSION:
-        bytes_max = min(bytes_max, header.INIT_SIZE.read(image))
+    init_size = header.INIT_SIZE.read(image) if version >= INIT_SIZE_VERSION else memory_bytes
+    if init_size > memory_bytes:
+        raise ImageError(
+            f"the kernel says that it needs {init_size} bytes of memory to start, and there are "
+            f"{memory_bytes}; give at least --memory-mib {-(-init_size // MIB)}",
+            section="kernel",
+            offset=header.INIT_SIZE.offset,
+        )
     payload = image[payload_start : payload_start + payload_length]
     return Kernel(
         setup_header=bytes(image[header.HEADER_OFFSET : min(header_end, header.HEADER_END_MAX)]),
-        elf=decompress(payload, offset=payload_start, bytes_max=bytes_max),
+        elf=decompress(payload, offset=payload_start, bytes_max=init_size),
         command_line_bytes_max=header.COMMAND_LINE_SIZE.read(image),
         initrd_end_max=(
             1 << 64

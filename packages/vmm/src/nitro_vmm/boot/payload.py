@@ -17,9 +17,10 @@ import zstandard
 
 from nitro_vmm.errors import ImageError
 
-FEED_BYTES = 4096
-"""How much a decompressor gets at once: small, as zlib and zstd do not let one bound what comes out.
-4 KiB of zlib are 4 MiB at most, of zstd 128 MiB."""
+FEED_BYTES = 16 << 10
+"""How much a decompressor gets at once."""
+ZSTD_FEED_BYTES = 4 << 10
+"""zlib and zstd do not let one bound what comes out: of these 4 KiB 128 MiB at most, of zlib's 16 KiB 16."""
 PIECE_BYTES_MAX = 1 << 20
 """The largest piece of the formats that let one bound it."""
 DICTIONARY_BYTES_MAX = 512 << 20
@@ -51,9 +52,9 @@ class _BoundedFeed(Protocol):
     def decompress(self, data: memoryview, /, max_length: int) -> bytes: ...
 
 
-def _fed(decompressor: _Feed, payload: memoryview) -> Iterator[bytes]:
-    for start in range(0, len(payload), FEED_BYTES):
-        yield decompressor.decompress(payload[start : start + FEED_BYTES])
+def _fed(decompressor: _Feed, payload: memoryview, feed_bytes: int) -> Iterator[bytes]:
+    for start in range(0, len(payload), feed_bytes):
+        yield decompressor.decompress(payload[start : start + feed_bytes])
         if decompressor.eof:
             return
     raise _Truncated
@@ -96,7 +97,7 @@ def _lz4(payload: memoryview) -> Iterator[bytes]:
 
 
 _FORMATS: dict[bytes, tuple[str, Callable[[memoryview], Iterator[bytes]]]] = {
-    b"\x1f\x8b": ("gzip", lambda payload: _fed(zlib.decompressobj(wbits=31), payload)),
+    b"\x1f\x8b": ("gzip", lambda payload: _fed(zlib.decompressobj(wbits=31), payload, FEED_BYTES)),
     b"BZh": ("bzip2", lambda payload: _fed_bounded(bz2.BZ2Decompressor(), payload)),
     b"\x5d\x00\x00": (
         "lzma",
@@ -113,11 +114,11 @@ _FORMATS: dict[bytes, tuple[str, Callable[[memoryview], Iterator[bytes]]]] = {
     b"\x02\x21\x4c\x18": ("lz4", _lz4),
     b"\x28\xb5\x2f\xfd": (
         "zstd",
-        lambda payload: _fed(zstandard.ZstdDecompressor().decompressobj(), payload),
+        lambda payload: _fed(zstandard.ZstdDecompressor().decompressobj(), payload, ZSTD_FEED_BYTES),
     ),
 }
+# What they raise of broken data; bz2 raises the last two. MemoryError is the host's own and not among them.
 _BROKEN = (zlib.error, lzma.LZMAError, lz4.block.LZ4BlockError, zstandard.ZstdError, OSError, ValueError)
-# bz2 raises OSError and ValueError. MemoryError is the host's own and not among them.
 
 
 def decompress(payload: memoryview, *, offset: int, bytes_max: int) -> Iterator[bytes]:
@@ -152,8 +153,7 @@ def decompress(payload: memoryview, *, offset: int, bytes_max: int) -> Iterator[
             total += len(piece)
             if total > bytes_max:
                 raise ImageError(
-                    f"the {name} payload holds more than the {bytes_max} bytes that the kernel's header and "
-                    "the memory leave for it",
+                    f"the {name} payload holds more than the {bytes_max} bytes that there may be",
                     section="kernel",
                     offset=offset,
                 )
