@@ -17,13 +17,14 @@ def compose(image: bytes, additions: Iterable[bytes], *, bytes_max: int) -> byte
     """The command line as the guest sees it, without a terminating zero.
 
     Args:
-        image: The image's own.
+        image: The image's own; zeros at its end are dropped.
         additions: Arguments to put after it; empty ones are left out.
         bytes_max: What the kernel takes.
 
     Raises:
         ImageError: It contains a zero byte or is too long.
     """
+    image = image.rstrip(b"\0")
     for match in ARGUMENT.finditer(image):
         if match.group() == b"--":
             kernel, init = image[: match.start()], image[match.start() :]
