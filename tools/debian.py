@@ -179,6 +179,10 @@ class Apt:
         return done.stdout or ""
 
 
+DEBIAN = Apt()
+"""What all tools share, so that the index is read once."""
+
+
 def say(text: str) -> None:
     """Tell the user what goes on."""
     print(text, file=sys.stderr, flush=True)
@@ -186,10 +190,9 @@ def say(text: str) -> None:
 
 def main() -> int:
     """Fetch the packages named on the command line; print where they are."""
-    apt = Apt()
     try:
         for name in sys.argv[1:]:
-            package = apt.package(name)
+            package = DEBIAN.package(name)
             print(package)
             say(f"{name}: {package.name}, {package.stat().st_size / 2**20:.1f} MiB")
     except DebianError as error:

@@ -12,7 +12,7 @@ import tarfile
 import time
 from pathlib import Path
 
-from debian import Apt, DebianError, say
+from debian import DEBIAN, DebianError, say
 
 SOURCE_PACKAGE = "linux-source-6.12"
 FRAGMENT = Path(__file__).resolve().parent / "guest" / "kernel.config"
@@ -97,7 +97,7 @@ def build() -> Path:
         return KERNEL
     CACHE.mkdir(parents=True, exist_ok=True)
     check_host()
-    package = Apt().package(SOURCE_PACKAGE)
+    package = DEBIAN.package(SOURCE_PACKAGE)
     scratch = CACHE / "build"
     shutil.rmtree(scratch, ignore_errors=True)
     started = time.monotonic()

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import guest_kernel
-from debian import Apt, DebianError, say
+from debian import DEBIAN, DebianError, say
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "images"
@@ -47,7 +47,7 @@ def kernel_options(kernel: str) -> list[str]:
         ImageError: there is no kernel like AWS's.
     """
     if kernel == "debian":
-        return ["--kernel-package", str(Apt().package("linux-image-cloud-amd64"))]
+        return ["--kernel-package", str(DEBIAN.package("linux-image-cloud-amd64"))]
     return ["--kernel", str(nitro_kernel())]
 
 
@@ -84,7 +84,7 @@ def hello(kernel: str, *options: str) -> Path:
         DebianError: a package cannot be fetched.
         ImageError: a part cannot be built.
     """
-    package = Apt().package("busybox-static")
+    package = DEBIAN.package("busybox-static")
     with TemporaryDirectory() as scratch:
         unpacked, root = Path(scratch, "busybox"), Path(scratch, "hello")
         subprocess.run(["dpkg-deb", "--extract", package, unpacked], check=True)

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import images
-from debian import CACHE, Apt, say
+from debian import CACHE, DEBIAN, say
 
 PACKAGES = ("python3", "openssl")
 UNNEEDED = (
@@ -39,7 +39,7 @@ class MismatchError(Exception):
 
 def unpack() -> Path:
     """The user space's directory, unpacked once."""
-    packages = Apt().closure("userland", *PACKAGES)
+    packages = DEBIAN.closure("userland", *PACKAGES)
     root = CACHE / "userland-root"
     if not root.is_dir():
         archives = sorted(packages.glob("*.deb"))
