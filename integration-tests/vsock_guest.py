@@ -1,0 +1,288 @@
+"""A real guest on the vsock daemon: QEMU, a kernel, and guest/vsock_agent.c as its first process.
+
+The agent takes orders over a vsock connection of its own, so a test reads like what it makes the guest do.
+"""
+
+import contextlib
+import io
+import lzma
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from nitro_eif import Node, write_cpio
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tools"))
+
+import debian  # noqa: E402
+import images  # noqa: E402
+
+CONTROL_PORT = 9999
+ORDER_TIMEOUT_S = 300.0
+KERNEL_PACKAGE = "linux-image-cloud-amd64"
+MODULES = ("vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport")
+"""In the order in which they have to be loaded."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A kind of machine, with a kernel that finds its devices."""
+
+    kernel: Path
+    initramfs: Path
+    options: tuple[str, ...]
+    device: str
+    append: str = "console=ttyS0 quiet panic=-1"
+
+
+def build_agent(directory: Path) -> bytes:
+    """The guest's first process, or a skip."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler for the guest's agent")
+    program = directory / "agent"
+    source = Path(__file__).parent / "guest" / "vsock_agent.c"
+    subprocess.run([compiler, "-static", "-O2", "-Wall", "-Werror", "-o", program, source], check=True)
+    return program.read_bytes()
+
+
+def write_initramfs(path: Path, agent: bytes, modules: list[tuple[str, bytes]]) -> Path:
+    """An initramfs of the agent and the modules, in this order."""
+    files = {
+        "init": Node.file(agent, 0o755),
+        "dev": Node.directory(),
+        "proc": Node.directory(),
+        "modules": Node.directory(),
+        "modules/order": Node.file("".join(f"{name}\n" for name, _ in modules).encode()),
+        **{f"modules/{name}": Node.file(content) for name, content in modules},
+    }
+    archive = io.BytesIO()
+    write_cpio(archive, files.items())
+    path.write_bytes(archive.getvalue())
+    return path
+
+
+def microvm(directory: Path, *, legacy: bool) -> Machine:
+    """QEMU's microvm, which its nitro-enclave is made of: virtio-mmio, and a kernel like AWS's."""
+    try:
+        kernel = images.nitro_kernel()
+    except images.ImageError as error:
+        pytest.skip(str(error))
+    return Machine(
+        kernel,
+        write_initramfs(directory / "microvm.cpio", build_agent(directory), []),
+        (
+            *("-M", "microvm,acpi=off,memory-backend=memory"),
+            *("-global", f"virtio-mmio.force-legacy={'on' if legacy else 'off'}"),
+        ),
+        "vhost-user-vsock-device",
+        append="console=ttyS0 quiet panic=-1 reboot=t",
+    )
+
+
+def q35(directory: Path) -> Machine:
+    """An ordinary PC with PCI, and Debian's kernel."""
+    try:
+        package = debian.Apt().package(KERNEL_PACKAGE)
+    except debian.DebianError as error:
+        pytest.skip(str(error))
+    root = directory / "kernel"
+    subprocess.run(["dpkg-deb", "-x", package, root], check=True)
+    modules = [
+        (f"{name}.ko", lzma.decompress(next(root.rglob(f"{name}.ko.xz")).read_bytes())) for name in MODULES
+    ]
+    return Machine(
+        next(root.glob("boot/vmlinuz-*")),
+        write_initramfs(directory / "q35.cpio", build_agent(directory), modules),
+        ("-M", "q35,memory-backend=memory"),
+        "vhost-user-vsock-pci",
+    )
+
+
+@dataclass
+class Guest:
+    """A guest that takes orders."""
+
+    process: subprocess.Popen[bytes]
+    directory: Path
+    cid: int
+    control: socket.socket = field(init=False)
+    _lines: io.TextIOWrapper = field(init=False)
+
+    @property
+    def uds_path(self) -> Path:
+        return self.directory / f"vsock{self.cid}"
+
+    def wait(self, listener: socket.socket) -> None:
+        """Until the agent has connected."""
+        listener.settimeout(ORDER_TIMEOUT_S)
+        try:
+            self.control, _ = listener.accept()
+        except TimeoutError:
+            pytest.fail(f"the guest did not come up:\n{self.console()[-2000:]}")
+        self.control.settimeout(ORDER_TIMEOUT_S)
+        self._lines = self.control.makefile("r")
+
+    def console(self) -> str:
+        return (self.directory / f"console{self.cid}").read_text(errors="replace")
+
+    def order(self, *words: object) -> None:
+        """Tell it to do something."""
+        self.control.sendall((" ".join(map(str, words)) + "\n").encode())
+
+    def answer(self) -> str:
+        """What came of the last order."""
+        try:
+            return self._lines.readline().strip()
+        except TimeoutError:
+            pytest.fail(f"the guest does not answer:\n{self.console()[-2000:]}")
+
+    def do(self, *words: object) -> str:
+        self.order(*words)
+        return self.answer()
+
+    def listen(self, port: int, *, kind: int = socket.SOCK_STREAM) -> socket.socket:
+        """What the guest reaches at a port of the host."""
+        listener = socket.socket(socket.AF_UNIX, kind)
+        listener.bind(f"{self.uds_path}_{port}")
+        listener.listen(2048)
+        listener.settimeout(ORDER_TIMEOUT_S)
+        return listener
+
+    def connect(self, port: int) -> socket.socket:
+        """A connection to a port of the guest."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(ORDER_TIMEOUT_S)
+        connection.connect(os.fspath(self.uds_path))
+        connection.sendall(f"CONNECT {port}\n".encode())
+        answer = b""
+        while not answer.endswith(b"\n"):
+            byte = connection.recv(1)
+            assert byte, "the connection was refused"
+            answer += byte
+        assert answer.startswith(b"OK ")
+        return connection
+
+
+def daemon_command() -> list[str]:
+    """How to start the daemon: this environment's, unless VHOST_USER_VSOCK names another program."""
+    other = os.environ.get("VHOST_USER_VSOCK")
+    return [other] if other else [sys.executable, "-m", "nitro_vsock.cli"]
+
+
+@contextlib.contextmanager
+def daemon(directory: Path, *cids: int, options: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[bytes]]:
+    """The daemon with a guest for each CID; ends with SIGTERM and exit code 0."""
+    vms = [
+        f"--vm=guest-cid={cid},socket={directory}/vhost{cid},uds-path={directory}/vsock{cid},connections=2048"
+        for cid in cids
+    ]
+    with (directory / "daemon.log").open("ab") as log:
+        process = subprocess.Popen([*daemon_command(), *vms, *options], stderr=log)
+    try:
+        wait_for_sockets(process, *(directory / f"vhost{cid}" for cid in cids))
+        yield process
+        process.terminate()
+        assert process.wait(30) == 0, (directory / "daemon.log").read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for_sockets(process: subprocess.Popen[bytes], *paths: Path) -> None:
+    """Until the daemon listens."""
+    pause = threading.Event()
+    while not all(path.exists() for path in paths):
+        assert process.poll() is None, "the daemon ended"
+        pause.wait(0.01)
+
+
+@contextlib.contextmanager
+def guest(machine: Machine, directory: Path, cid: int, *, memory_mib: int = 256) -> Iterator[Guest]:
+    """A guest whose agent has connected."""
+    qemu = shutil.which("qemu-system-x86_64")
+    if qemu is None:
+        pytest.skip("no qemu-system-x86_64; Debian's package is qemu-system-x86")
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        control = directory / f"vsock{cid}_{CONTROL_PORT}"
+        control.unlink(missing_ok=True)
+        listener.bind(os.fspath(control))
+        listener.listen(1)
+        process = subprocess.Popen(
+            [
+                *(qemu, "-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg", "-no-reboot"),
+                *machine.options,
+                *("-m", f"{memory_mib}M", "-smp", "1"),
+                *("-object", f"memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
+                *("-serial", f"file:{directory}/console{cid}"),
+                *("-kernel", machine.kernel, "-initrd", machine.initramfs, "-append", machine.append),
+                *("-chardev", f"socket,id=vhost,path={directory}/vhost{cid}"),
+                *("-device", f"{machine.device},chardev=vhost"),
+            ]
+        )
+        running = Guest(process, directory, cid)
+        try:
+            running.wait(listener)
+            yield running
+        finally:
+            process.kill()
+            process.wait()
+
+
+def pattern(size: int) -> bytes:
+    """Bytes that differ from place to place."""
+    block = bytes((i * 131 + (i >> 9)) & 0xFF for i in range(1 << 16))
+    return (block * (size // len(block) + 1))[:size]
+
+
+def describe(data: bytes, times: int = 1) -> str:
+    """What a sink of the agent says of this data, repeated."""
+    checksum = 0
+    for _ in range(times):
+        checksum = zlib.crc32(data, checksum)
+    return f"{checksum:08x} {len(data) * times}"
+
+
+def drain(connection: socket.socket) -> str:
+    """Read to the end, and say what came as a sink of the agent does."""
+    checksum = total = 0
+    while chunk := connection.recv(1 << 20):
+        checksum = zlib.crc32(chunk, checksum)
+        total += len(chunk)
+    return f"{checksum:08x} {total}"
+
+
+@contextlib.contextmanager
+def echoing(listener: socket.socket) -> Iterator[None]:
+    """A host program that echoes on every connection until its end."""
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            while chunk := connection.recv(65536):
+                connection.sendall(chunk)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()

@@ -1,0 +1,254 @@
+"""Compare this package's daemon with vhost-device-vsock: throughput, latency, connections, memory, idle CPU.
+
+    python packages/vsock/bench/compare.py [--rounds 5] [--seconds 1.0] [--only tx64k-1,rr] [--json]
+
+Both daemons get the same guest and the same host programs (load.c), in turns, each run on a fresh process;
+what is reported is the median of the ratios of each pair. Exit code 4 without peer or compiler.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import peer
+
+from nitro_vsock.split_queue import QueueLayout
+from nitro_vsock.vhost_user.frontend import FrontendSocket, SharedRegion, SharedRing
+
+HERE = Path(__file__).parent
+CACHE = HERE.parents[2] / ".cache"
+MEMORY_BYTES = 64 << 20
+RING_STRIDE, AVAILABLE, USED = 0x10000, 0x2000, 0x4000  # as in load.c
+FEATURES = 1 << 32 | 1 << 29
+EXIT_UNAVAILABLE = 4
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    mode: str
+    size: int = 0
+    connections: int = 1
+    rx_buffer: int = 4096
+    wanted: float = 1.0
+    """The ratio that ours must reach."""
+
+
+CASES = {
+    "tx64k-1": Case("tx", 64 * KIB, wanted=2.0),
+    "tx4k-1": Case("tx", 4 * KIB, wanted=2.0),
+    "rx64k-1": Case("rx", 64 * KIB, wanted=2.0),
+    "rx4k-1": Case("rx", 4 * KIB, wanted=2.0),
+    "tx64k-8": Case("tx", 64 * KIB, 8, wanted=1.5),
+    "tx4k-8": Case("tx", 4 * KIB, 8, wanted=1.5),
+    "rx64k-8": Case("rx", 64 * KIB, 8, wanted=1.5),
+    "rx4k-8": Case("rx", 4 * KIB, 8, wanted=1.5),
+    "rr": Case("rr", 64),
+    "conn-guest": Case("conn-guest"),
+    "conn-guest-16": Case("conn-guest", 0, 16),
+    "conn-host": Case("conn-host"),
+}
+IDLE_CONNECTIONS = 1000
+
+
+@contextlib.contextmanager
+def daemon(command: list[str], directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A back-end that listens at ``vhost.sock`` in ``directory``, stopped at the end."""
+    control = directory / "vhost.sock"
+    process = subprocess.Popen(
+        [*command, "--guest-cid=16", f"--socket={control}", f"--uds-path={directory / 'vsock'}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        for _ in range(1000):
+            if control.exists() or process.poll() is not None:
+                break
+            time.sleep(0.01)
+        else:
+            raise SystemExit(f"{command[0]} does not listen")
+        yield process
+    finally:
+        process.terminate()
+        _, story = process.communicate()
+        if process.returncode not in {0, -15}:
+            sys.stderr.write(story.decode(errors="replace"))
+
+
+@contextlib.contextmanager
+def load(program: Path, directory: Path, case: Case, seconds: float) -> Iterator[subprocess.Popen[str]]:
+    """A guest on the back-end in ``directory``, and its load."""
+    with contextlib.ExitStack() as stack:
+        memory = os.memfd_create("guest", os.MFD_ALLOW_SEALING)
+        stack.callback(os.close, memory)
+        os.ftruncate(memory, MEMORY_BYTES)
+        rings = []
+        for index in range(2):
+            place = index * RING_STRIDE
+            kick, call = (os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2))
+            stack.callback(os.close, kick)
+            stack.callback(os.close, call)
+            rings.append(SharedRing(QueueLayout(128, place, place + AVAILABLE, place + USED), kick, call))
+        frontend = stack.enter_context(FrontendSocket.connect(directory / "vhost.sock"))
+        frontend.start(FEATURES, [SharedRegion(0, MEMORY_BYTES, memory)], rings)
+        descriptors = [memory, *(fd for ring in rings for fd in (ring.kick, ring.call))]
+        process = subprocess.Popen(
+            [
+                program,
+                *map(str, descriptors),
+                directory / "vsock",
+                case.mode,
+                *map(str, (case.size, case.connections, seconds, case.rx_buffer)),
+            ],
+            pass_fds=descriptors,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.communicate()
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def anonymous_kib(pid: int) -> int:
+    """Anonymous memory of a process: what it has for itself, without its code and guest memory."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1])
+    raise SystemExit("the kernel does not tell the memory of a process")
+
+
+def descriptors(pid: int) -> int:
+    """How many files a process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def wait_until_idle(guest: subprocess.Popen[str]) -> None:
+    """Until the load generator has its connections."""
+    if guest.stdout is None or not guest.stdout.readline():
+        raise SystemExit("the load generator failed")
+
+
+def rate(command: list[str], program: Path, case: Case, seconds: float) -> tuple[float, float]:
+    """Bytes or events per second, and the back-end's CPU seconds for each million of them; 0: it stalled."""
+    with tempfile.TemporaryDirectory() as name, daemon(command, Path(name)) as process:
+        time.sleep(0.05)
+        before = cpu_seconds(process.pid)
+        with load(program, Path(name), case, seconds) as guest:
+            output, _ = guest.communicate(timeout=60)
+        after = cpu_seconds(process.pid)
+    if guest.returncode:
+        return 0.0, 0.0
+    result = json.loads(output)
+    amount = result["bytes"] if case.mode in {"tx", "rx"} else result["events"]
+    if result["stalled"] or not amount:
+        return 0.0, 0.0
+    return amount / result["seconds"], (after - before) / amount * 1e6
+
+
+def memory(command: list[str], program: Path) -> dict[str, float]:
+    """Cost of idle connections: KiB and descriptors for each, and CPU per second."""
+    with tempfile.TemporaryDirectory() as name, daemon(command, Path(name)) as process:
+        with load(program, Path(name), Case("idle"), 0) as guest:
+            wait_until_idle(guest)
+            empty, empty_fds = anonymous_kib(process.pid), descriptors(process.pid)
+        time.sleep(0.3)
+        with load(program, Path(name), Case("idle", 0, IDLE_CONNECTIONS), 0) as guest:
+            wait_until_idle(guest)
+            full, full_fds = anonymous_kib(process.pid), descriptors(process.pid)
+            before = cpu_seconds(process.pid)
+            time.sleep(2)
+            idle = (cpu_seconds(process.pid) - before) / 2
+    return {
+        "kib_per_connection": (full - empty) / (IDLE_CONNECTIONS - 1),
+        "descriptors_per_connection": (full_fds - empty_fds) / (IDLE_CONNECTIONS - 1),
+        "idle_cpu": idle,
+        "anonymous_kib": full,
+    }
+
+
+def compile_load(directory: Path) -> Path:
+    """Compile load.c.
+
+    Raises:
+        peer.UnavailableError: There is no C compiler.
+    """
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise peer.UnavailableError("no C compiler (cc) for the load generator")
+    program = directory / "load"
+    subprocess.run([compiler, "-O2", "-pthread", "-o", program, HERE / "load.c"], check=True)
+    return program
+
+
+def main() -> int:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="pairs per row (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="per run (default %(default)s)")
+    parser.add_argument("--only", help="rows, with commas between; also 'memory'")
+    parser.add_argument("--ours", action="store_true", help="run only this package's daemon")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    arguments = parser.parse_args()
+    try:
+        theirs = [str(peer.fetch(CACHE / peer.PACKAGE))]
+        directory = tempfile.TemporaryDirectory()
+        program = compile_load(Path(directory.name))
+    except peer.UnavailableError as error:
+        print(f"skipped: {error}", file=sys.stderr)
+        return EXIT_UNAVAILABLE
+    ours = [sys.executable, "-m", "nitro_vsock.cli"]
+    rows = arguments.only.split(",") if arguments.only else [*CASES, "memory"]
+    report: dict[str, object] = {}
+    for row in rows:
+        if row == "memory":
+            report[row] = {"ours": memory(ours, program), "theirs": memory(theirs, program)}
+            print(f"{row}: {report[row]}", file=sys.stderr)
+            continue
+        case = CASES[row]
+        pairs = []
+        for number in range(arguments.rounds):
+            order = [ours, theirs] if number % 2 else [theirs, ours]
+            results = {id(command): rate(command, program, case, arguments.seconds) for command in order}
+            pairs.append((results[id(ours)], results[id(theirs)]))
+        ratios = [mine[0] / other[0] if other[0] else float("inf") for mine, other in pairs]
+        report[row] = {
+            "ratio": statistics.median(ratios),
+            "ratios": [round(ratio, 2) for ratio in sorted(ratios)],
+            "wanted": case.wanted,
+            "ours_per_s": statistics.median(mine[0] for mine, _ in pairs),
+            "theirs_per_s": statistics.median(other[0] for _, other in pairs),
+            "ours_cpu_us": statistics.median(mine[1] for mine, _ in pairs),
+            "theirs_cpu_us": statistics.median(other[1] for _, other in pairs),
+        }
+        print(f"{row}: {report[row]}", file=sys.stderr)
+    directory.cleanup()
+    if arguments.json:
+        json.dump(report, sys.stdout, indent=2)
+        print()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""What the daemon can be told, as one typed model; flags, ``--vm`` and YAML files all end up here.
+
+Names are those of vhost-device-vsock, so that command lines and files move over unchanged. Its YAML has
+underscores and its ``--vm`` allows dashes; here both allow both.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from nitro_vsock.errors import UsageError, VsockError
+from nitro_vsock.host_side import UNIX_PATH_BYTES_MAX
+from nitro_vsock.packet import ANY_CID, HOST_CID, PARENT_CID
+
+
+class ConfigFileError(VsockError):
+    """A configuration file or allow-list that is not one; the message names the file and the key."""
+
+
+Port = Annotated[int, Field(ge=0, le=ANY_CID - 1)]
+TcpPort = Annotated[int, Field(ge=1, le=0xFFFF)]
+
+
+def _split(value: object) -> object:
+    """``a+b`` as vhost-device-vsock writes lists."""
+    return [part for part in value.split("+") if part] if isinstance(value, str) else value
+
+
+def _listed_port(value: object) -> object:
+    return [value] if isinstance(value, int) and not isinstance(value, bool) else _split(value)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Target(_Frozen):
+    """A TCP endpoint."""
+
+    host: str
+    """Name or address; IPv6 addresses in brackets in the text form."""
+    port: TcpPort
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """``HOST:PORT``.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        host, separator, port = text.rpartition(":")
+        if not separator or not host or not port.isdecimal():
+            raise ValueError(f"{text!r} is not HOST:PORT")
+        return cls(host=host.removeprefix("[").removesuffix("]"), port=int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Proxied(_Frozen):
+    """A port of the host that guests reach a TCP endpoint through."""
+
+    port: Port
+    target: Target
+
+    @classmethod
+    def parse(cls, value: object) -> object:
+        """``PORT=HOST:PORT``; anything but text is returned as it is."""
+        if not isinstance(value, str):
+            return value
+        port, separator, target = value.partition("=")
+        if not separator:
+            raise ValueError(f"{value!r} is not PORT=HOST:PORT")
+        return {"port": port, "target": Target.parse(target)}
+
+
+class Published(_Frozen):
+    """A port of a guest that the host's programs reach over TCP or a plain unix socket."""
+
+    listen: Target | Path
+    port: Port
+
+    @classmethod
+    def parse(cls, value: object) -> object:
+        """``tcp:HOST:PORT=GUEST_PORT`` or ``unix:PATH=GUEST_PORT``; what is no text is returned as it is."""
+        if not isinstance(value, str):
+            return value
+        listen, _, port = value.rpartition("=")
+        kind, separator, place = listen.partition(":")
+        if not separator or kind not in {"tcp", "unix"} or not place:
+            raise ValueError(f"{value!r} is neither tcp:HOST:PORT=GUEST_PORT nor unix:PATH=GUEST_PORT")
+        return {"listen": Target.parse(place) if kind == "tcp" else Path(place), "port": port}
+
+
+def _socket_path(path: Path) -> Path:
+    if len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
+        raise ValueError(f"a unix socket's path has at most {UNIX_PATH_BYTES_MAX} bytes")
+    return path
+
+
+SocketPath = Annotated[Path, AfterValidator(_socket_path)]
+
+
+class VmConfig(_Frozen):
+    """One guest: its address, its vhost-user socket and where its connections go."""
+
+    guest_cid: Annotated[int, Field(ge=3, le=ANY_CID - 1)] = 3
+    """The guest's address; 0, 1, 2 and 2**32-1 are reserved (virtio 1.3 §5.10.4)."""
+    socket: SocketPath | None = None
+    """Where QEMU or another front-end connects."""
+    uds_path: SocketPath | None = None
+    """Host programs connect here and write ``CONNECT PORT``; guests reach listeners at ``PATH_PORT``."""
+    forward_cid: Annotated[int, Field(ge=0, le=ANY_CID - 1)] | None = None
+    """Guests' connections go to the same port of this CID of the host's vsock, instead of ``uds_path``."""
+    forward_listen: Annotated[frozenset[Port], BeforeValidator(_listed_port)] = frozenset()
+    """Ports of the host's own vsock on which connections to the guest's same port are accepted."""
+    tx_buffer_size: Annotated[int, Field(ge=4096, le=16 << 20)] = 262144
+    """Bytes that a guest may have under way on each connection."""
+    queue_size: Annotated[int, Field(ge=2, le=32768)] = 1024
+    """Longest virtqueue accepted, in descriptors."""
+    groups: Annotated[frozenset[str], BeforeValidator(_split)] = frozenset({"default"})
+    """Guests that share a group reach each other by CID."""
+    host_cids: Annotated[frozenset[int], BeforeValidator(_listed_port)] = frozenset({HOST_CID, PARENT_CID})
+    """Addresses at which guests reach the host: 2 everywhere, 3 in Nitro Enclaves."""
+    ok_port: Literal["host", "guest"] = "guest"
+    """Which port ``OK`` names: the guest's, as vhost-device-vsock, or the host's, as Firecracker."""
+    seqpacket: bool = False
+    """Offer SEQPACKET connections beside streams."""
+    connections: Annotated[int, Field(ge=1)] = 1023
+    """Connections at a time."""
+    publish: tuple[Annotated[Published, BeforeValidator(Published.parse)], ...] = ()
+    """Ports of the guest that are reached over TCP or plain unix sockets."""
+    proxy: tuple[Annotated[Proxied, BeforeValidator(Proxied.parse)], ...] = ()
+    """TCP endpoints that the guest may reach, by port of the host."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.uds_path is not None and (self.forward_cid is not None or self.forward_listen):
+            raise ValueError("uds_path excludes forward_cid and forward_listen")
+        if self.queue_size & (self.queue_size - 1):
+            raise ValueError("queue_size must be a power of two")
+        ports = [proxied.port for proxied in self.proxy]
+        if len(ports) != len(set(ports)):
+            raise ValueError("proxy has a port twice")
+        return self
+
+    @property
+    def local_cids(self) -> frozenset[int]:
+        """`host_cids` but the guest's own, which may be 3 where nobody means Nitro."""
+        return self.host_cids - {self.guest_cid}
+
+
+class AllowedEndpoint(_Frozen):
+    """One entry of vsock-proxy's allow-list."""
+
+    address: str
+    port: TcpPort
+
+
+class Allowlist(_Frozen):
+    """The file of AWS's vsock-proxy: which TCP endpoints `proxy` may name."""
+
+    allowlist: tuple[AllowedEndpoint, ...]
+
+
+class DaemonConfig(_Frozen):
+    """Everything that one process serves."""
+
+    vms: Annotated[tuple[VmConfig, ...], Field(min_length=1)]
+    stats: SocketPath | None = None
+    """Unix socket that tells the counters: JSON, or Prometheus text to HTTP requests."""
+    allow_uid: frozenset[int] = frozenset()
+    """Users besides root and our own who may connect to the vhost-user sockets."""
+    proxy_allowlist: Allowlist | None = None
+    """If given, every target of `proxy` must be in it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        named = Counter(
+            (name, value)
+            for vm in self.vms
+            for name, value in (
+                ("guest_cid", str(vm.guest_cid)),
+                ("socket", str(vm.socket or "")),
+                ("uds_path", str(vm.uds_path or "")),
+                *(("publish", str(published.listen)) for published in vm.publish),
+            )
+            if value
+        )
+        for (name, value), count in named.items():
+            if count > 1:
+                raise ValueError(f"{name} {value} is given {count} times")
+        return self
+
+
+def problems(error: ValidationError) -> str:
+    """What pydantic found, in one line: where and what."""
+    return "; ".join(
+        ": ".join(
+            filter(None, (".".join(map(str, found["loc"])), found["msg"].removeprefix("Value error, ")))
+        )
+        for found in error.errors()
+    )
+
+
+def _underscored(mapping: Mapping[object, object]) -> dict[str, object]:
+    return {str(key).replace("-", "_"): value for key, value in mapping.items()}
+
+
+def parse_vm(text: str) -> dict[str, object]:
+    """The value of ``--vm``: ``key=value`` pairs with commas between.
+
+    Raises:
+        UsageError: A part is no pair, or a key comes twice. What the keys mean is checked with the config.
+    """
+    found: dict[str, object] = {}
+    for part in text.split(","):
+        key, separator, value = part.partition("=")
+        name = key.replace("-", "_")
+        if not separator:
+            raise UsageError(f"--vm: {part!r} is not key=value")
+        if name in {"publish", "proxy"}:
+            found[name] = (*found.get(name, ()), value)  # type: ignore[misc]
+        elif name in found:
+            raise UsageError(f"--vm: {name} is given twice")
+        else:
+            found[name] = value
+    return found
+
+
+def read_yaml(path: Path) -> dict[str, object]:
+    """A YAML file's mapping, keys with underscores.
+
+    Raises:
+        ConfigFileError: It cannot be read, or holds something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except (OSError, yaml.YAMLError, UnicodeError, RecursionError, ValueError) as error:
+        raise ConfigFileError(f"{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigFileError(f"{path}: not a mapping at its top")
+    return _underscored(content)
+
+
+def read_config(path: Path) -> dict[str, object]:
+    """The keys of a ``--config`` file, unchecked but for its shape.
+
+    Raises:
+        ConfigFileError: It cannot be read, or its ``vms`` is not a list of mappings.
+    """
+    content = read_yaml(path)
+    vms = content.get("vms")
+    if not isinstance(vms, list) or not all(isinstance(vm, dict) for vm in vms):
+        raise ConfigFileError(f"{path}: needs a list 'vms' with one mapping for each guest")
+    return {**content, "vms": [_underscored(vm) for vm in vms]}
+
+
+def read_allowlist(path: Path) -> Allowlist:
+    """The allow-list of vsock-proxy.
+
+    Raises:
+        ConfigFileError: It cannot be read or holds something else.
+    """
+    try:
+        return Allowlist.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise ConfigFileError(f"{path}: {problems(error)}") from error

@@ -1,0 +1,59 @@
+"""An engine as a vhost-user device."""
+
+from collections.abc import Sequence
+
+from nitro_vsock.engine import Vring, VsockEngine
+from nitro_vsock.guest_memory import GuestMemory
+from nitro_vsock.split_queue import SplitQueue
+from nitro_vsock.vhost_user.backend import Ring
+
+F_INDIRECT_DESC = 1 << 28
+F_EVENT_IDX = 1 << 29
+F_VERSION_1 = 1 << 32
+
+QUEUE_NAMES = ("receive queue", "transmit queue", "event queue")
+
+
+class EngineDevice:
+    """What a vhost-user session starts and stops."""
+
+    def __init__(self, engine: VsockEngine) -> None:
+        self.features = engine.features | F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1
+        self._engine = engine
+        self._queues: list[SplitQueue | None] = []
+
+    def read_config(self) -> bytes:
+        """The guest's CID."""
+        return self._engine.config_space
+
+    def start(self, memory: GuestMemory, rings: Sequence[Ring | None], features: int) -> None:
+        """Serve the rings; raises `QueueError` when they lie outside of memory."""
+        self._queues = [
+            SplitQueue(
+                memory,
+                ring.layout,
+                event_idx=bool(features & F_EVENT_IDX),
+                indirect=bool(features & F_INDIRECT_DESC),
+                next_available=ring.next_available,
+                name=name,
+            )
+            if ring
+            else None
+            for ring, name in zip(rings, QUEUE_NAMES, strict=True)
+        ]
+        receive, transmit, event = (
+            Vring(queue, ring.kick, ring.call) if queue and ring else None
+            for queue, ring in zip(self._queues, rings, strict=True)
+        )
+        if receive and transmit:
+            self._engine.attach(receive=receive, transmit=transmit, event=event)
+
+    def stop(self) -> list[int]:
+        """Leave the rings alone; returns how far each was served."""
+        self._engine.detach()
+        positions = [queue.next_available if queue else 0 for queue in self._queues]
+        self._queues = []
+        return positions
+
+    def reset(self) -> None:
+        """Drop every connection of the guest."""

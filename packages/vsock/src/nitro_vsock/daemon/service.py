@@ -1,0 +1,272 @@
+"""The whole daemon: one data thread for the bytes, trio for everything slow.
+
+For every guest there is an engine, a vhost-user listener that serves one front-end after the other, and what
+the configuration publishes, proxies and forwards. SIGTERM and SIGINT end it all in order: sessions first, so
+that rings stop where they are, then the data thread, then the sockets and their files.
+"""
+
+import contextlib
+import errno
+import resource
+import signal
+import socket
+from dataclasses import asdict
+from pathlib import Path
+
+import trio
+
+from nitro_vsock.config import VsockConfig
+from nitro_vsock.daemon import forward, session, stats
+from nitro_vsock.daemon.config import DaemonConfig, Published, VmConfig
+from nitro_vsock.daemon.data import DataLoop
+from nitro_vsock.daemon.device import EngineDevice
+from nitro_vsock.daemon.logs import LOGGER
+from nitro_vsock.daemon.proxy import ProxyHostSide, check_allowed
+from nitro_vsock.engine import VsockEngine
+from nitro_vsock.errors import HostError, VsockError
+from nitro_vsock.host_side import HostSide, UnixHostSide, UnixListener, may_connect
+from nitro_vsock.packet import HOST_CID, SocketType
+from nitro_vsock.router import VsockRouter
+from nitro_vsock.vhost_user.backend import Backend
+
+ACCEPT_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED})
+ACCEPT_RETRY_S = 1.0
+"""How long not to accept after the host ran out of something."""
+
+
+class Nobody:
+    """The host side of a guest that may connect nowhere."""
+
+    def connect(self, port: int, socket_type: SocketType) -> socket.socket:
+        """Refuse; see `HostSide.connect`."""
+        raise FileNotFoundError(f"no listener for port {port} ({socket_type.name})")
+
+
+def run(config: DaemonConfig, *, descriptor: int | None = None) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        config: All guests.
+        descriptor: A vhost-user socket for the first guest, connected or listening, instead of its path.
+
+    Raises:
+        UsageError: The allow-list does not allow a proxy.
+        HostError: A socket cannot be made, or there is no AF_VSOCK.
+    """
+    if config.proxy_allowlist is not None:
+        for vm in config.vms:
+            for proxied in vm.proxy:
+                check_allowed(proxied.target, config.proxy_allowlist)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    trio.run(_main, config, descriptor)
+
+
+async def _main(config: DaemonConfig, descriptor: int | None) -> None:
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+        async with trio.open_nursery() as nursery:
+            router = VsockRouter()
+            guests = []
+            for vm in config.vms:
+                guest = Guest(vm, router, nursery, allowed_uids=config.allow_uid)
+                stack.callback(guest.close)
+                guest.listen(descriptor)
+                guests.append(guest)
+            if config.stats is not None:
+                listener = UnixListener(config.stats)
+                stack.callback(listener.close)
+                nursery.start_soon(
+                    stats.serve,
+                    _stream_listener(listener.socket),
+                    lambda: [guest.report() for guest in guests],
+                )
+            loop = DataLoop([guest.engine for guest in guests])
+            stack.callback(loop.close)
+            async with trio.open_nursery() as data:
+                data.start_soon(trio.to_thread.run_sync, loop.run)
+                try:
+                    async with trio.open_nursery() as sessions:
+                        for guest in guests:
+                            sessions.start_soon(guest.serve)
+                        LOGGER.info("serving", extra={"guests": [vm.guest_cid for vm in config.vms]})
+                        async for number in signals:
+                            LOGGER.info("ending", extra={"signal": signal.Signals(number).name})
+                            break
+                        sessions.cancel_scope.cancel()
+                finally:
+                    loop.stop()
+            nursery.cancel_scope.cancel()
+
+
+def _stream_listener(listener: socket.socket) -> trio.SocketListener:
+    return trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+
+
+class Guest:
+    """One guest: its engine, its front-ends, and the ways to it."""
+
+    def __init__(
+        self, config: VmConfig, router: VsockRouter, nursery: trio.Nursery, *, allowed_uids: frozenset[int]
+    ) -> None:
+        self.config = config
+        self._allowed_uids = allowed_uids
+        self._nursery = nursery
+        self._listener: trio.socket.SocketType | None = None
+        self._connection: trio.socket.SocketType | None = None
+        self._closing = contextlib.ExitStack()
+        self._sessions = 0
+        self._connected = False
+        others: HostSide = Nobody()
+        if config.forward_cid is not None:
+            forward.check_available()
+            others = forward.VsockHostSide(config.forward_cid)
+        elif config.uds_path is not None:
+            others = UnixHostSide(config.uds_path)
+        self._proxies = ProxyHostSide({p.port: p.target for p in config.proxy}, others, nursery)
+        self.engine = VsockEngine(
+            VsockConfig(
+                guest_cid=config.guest_cid,
+                uds_path=config.uds_path,
+                host_cids=self._host_cids(),
+                ok_port=config.ok_port,
+                seqpacket=config.seqpacket,
+                groups=config.groups,
+                buf_alloc=config.tx_buffer_size,
+                connections_max=config.connections,
+                allowed_uids=allowed_uids,
+            ),
+            host_side=self._proxies,
+            router=router,
+        )
+        self._log = {"guest_cid": config.guest_cid}
+
+    def _host_cids(self) -> frozenset[int]:
+        forwarded = self.config.forward_cid
+        extra = {forwarded} if forwarded is not None and forwarded >= HOST_CID else set()
+        return self.config.local_cids | extra
+
+    def listen(self, descriptor: int | None) -> None:
+        """Make every listener of this guest.
+
+        Raises:
+            HostError: One of them cannot be made.
+        """
+        if descriptor is not None:
+            self._take_descriptor(descriptor)
+        elif self.config.socket is not None:
+            listener = UnixListener(self.config.socket)
+            self._closing.callback(listener.close)
+            self._listener = trio.socket.from_stdlib_socket(listener.socket)
+        for published in self.config.publish:
+            self._publish(published)
+        for port in self.config.forward_listen:
+            self._carry(forward.listen(port), port)
+
+    def _take_descriptor(self, descriptor: int) -> None:
+        try:
+            given = socket.socket(fileno=descriptor)
+            listening = given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        except OSError as error:
+            raise HostError(f"--fd {descriptor} is no socket: {error.strerror}") from error
+        given.setblocking(False)
+        if listening:
+            self._closing.callback(given.close)
+            self._listener = trio.socket.from_stdlib_socket(given)
+        else:
+            self._connection = trio.socket.from_stdlib_socket(given)
+
+    def _publish(self, published: Published) -> None:
+        where = published.listen
+        if isinstance(where, Path):
+            listener = UnixListener(where)
+            self._closing.callback(listener.close)
+            self._carry(listener.socket, published.port, check=True)
+            return
+        try:
+            family, *_, address = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)[0]
+            server = socket.create_server(address[:2], family=family, backlog=128)
+        except OSError as error:
+            raise HostError(f"cannot publish at {where}: {error.strerror}") from error
+        self._closing.callback(server.close)
+        self._carry(server, published.port)
+
+    def _carry(self, listener: socket.socket, port: int, *, check: bool = False) -> None:
+        """Join whoever connects with a port of the guest; ``check``: only users that may."""
+
+        async def carry() -> None:
+            accepting = trio.socket.from_stdlib_socket(listener)
+            while True:
+                connection = _to_stdlib(await _accept(accepting))
+                if check and not may_connect(connection, self._allowed_uids):
+                    connection.close()
+                else:
+                    self.engine.adopt(connection, port)
+
+        self._nursery.start_soon(carry)
+
+    async def serve(self) -> None:
+        """Serve front-ends, one after the other, for ever; with a connected ``--fd``, that one."""
+        if self._connection is not None:
+            await self._session(self._connection)
+        while self._listener is not None:
+            connection = await _accept(self._listener)
+            if may_connect(connection, self._allowed_uids):  # type: ignore[arg-type]
+                await self._session(connection)
+            else:
+                LOGGER.warning("a front-end of another user was refused", extra=self._log)
+                connection.close()
+
+    async def _session(self, connection: trio.socket.SocketType) -> None:
+        self._sessions += 1
+        self._connected = True
+        LOGGER.info("front-end connected", extra=self._log)
+        try:
+            with connection:
+                await session.serve(
+                    connection, Backend(EngineDevice(self.engine), queue_size_max=self.config.queue_size)
+                )
+        except (VsockError, OSError) as error:
+            LOGGER.error("front-end dropped", extra={**self._log, "why": str(error)})
+        else:
+            LOGGER.info("front-end gone", extra=self._log)
+        finally:
+            self._connected = False
+
+    def report(self) -> stats.VmReport:
+        """This guest's state and counters."""
+        return {
+            "guest_cid": self.config.guest_cid,
+            "connected": self._connected,
+            "sessions": self._sessions,
+            "counters": asdict(self.engine.counters()),
+            "services": {
+                f"proxy {port}": {"connections": endpoint.connections, "refused": endpoint.refused}
+                for port, endpoint in self._proxies.endpoints.items()
+            },
+        }
+
+    def close(self) -> None:
+        """Close every socket and remove their files."""
+        self.engine.close()
+        self._closing.close()
+
+
+async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
+    """The next connection, however long it takes the host to have a descriptor for it."""
+    while True:
+        try:
+            connection, _ = await listener.accept()
+        except OSError as error:
+            if error.errno not in ACCEPT_ERRORS:
+                raise
+            LOGGER.error("cannot accept", extra={"why": error.strerror})
+            await trio.sleep(ACCEPT_RETRY_S)
+        else:
+            return connection
+
+
+def _to_stdlib(connection: trio.socket.SocketType) -> socket.socket:
+    found = socket.socket(fileno=connection.detach())
+    found.setblocking(False)
+    return found

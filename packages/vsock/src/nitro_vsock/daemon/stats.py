@@ -1,0 +1,83 @@
+"""Counters for people and for Prometheus, on a unix socket.
+
+A client that writes ``json`` (or nothing) and a line end gets JSON; ``prometheus`` gets the text format, and
+so does an HTTP GET, with HTTP around it.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypedDict
+
+import trio
+
+REQUEST_BYTES_MAX = 4096
+REQUEST_TIMEOUT_S = 5.0
+CLIENTS_MAX = 16
+
+
+class VmReport(TypedDict):
+    """One guest's state."""
+
+    guest_cid: int
+    connected: bool
+    """A front-end is there."""
+    sessions: int
+    """Front-ends so far."""
+    counters: Mapping[str, int]
+    services: Mapping[str, Mapping[str, int]]
+    """Counters of each proxy and published port."""
+
+
+def prometheus(vms: Sequence[VmReport]) -> str:
+    """The report in Prometheus' text format (version 0.0.4)."""
+    samples: dict[str, list[str]] = {}
+    for vm in vms:
+        labels = f'guest_cid="{vm["guest_cid"]}"'
+        samples.setdefault("connected", []).append(f"{{{labels}}} {int(vm['connected'])}")
+        samples.setdefault("sessions", []).append(f"{{{labels}}} {vm['sessions']}")
+        for name, value in vm["counters"].items():
+            samples.setdefault(name, []).append(f"{{{labels}}} {value}")
+        for service, counters in vm["services"].items():
+            name = re.sub(r'([\\"])', r"\\\1", service)
+            for counter, value in counters.items():
+                samples.setdefault(f"service_{counter}", []).append(f'{{{labels},service="{name}"}} {value}')
+    return "".join(
+        f"# TYPE nitro_vsock_{name} untyped\n" + "".join(f"nitro_vsock_{name}{value}\n" for value in values)
+        for name, values in samples.items()
+    )
+
+
+async def serve(listener: trio.SocketListener, report: Callable[[], Sequence[VmReport]]) -> None:
+    """Answer clients, some at a time, for ever."""
+    limit = trio.CapacityLimiter(CLIENTS_MAX)
+
+    async def answer(client: trio.SocketStream) -> None:
+        async with client, limit:
+            with trio.move_on_after(REQUEST_TIMEOUT_S):
+                await _answer(client, report)
+
+    await trio.serve_listeners(answer, [listener])
+
+
+async def _answer(client: trio.SocketStream, report: Callable[[], Sequence[VmReport]]) -> None:
+    try:
+        request = b""
+        while b"\n" not in request and len(request) < REQUEST_BYTES_MAX:
+            chunk = await client.receive_some(REQUEST_BYTES_MAX)
+            if not chunk:
+                break
+            request += chunk
+        if request.startswith(b"GET "):
+            body = prometheus(report()).encode()
+            head = (
+                "HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\n"
+                f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            )
+            await client.send_all(head.encode() + body)
+        elif request.startswith(b"prometheus"):
+            await client.send_all(prometheus(report()).encode())
+        else:
+            await client.send_all(json.dumps({"vms": list(report())}).encode() + b"\n")
+    except trio.BrokenResourceError:
+        pass

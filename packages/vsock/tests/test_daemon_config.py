@@ -1,0 +1,191 @@
+"""Flags, ``--vm`` and YAML files all become the same checked configuration."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nitro_vsock import cli
+from nitro_vsock.daemon import config
+from nitro_vsock.daemon.config import DaemonConfig, Proxied, Published, Target, VmConfig
+
+
+def checked(capsys: pytest.CaptureFixture[str], *arguments: str) -> DaemonConfig:
+    """What ``--check`` says that the arguments mean."""
+    assert cli.main([*arguments, "--check"]) == cli.EXIT_OK
+    return DaemonConfig.model_validate_json(capsys.readouterr().out)
+
+
+def complaint(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> str:
+    """The one line on standard error."""
+    assert cli.main([*arguments, "--check"]) == code
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("vhost-user-vsock: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_the_flags_of_vhost_device_vsock_mean_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    found = checked(
+        capsys,
+        *("--guest-cid=4", "--socket=/tmp/vhost4.socket", "--uds-path=/tmp/vm4.vsock"),
+        *("--tx-buffer-size=65536", "--queue-size=128", "--groups=a+b"),
+    )
+    assert found.vms == (
+        VmConfig(
+            guest_cid=4,
+            socket=Path("/tmp/vhost4.socket"),  # noqa: S108
+            uds_path=Path("/tmp/vm4.vsock"),  # noqa: S108
+            tx_buffer_size=65536,
+            queue_size=128,
+            groups=frozenset({"a", "b"}),
+        ),
+    )
+
+
+def test_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    vm = checked(capsys, "--socket=s").vms[0]
+    assert (vm.guest_cid, vm.queue_size, vm.ok_port) == (3, 1024, "guest")
+    assert vm.groups == {"default"}
+    assert vm.local_cids == {2}, "a guest that has the parent's address leaves 2 to the host"
+    assert VmConfig(guest_cid=16).local_cids == {2, 3}
+
+
+def test_vms_with_dashes_or_underscores(capsys: pytest.CaptureFixture[str]) -> None:
+    found = checked(
+        capsys,
+        *("--vm", "guest-cid=3,socket=/a,uds-path=/b,tx-buffer-size=65536,queue-size=1024,groups=g1+g2"),
+        *("--vm", "guest_cid=4,socket=/c,forward-cid=1,forward-listen=9001+9002"),
+    )
+    assert [vm.guest_cid for vm in found.vms] == [3, 4]
+    assert found.vms[1].forward_cid == 1
+    assert found.vms[1].forward_listen == {9001, 9002}
+
+
+def test_a_yaml_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "vsock.yaml"
+    file.write_text(
+        """
+vms:
+  - guest_cid: 3
+    socket: /tmp/vhost3.socket
+    uds_path: /tmp/vm3.sock
+    tx_buffer_size: 65536
+    queue_size: 1024
+    groups: group1+groupA
+  - guest-cid: 4
+    socket: /tmp/vhost4.socket
+    forward-cid: 1
+    forward-listen: 9001+9002
+stats: /tmp/stats.sock
+"""
+    )
+    found = checked(capsys, f"--config={file}")
+    assert found.vms[0].groups == {"group1", "groupA"}
+    assert found.vms[1].forward_listen == {9001, 9002}
+    assert found.stats == Path("/tmp/stats.sock")  # noqa: S108
+
+
+@pytest.mark.parametrize("cid", ["0", "1", "2", "4294967295", "18446744073709551615", "x"])
+def test_reserved_addresses_are_refused(capsys: pytest.CaptureFixture[str], cid: str) -> None:
+    assert "vms.0.guest_cid" in complaint(capsys, cli.EXIT_USAGE, "--socket=s", "--guest-cid", cid)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--guest-cid=5"], "needs a socket"),
+        ([], "--config"),
+        (["--guest-cid=5", "--vm=guest-cid=6,socket=/s"], "or --vm"),
+        (["--vm=guest-cid=6,sockets=/s"], "vms.0.sockets: Extra inputs"),
+        (["--vm=guest-cid"], "not key=value"),
+        (["--vm=guest-cid=4,guest_cid=5"], "given twice"),
+        (["--socket=s", "--queue-size=100"], "power of two"),
+        (["--socket=s", "--forward-listen=nine"], "vms.0.forward_listen"),
+        (["--socket=s", "--uds-path=u", "--forward-cid=1"], "excludes"),
+        (["--socket=" + "s" * 108], "at most 107 bytes"),
+        (["--vm=guest-cid=4,socket=/a", "--vm=guest-cid=4,socket=/b"], "guest_cid 4 is given 2 times"),
+        (["--vm=guest-cid=4,socket=/a", "--vm=guest-cid=5,socket=/a"], "socket /a is given 2 times"),
+        (["--socket=s", "--fd=3"], "--fd stands for"),
+        (["--socket=s", "--publish=5000"], "neither tcp:HOST:PORT"),
+        (["--socket=s", "--proxy=8000"], "not PORT=HOST:PORT"),
+        (["--socket=s", "--proxy=1=a:1", "--proxy=1=b:1"], "a port twice"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], why: str
+) -> None:
+    assert why in complaint(capsys, cli.EXIT_USAGE, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("", "not a mapping"),
+        ("vms: 3", "needs a list"),
+        ("vms: [3]", "needs a list"),
+        ("vms: []", "vms"),
+        ("vms: [{socket: /s, guest_cid: 2}]", "vms.0.guest_cid"),
+        ("vms: [{socket: /s, color: red}]", "vms.0.color"),
+        ("vms: [{socket: /s}]\nextra: 1", "extra"),
+        ("vms: [}", "while parsing"),
+        ("\x00", "special characters"),
+    ],
+)
+def test_a_bad_file_is_told_apart_from_bad_flags(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, why: str
+) -> None:
+    file = tmp_path / "vsock.yaml"
+    file.write_text(content)
+    said = complaint(capsys, cli.EXIT_BAD_FILE, f"--config={file}")
+    assert str(file) in said
+    assert why in said
+
+
+def test_a_missing_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "No such file" in complaint(capsys, cli.EXIT_BAD_FILE, "--config=/nowhere/vsock.yaml")
+
+
+def test_published_ports_and_proxies(capsys: pytest.CaptureFixture[str]) -> None:
+    vm = checked(
+        capsys,
+        *("--socket=s", "--publish=tcp:127.0.0.1:8080=80", "--publish=unix:/run/web.sock=81"),
+        *("--proxy=8000=kms.example:443", "--proxy=8001=[::1]:53"),
+    ).vms[0]
+    assert vm.publish == (
+        Published(listen=Target(host="127.0.0.1", port=8080), port=80),
+        Published(listen=Path("/run/web.sock"), port=81),
+    )
+    assert [str(proxied.target) for proxied in vm.proxy] == ["kms.example:443", "[::1]:53"]
+    assert vm.proxy[0] == Proxied(port=8000, target=Target(host="kms.example", port=443))
+
+
+def test_the_allow_list_of_vsock_proxy(tmp_path: Path) -> None:
+    file = tmp_path / "vsock-proxy.yaml"
+    file.write_text(
+        "allowlist:\n- {address: kms.us-east-1.amazonaws.com, port: 443}\n- {address: 127.0.0.1, port: 80}\n"
+    )
+    found = config.read_allowlist(file)
+    assert [(entry.address, entry.port) for entry in found.allowlist] == [
+        ("kms.us-east-1.amazonaws.com", 443),
+        ("127.0.0.1", 80),
+    ]
+
+
+def test_capabilities_are_as_the_specification_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--print-capabilities"]) == cli.EXIT_OK
+    assert json.loads(capsys.readouterr().out) == {"type": "vsock", "features": []}
+
+
+def test_the_descriptor_names_a_program(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--print-descriptor"]) == cli.EXIT_OK
+    descriptor = json.loads(capsys.readouterr().out)
+    assert descriptor["type"] == "vsock"
+    assert Path(descriptor["binary"]).is_absolute()
+
+
+def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    assert "example:" in capsys.readouterr().out
