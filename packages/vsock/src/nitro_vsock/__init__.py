@@ -1,5 +1,47 @@
-"""virtio-vsock: the virtqueue, the device's core, and a vhost-user daemon around it."""
+"""virtio-vsock: the virtqueue, the device of one guest, and a vhost-user daemon around it.
 
+The device is a `VsockEngine`. Whoever emulates the machine (or speaks vhost-user with it) hands it the
+rings that the guest's driver set up; the engine does the rest, in `VsockEngine.turn`, whenever its descriptor
+is readable::
+
+    engine = VsockEngine(VsockConfig(guest_cid=16, uds_path=Path("/run/enclave/vsock")))
+    engine.attach(
+        receive=Vring(SplitQueue(memory, receive_layout, event_idx=True), receive_kick_fd, interrupt),
+        transmit=Vring(SplitQueue(memory, transmit_layout, event_idx=True), transmit_kick_fd, interrupt),
+        event=None,
+    )
+    while serving:
+        delay = engine.turn()
+        if delay == 0:
+            await trio.lowlevel.checkpoint()  # there is more to do; let others have a word first
+        else:
+            with trio.move_on_after(math.inf if delay is None else delay):
+                await trio.lowlevel.wait_readable(engine.fileno())
+
+**Between machine and engine.** `attach`, `detach`, `close`, `connect`, `adopt`, `reset_transport` and
+`counters` may be called from any thread; `turn` by one thread at a time. A kick is a write to the ring's
+eventfd; the engine does not read it. `Vring.call` raises the interrupt: it is called in the thread of
+`turn`, holding no lock of the engine, and may do a little more than the driver asked for. After `detach` no
+view of guest memory is left, and ``SplitQueue.next_available`` of the queues is what GET_VRING_BASE wants.
+`VsockEngine.failure` says why a ring that the guest broke is not served any more (then: DEVICE_NEEDS_RESET,
+or the vring's error eventfd). `VsockEngine.features` and `config_space` are the device's own.
+
+**Where guest connections go.** To a `HostSide`: an object whose ``connect(port, socket_type)`` returns a
+non-blocking socket (connected, or connecting: TCP, AF_VSOCK), or a `concurrent.futures.Future` of one that
+any thread may complete (so a task may resolve names and dial first), or raises `OSError`, and the guest is
+refused. The default is `UnixHostSide`: the unix socket ``uds_path_PORT``. Where the host side raises
+`FileNotFoundError`, the service registered for that port, if any, gets one end of a socket pair. Other
+guests of the process are reached through a `VsockRouter` that the engines share, if they have one of
+`VsockConfig.groups` in common.
+
+**Connections into the guest.** Programs connect to ``uds_path`` and say ``CONNECT port``;
+`VsockEngine.connect(port)` gives a socket joined with the guest's port; `VsockEngine.adopt(sock, port)`
+joins one that some listener accepted, and tells through ``on_result`` whether the guest took it.
+"""
+
+from nitro_vsock.config import VsockConfig
+from nitro_vsock.counters import Counters
+from nitro_vsock.engine import Service, Vring, VsockEngine
 from nitro_vsock.errors import (
     ChainError,
     GuestMemoryError,
@@ -9,17 +51,32 @@ from nitro_vsock.errors import (
     VsockError,
 )
 from nitro_vsock.guest_memory import GuestMemory
+from nitro_vsock.host_side import HostSide, UnixHostSide, UnixListener
+from nitro_vsock.packet import VSOCK_F_SEQPACKET, VSOCK_F_STREAM, SocketType
+from nitro_vsock.router import VsockRouter
 from nitro_vsock.split_queue import Chain, QueueLayout, SplitQueue
 
 __all__ = [
+    "VSOCK_F_SEQPACKET",
+    "VSOCK_F_STREAM",
     "Chain",
     "ChainError",
+    "Counters",
     "GuestMemory",
     "GuestMemoryError",
     "HostError",
+    "HostSide",
     "QueueError",
     "QueueLayout",
+    "Service",
+    "SocketType",
     "SplitQueue",
+    "UnixHostSide",
+    "UnixListener",
     "UsageError",
+    "Vring",
+    "VsockConfig",
+    "VsockEngine",
     "VsockError",
+    "VsockRouter",
 ]

@@ -7,11 +7,15 @@ driver.offer(readable=[b"request"], writable=[64])
 assert driver.used() == [b"response"]
 """
 
+import itertools
+import os
 import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from nitro_vsock.engine import Vring, VsockEngine
 from nitro_vsock.guest_memory import GuestMemory
+from nitro_vsock.packet import EVENT_BYTES, HEADER, HEADER_BYTES, HOST_CID, Header, Op, SocketType
 from nitro_vsock.split_queue import (
     AVAILABLE_F_NO_INTERRUPT,
     DESCRIPTOR,
@@ -218,3 +222,139 @@ def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         elif start < end:
             merged.append((start, end))
     return merged
+
+
+class Packet(NamedTuple):
+    """A packet that the guest got: its header and what followed it."""
+
+    header: Header
+    data: bytes
+
+    @property
+    def op(self) -> Op:
+        """What it is for."""
+        return Op(self.header.op)
+
+
+class FakeGuest:
+    """The guest's side of a vsock device: sends any packet, and shows those that come back.
+
+    Args:
+        engine: The device under test; rings are attached to it at once.
+        queue_size: Descriptors of each ring.
+        receive_buffers: Sizes of the segments of each receive buffer; one buffer of such a shape per packet.
+        buffers: How many receive buffers to offer; None: as many as fit.
+        event_idx: Whether VIRTIO_F_EVENT_IDX is negotiated.
+        buf_alloc: The guest's window, bytes, as its packets say.
+    """
+
+    def __init__(
+        self,
+        engine: VsockEngine,
+        *,
+        queue_size: int = 64,
+        receive_buffers: Sequence[int] = (HEADER_BYTES + 4096,),
+        buffers: int | None = None,
+        event_idx: bool = True,
+        buf_alloc: int = 256 << 10,
+    ) -> None:
+        self.engine = engine
+        self.cid = engine.config.guest_cid
+        self.buf_alloc = buf_alloc
+        self.interrupts = 0
+        self._shape = list(receive_buffers)
+        self._buffers = buffers if buffers is not None else queue_size // len(self._shape)
+        space = 16 << 20
+        memory = guest_ram(3 * space)
+        self.receive, self.transmit, self.event = (
+            FakeDriver(memory, queue_size=queue_size, address=index * space, space=space, event_idx=event_idx)
+            for index in range(3)
+        )
+        self.event.offer(writable=[EVENT_BYTES])
+        self.kick_fds = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(3)]
+        self._offered = 0
+        self._attach()
+
+    def _attach(self) -> None:
+        vrings = [
+            Vring(driver.queue, kick_fd, self._interrupt)
+            for driver, kick_fd in zip((self.receive, self.transmit, self.event), self.kick_fds, strict=True)
+        ]
+        self.engine.attach(receive=vrings[0], transmit=vrings[1], event=vrings[2])
+        self.refill()
+
+    def _interrupt(self) -> None:
+        self.interrupts += 1
+
+    def close(self) -> None:
+        """Detach the rings and close the eventfds."""
+        self.engine.detach()
+        for kick_fd in self.kick_fds:
+            os.close(kick_fd)
+
+    def run(self) -> None:
+        """Have the device do all that it has to do now."""
+        while self.engine.turn() == 0:
+            pass
+
+    def refill(self) -> None:
+        """Offer receive buffers again in place of those that were used."""
+        while self._offered < self._buffers:
+            self.receive.offer(writable=self._shape)
+            self._offered += 1
+        self._kick(0, self.receive)
+
+    def _kick(self, index: int, driver: FakeDriver) -> None:
+        if driver.wants_kick():
+            os.eventfd_write(self.kick_fds[index], 1)
+
+    def send(
+        self,
+        op: int,
+        guest_port: int,
+        host_port: int,
+        data: bytes = b"",
+        *,
+        host_cid: int = HOST_CID,
+        pieces: Sequence[int] | None = None,
+        run: bool = True,
+        **fields: int,
+    ) -> None:
+        """Send a packet, and have the device serve it.
+
+        Args:
+            op: What it is for.
+            guest_port: Its source port.
+            host_port: Its destination port.
+            data: What follows the header.
+            host_cid: Its destination CID.
+            pieces: Sizes of the descriptors; None: one for the header, one for the data.
+            run: False: only offer it.
+            fields: Header fields that differ from the right ones.
+        """
+        header = Header(
+            self.cid, host_cid, guest_port, host_port, len(data), SocketType.STREAM, op, 0, self.buf_alloc, 0
+        )
+        packet = header._replace(**fields).pack() + data
+        sizes = list(pieces) if pieces is not None else [HEADER_BYTES]
+        cuts = [0, *itertools.accumulate(sizes)]
+        readable = [packet[a:b] for a, b in itertools.pairwise(cuts)] + [packet[cuts[-1] :]]
+        self.transmit.offer(readable=[piece for piece in readable if piece])
+        self._kick(1, self.transmit)
+        if run:
+            self.run()
+            self.transmit.used_chains()
+
+    def packets(self) -> list[Packet]:
+        """Have the device run, and take the packets that came since the last call; buffers are refilled."""
+        self.run()
+        self.transmit.used_chains()
+        packets: list[Packet] = []
+        while chains := self.receive.used_chains():
+            self._offered -= len(chains)
+            for chain in chains:
+                header = Header(*HEADER.unpack_from(chain.written))
+                packets.append(Packet(header, chain.written[HEADER_BYTES:]))
+            self.refill()
+            self.run()
+        return packets

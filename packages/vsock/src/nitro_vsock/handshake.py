@@ -1,0 +1,64 @@
+"""What a host program says first on the unix socket: ``CONNECT port``, and a newline."""
+
+import re
+import socket
+from typing import Final
+
+from nitro_vsock.errors import VsockError
+from nitro_vsock.packet import SocketType
+
+LINE_BYTES_MAX: Final = 32
+LINE: Final = re.compile(rb"\s*connect\s+(\d{1,10})\s*", re.IGNORECASE)
+
+
+class HandshakeError(VsockError):
+    """The host program closed, or did not say ``CONNECT port``."""
+
+
+def parse_line(line: bytes) -> int:
+    """The port that a ``CONNECT`` line asks for.
+
+    Raises:
+        HandshakeError: It is something else.
+    """
+    match = LINE.fullmatch(line)
+    if match is None or int(match[1]) >= 1 << 32:
+        raise HandshakeError(f"{line!r} is not CONNECT and a port up to 4294967295")
+    return int(match[1])
+
+
+class Handshake:
+    """A host program that has connected and not said yet where to.
+
+    Args:
+        sock: Its non-blocking socket.
+        socket_type: On SEQPACKET the line is one message.
+        deadline: When to give up, by the engine's clock.
+    """
+
+    def __init__(self, sock: socket.socket, socket_type: SocketType, deadline: float) -> None:
+        self.socket, self.socket_type, self.deadline = sock, socket_type, deadline
+        self._line = b""
+
+    def read(self) -> int | None:
+        """The port asked for, once the line is complete. What follows the line stays in the socket.
+
+        Raises:
+            HandshakeError: That will never be.
+        """
+        try:
+            while True:
+                room = LINE_BYTES_MAX - len(self._line)
+                seen = self.socket.recv(room, socket.MSG_PEEK)
+                if not seen:
+                    raise HandshakeError("the host program closed before it said CONNECT and a port")
+                end = seen.find(b"\n") + 1
+                self._line += self.socket.recv(end or len(seen))
+                if end or self.socket_type is SocketType.SEQPACKET:
+                    return parse_line(self._line)
+                if len(self._line) == LINE_BYTES_MAX:
+                    raise HandshakeError(f"no newline in the first {LINE_BYTES_MAX} bytes")
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise HandshakeError(f"the host program is gone: {error.strerror}") from error

@@ -1,0 +1,151 @@
+"""Where a guest's connections to the host go, and who on the host may connect to the guest."""
+
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from nitro_vsock.errors import HostError
+from nitro_vsock.packet import SocketType
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+UNIX_PATH_BYTES_MAX: Final = 107
+"""``sun_path`` of ``sockaddr_un`` is 108 bytes with the terminating zero (unix(7))."""
+
+PORT_SUFFIX_BYTES_MAX: Final = len("_4294967295")
+SEQPACKET_SUFFIX: Final = ".seqpacket"
+BACKLOG: Final = 128
+
+UCRED: Final = struct.Struct("3i")  # pid, uid, gid (unix(7), SO_PEERCRED)
+
+UNIX_TYPES: Final = {
+    SocketType.STREAM: socket.SOCK_STREAM,
+    SocketType.SEQPACKET: socket.SOCK_SEQPACKET,
+}
+
+
+class HostSide(Protocol):
+    """What a guest's connections to the host are joined with."""
+
+    def connect(self, port: int, socket_type: SocketType) -> "socket.socket | Future[socket.socket]":
+        """A non-blocking socket, connected or connecting; or a future of one, completed from any thread.
+
+        Called from `VsockEngine.turn`, so it must not block. The engine owns and closes the socket.
+
+        Raises:
+            FileNotFoundError: Nobody cares for this port; a service may have it, else the guest is refused.
+            OSError: The guest is refused.
+        """
+        ...
+
+
+class UnixHostSide:
+    """A guest's connection to port P goes to the unix socket ``PREFIX_P``.
+
+    The guest chooses stream or messages, and the listener at ``PREFIX_P`` has to be of the same type
+    (SOCK_STREAM, SOCK_SEQPACKET); if it is not, the guest is refused.
+
+    Args:
+        prefix: The path before ``_P``.
+
+    Raises:
+        HostError: With the longest port appended, the path would be too long.
+    """
+
+    def __init__(self, prefix: Path) -> None:
+        self._prefix = os.fspath(prefix)
+        _check_length(self._prefix, PORT_SUFFIX_BYTES_MAX)
+
+    def connect(self, port: int, socket_type: SocketType) -> socket.socket:
+        """See `HostSide.connect`. A full backlog refuses the guest, for waiting would stop all others."""
+        sock = socket.socket(socket.AF_UNIX, UNIX_TYPES[socket_type] | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(f"{self._prefix}_{port:d}")
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+
+class UnixListener:
+    """A listening unix socket that only its owner may connect to, and whose file goes away with it.
+
+    Args:
+        path: Where. The file of a listener that is gone is replaced, one that is alive is not.
+        socket_type: Streams or messages.
+
+    Raises:
+        HostError: The path is too long, in use, not a socket, or cannot be created.
+    """
+
+    def __init__(self, path: Path, socket_type: SocketType = SocketType.STREAM) -> None:
+        self.path, self.socket_type = path, socket_type
+        _check_length(os.fspath(path), 0)
+        _remove_stale(path, UNIX_TYPES[socket_type])
+        self.socket = socket.socket(socket.AF_UNIX, UNIX_TYPES[socket_type] | socket.SOCK_NONBLOCK)
+        try:
+            os.fchmod(self.socket.fileno(), 0o600)  # on Linux, the mode of the file that bind makes
+            self.socket.bind(os.fspath(path))
+            self._inode = _inode(path)
+            self.socket.listen(BACKLOG)
+        except OSError as error:
+            self.socket.close()
+            raise HostError(f"cannot listen on {path}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Stop listening and remove the file, unless somebody else's is there now."""
+        self.socket.close()
+        with suppress(OSError):
+            if _inode(self.path) == self._inode:
+                self.path.unlink()
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """The user of the program at the other end of a unix socket."""
+    uid: int = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))[1]
+    return uid
+
+
+def may_connect(sock: socket.socket, allowed_uids: Iterable[int]) -> bool:
+    """Whether the other end is root, the user we run as, or one of those."""
+    return peer_uid(sock) in {0, os.geteuid(), *allowed_uids}
+
+
+def _check_length(path: str, suffix_bytes: int) -> None:
+    length = len(os.fsencode(path)) + suffix_bytes
+    if length > UNIX_PATH_BYTES_MAX:
+        with_port = " with a port appended" if suffix_bytes else ""
+        raise HostError(
+            f"socket path {path}{with_port} has {length} bytes, unix sockets allow {UNIX_PATH_BYTES_MAX}: "
+            "choose a shorter one"
+        )
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino
+
+
+def _remove_stale(path: Path, unix_type: int) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return  # not there; or bind will say what is wrong
+    if not stat.S_ISSOCK(mode):
+        raise HostError(f"{path} exists and is not a socket; remove it or choose another path")
+    with socket.socket(socket.AF_UNIX, unix_type | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            with suppress(FileNotFoundError):
+                path.unlink()
+            return
+        except OSError:
+            pass  # a full backlog or another type of socket: somebody is there
+    raise HostError(f"{path} is in use by another program; stop it or choose another path")

@@ -1,0 +1,188 @@
+"""A connection joined with a socket of the host: how its bytes get to the socket, and what is held meanwhile.
+
+Bytes from the guest go from guest memory to the socket in one call per batch. What a slow host program does
+not take at once is copied, so that the guest gets its descriptors back; its credit says how much that can
+be.
+"""
+
+import os
+import socket
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from nitro_vsock.connection import Connection, State
+from nitro_vsock.packet import Address, Shutdown, SocketType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
+WIDTH_MIN: Final = 2
+WIDTH_MAX: Final = 64
+"""Receive buffers of the guest filled by one system call."""
+
+
+class Link(Connection):
+    """A connection and the non-blocking socket that it is joined with."""
+
+    __slots__ = (
+        "backlog",
+        "backlog_bytes",
+        "deadline",
+        "ending",
+        "greeting",
+        "hangup",
+        "lingering",
+        "message",
+        "on_result",
+        "outgoing",
+        "queued",
+        "readable",
+        "segments",
+        "socket",
+        "stalled",
+        "width",
+        "write_closed",
+    )
+
+    def __init__(
+        self, address: Address, *, guest_cid: int, socket_type: SocketType, state: State, buf_alloc: int
+    ) -> None:
+        super().__init__(
+            address, guest_cid=guest_cid, socket_type=socket_type, state=state, buf_alloc=buf_alloc
+        )
+        self.socket: socket.socket | None = None
+        self.greeting = b""
+        """What the host program is told when the guest accepts."""
+        self.on_result: Callable[[bool], None] | None = None
+        self.deadline: float | None = None
+        # From the guest to the host
+        self.segments: list[memoryview] = []
+        """Guest memory to be sent at the end of this batch; streams only."""
+        self.message = bytearray()
+        """A message of which the end is missing."""
+        self.backlog: deque[memoryview] = deque()
+        """What the host has not taken: pieces of the stream, or messages."""
+        self.backlog_bytes = 0
+        self.write_closed = False
+        """The host's socket takes no more."""
+        self.lingering = False
+        """The connection is over; the backlog is still to be delivered."""
+        # From the host to the guest
+        self.readable = False
+        self.ending = False
+        """The host program sends no more; there may be data to read yet."""
+        self.hangup = False
+        """The host program has closed; there may be data to read yet."""
+        self.queued = False
+        """In the queue of links that have something for the guest."""
+        self.stalled = False
+        """Has data, and waits for credit."""
+        self.outgoing = memoryview(b"")
+        """The rest of a message from the host."""
+        self.width = WIDTH_MIN
+        """Receive buffers to fill with the next read: more after every one that filled all."""
+
+    def may_read(self) -> bool:
+        """Whether the host may have something that the guest would take."""
+        return (
+            self.readable
+            and not self.stalled
+            and self.state is State.ESTABLISHED
+            and not self.guest_shutdown & Shutdown.RECEIVE
+        )
+
+    def hold(self, data: bytes | bytearray) -> None:
+        """Keep ``data`` until the socket takes it."""
+        self.backlog.append(memoryview(data))
+        self.backlog_bytes += len(data)
+
+    def deliver(self) -> None:
+        """Pass this batch's segments on, after what is held; what the socket does not take is held.
+
+        Raises:
+            OSError: The socket takes no more, ever. Segments and backlog are gone.
+        """
+        segments, self.segments = self.segments, []
+        if self.write_closed or self.socket is None:
+            self.forwarded(0)
+            return
+        if self.backlog:
+            self.hold(b"".join(segments))
+            self.forwarded(self.backlog_bytes)
+            return
+        while segments:
+            batch, segments = segments[:IOV_MAX], segments[IOV_MAX:]
+            try:
+                sent = self.socket.sendmsg(batch, (), socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._stop_writing()
+                raise
+            if sent < sum(map(len, batch)):
+                self.hold(b"".join(batch + segments)[sent:])
+                break
+        self.forwarded(self.backlog_bytes)
+
+    def end_message(self) -> None:
+        """The message is complete: pass it on, or hold it.
+
+        Raises:
+            OSError: The socket takes no more, or not a message of this length.
+        """
+        self.hold(self.message)
+        self.message = bytearray()
+        if len(self.backlog) == 1:
+            self.flush()
+
+    def flush(self) -> None:
+        """Pass on what is held, as far as the socket takes it.
+
+        Raises:
+            OSError: The socket takes no more, ever. The backlog is gone.
+        """
+        if self.socket is None:
+            return
+        backlog = self.backlog
+        try:
+            while backlog:
+                data = backlog[0]
+                sent = self.socket.send(data, socket.MSG_NOSIGNAL)
+                self.backlog_bytes -= sent
+                if sent == len(data):
+                    backlog.popleft()
+                else:
+                    backlog[0] = data[sent:]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._stop_writing()
+            raise
+        self.note_forwarded(drained=not backlog)
+
+    def note_forwarded(self, *, drained: bool = False) -> None:
+        """Schedule what credit the guest gets back.
+
+        Of messages it gets it back when none is held, for then all that arrived is either with the host or
+        the beginning of one message; so what is held is bounded by the window and one message.
+        """
+        if self.socket_type is SocketType.STREAM:
+            self.forwarded(self.backlog_bytes, drained=drained)
+        elif not self.backlog:
+            self.forwarded(0, drained=drained)
+
+    def _stop_writing(self) -> None:
+        self.write_closed = True
+        self.backlog.clear()
+        self.backlog_bytes = 0
+        self.message = bytearray()
+        self.forwarded(0)
+
+    def close_write(self) -> None:
+        """Let the host program see the end of what the guest sends."""
+        self.write_closed = True
+        if self.socket is not None:
+            with suppress(OSError):
+                self.socket.shutdown(socket.SHUT_WR)

@@ -1,0 +1,106 @@
+"""The guest's receive buffers: where a packet's header goes, and what room they have for data."""
+
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+
+from nitro_vsock.errors import ChainError
+from nitro_vsock.packet import HEADER_BYTES
+from nitro_vsock.split_queue import Chain, SplitQueue
+
+
+class ReceiveBuffer:
+    """A chain for one packet to the guest: 44 bytes for the header, the rest for data."""
+
+    __slots__ = ("capacity", "data", "first", "head", "segments")
+
+    def __init__(self, chain: Chain) -> None:
+        self.head = chain.head
+        self.segments = chain.writable
+        self.first = self.segments[0] if self.segments else memoryview(b"")
+        """The segment that holds the whole header, in all chains that real drivers make."""
+        self.data: list[memoryview] = []
+        skip = HEADER_BYTES
+        for segment in self.segments:
+            if len(segment) > skip:
+                self.data.append(segment[skip:] if skip else segment)
+                skip = 0
+            else:
+                skip -= len(segment)
+        self.capacity = sum(map(len, self.data))
+
+    def write_header(self, header: bytes) -> None:
+        """Put the header into the first 44 bytes, wherever they are."""
+        if len(self.first) >= HEADER_BYTES:
+            self.first[:HEADER_BYTES] = header
+            return
+        for segment in self.segments:
+            part = header[: len(segment)]
+            segment[: len(part)] = part
+            header = header[len(part) :]
+
+
+class ReceiveRing:
+    """The receive queue, with the buffers that were taken from it and not used yet.
+
+    Args:
+        queue: The guest's receive queue.
+        on_bad_chain: Told of every chain that cannot be used.
+    """
+
+    def __init__(self, queue: SplitQueue, on_bad_chain: Callable[[], None]) -> None:
+        self.queue = queue
+        self._on_bad_chain = on_bad_chain
+        self._held: deque[ReceiveBuffer] = deque()
+
+    def peek(self, count: int) -> list[ReceiveBuffer]:
+        """Up to ``count`` buffers, in the order in which they are to be used; see `consume`.
+
+        Raises:
+            QueueError: The ring is broken.
+        """
+        held, queue = self._held, self.queue
+        while len(held) < count:
+            try:
+                chains = queue.pop_many(count - len(held))
+            except ChainError:
+                self._on_bad_chain()
+                continue
+            if not chains:
+                break
+            for chain in chains:
+                buffer = ReceiveBuffer(chain)
+                if buffer.capacity and not chain.readable:
+                    held.append(buffer)
+                else:
+                    queue.push(chain.head, 0)
+                    self._on_bad_chain()
+        return list(islice(held, count))
+
+    def consume(self, lengths: list[int]) -> None:
+        """Return the first buffers, with this many bytes after the header in each."""
+        held, push = self._held, self.queue.push
+        for length in lengths:
+            push(held.popleft().head, HEADER_BYTES + length)
+
+    def put(self, header: bytes, data: memoryview = memoryview(b"")) -> bool:  # noqa: B008 (immutable)
+        """Send one packet, ``data`` fitting the buffer; false if there is no buffer."""
+        buffers = self.peek(1)
+        if not buffers:
+            return False
+        buffer = buffers[0]
+        buffer.write_header(header)
+        start = 0
+        for segment in buffer.data:
+            part = data[start : start + len(segment)]
+            if not part:
+                break
+            segment[: len(part)] = part
+            start += len(part)
+        self.consume([start])
+        return True
+
+    def release(self) -> None:
+        """Give the unused buffers back to the queue, as if they had not been taken."""
+        self.queue.unpop(len(self._held))
+        self._held.clear()
