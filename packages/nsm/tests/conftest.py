@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from nitro_nsm import Root
 
 VECTORS = Path(__file__).parents[4] / "shared" / "vectors"

@@ -4,6 +4,7 @@ import cbor2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from nitro_nsm.cbor import DEPTH_MAX, Value, decode
 from nitro_nsm.errors import CborError
 

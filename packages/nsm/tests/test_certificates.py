@@ -4,11 +4,12 @@ import os
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from conftest import entropy
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+
+from conftest import entropy
 from nitro_nsm import DocumentError, Step
 from nitro_nsm.authority import (
     Authority,

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
-from nitro_nsm import Nsm, NsmConfig, NsmState, Root
 from pydantic import ValidationError
+
+from nitro_nsm import Nsm, NsmConfig, NsmState, Root
 
 ZERO = bytes(48)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import cbor2
 import pytest
-from conftest import entropy, expectations
 from cryptography import x509
+
+from conftest import entropy, expectations
 from nitro_nsm import Nsm, NsmConfig, Root, aws_root, parse_document, verify
 
 NEWEST = "aws-26-2026-08-03.cose"

@@ -5,6 +5,7 @@ import hashlib
 import cbor2
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
 from nitro_nsm import Nsm, NsmConfig, NsmState, Refusal
 from nitro_nsm.client import NsmClient
 

@@ -5,6 +5,7 @@ import itertools
 
 import cbor2
 import pytest
+
 from nitro_nsm import Nsm, NsmConfig
 
 ZERO = bytes(48)

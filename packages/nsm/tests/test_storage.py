@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import entropy
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -17,6 +16,8 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
 )
+
+from conftest import entropy
 from nitro_nsm import HostError, InputError, Root, ensure_test_root, read_test_root, rotate_test_root
 from nitro_nsm.authority import key_usage, new_key
 from nitro_nsm.storage import data_directory, root_path
@@ -124,6 +125,7 @@ def own_root(
 @pytest.mark.parametrize("path_length", [None, 3, 7])
 def test_an_own_root_heads_chains_that_verify(path_length: int | None) -> None:
     import cbor2
+
     from nitro_nsm import Nsm, NsmConfig, verify
 
     root = Root.load("mine", own_root(path_length=path_length))

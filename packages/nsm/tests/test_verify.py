@@ -8,10 +8,11 @@ from typing import Any
 
 import cbor2
 import pytest
-from conftest import entropy, expectations
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
+
+from conftest import entropy, expectations
 from nitro_nsm import (
     DocumentError,
     InputError,

@@ -8,6 +8,7 @@ import cbor2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from nitro_nsm import Nsm, NsmConfig, VirtioNsm
 
 DESCRIBE = cbor2.dumps("DescribeNSM")

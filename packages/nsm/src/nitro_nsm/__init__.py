@@ -5,6 +5,7 @@ returns the bytes of the reply. `VirtioNsm` serves it over a virtqueue.
 """
 
 from nitro_nsm.authority import Root
+from nitro_nsm.client import DeviceTransport, ModuleDescription, NsmClient, PcrDescription, SocketTransport
 from nitro_nsm.config import NsmConfig, NsmState
 from nitro_nsm.cose import Sign1
 from nitro_nsm.document import AttestationDocument, VerifiedDocument
@@ -30,17 +31,22 @@ __all__ = [
     "RESPONSE_BYTES_MAX",
     "AttestationDocument",
     "CborError",
+    "DeviceTransport",
     "DocumentError",
     "ErrorCode",
     "HostError",
     "InputError",
+    "ModuleDescription",
     "Nsm",
+    "NsmClient",
     "NsmConfig",
     "NsmError",
     "NsmState",
+    "PcrDescription",
     "Refusal",
     "Root",
     "Sign1",
+    "SocketTransport",
     "Step",
     "TrustRoot",
     "UsageError",

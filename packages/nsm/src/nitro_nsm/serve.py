@@ -14,7 +14,7 @@ from nitro_nsm.client import FRAME_HEAD
 from nitro_nsm.errors import HostError
 from nitro_nsm.module import REQUEST_BYTES_MAX, Nsm
 
-CONNECTIONS_MAX = 256  # many more than one enclave's programs; few enough for any limit on open files
+CONNECTIONS_MAX = 256  # many more than one enclave's programs; later ones wait until one of these has left
 
 
 async def serve(nsm: Nsm, path: Path, *, ready: Callable[[], None] = lambda: None) -> None:
@@ -22,41 +22,64 @@ async def serve(nsm: Nsm, path: Path, *, ready: Callable[[], None] = lambda: Non
 
     Raises `HostError` if `path` cannot be listened on.
     """
-    connections: set[asyncio.StreamWriter] = set()
+    loop = asyncio.get_running_loop()
+    connections: set[socket.socket] = set()
 
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(connections) >= CONNECTIONS_MAX:
-            writer.close()
-            return
-        connections.add(writer)
+    def accept() -> None:
         try:
-            await _converse(nsm, reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError:  # out of descriptors; go on when a client has left
+            loop.remove_reader(listener)
+            return
+        connection.setblocking(False)
+        connections.add(connection)
+        conversations.create_task(converse(connection))
+        if len(connections) == CONNECTIONS_MAX:
+            loop.remove_reader(listener)
+
+    async def converse(connection: socket.socket) -> None:
+        try:
+            await _converse(nsm, connection)
+        except ConnectionError:
             pass  # the client has left, perhaps in the middle of a request
         finally:
-            connections.discard(writer)
-            writer.close()
+            connections.discard(connection)
+            connection.close()
+            loop.add_reader(listener, accept)
 
     with _listening(path) as listener:
-        server = await asyncio.start_unix_server(converse, sock=listener)
-        ready()
         try:
-            await asyncio.get_running_loop().create_future()
+            async with asyncio.TaskGroup() as conversations:
+                loop.add_reader(listener, accept)
+                ready()
+                await loop.create_future()  # nothing but being cancelled ends this
         finally:
-            server.close()
-            for writer in connections:
-                writer.close()
+            loop.remove_reader(listener)
+            for connection in connections:  # those whose task was cancelled before it began
+                connection.close()
 
 
-async def _converse(nsm: Nsm, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _converse(nsm: Nsm, connection: socket.socket) -> None:
     while True:
-        (length,) = FRAME_HEAD.unpack(await reader.readexactly(FRAME_HEAD.size))
+        (length,) = FRAME_HEAD.unpack(await _receive(connection, FRAME_HEAD.size))
         # One byte more than a request may have is enough to be told so; what follows is no longer in step.
-        reply = nsm.handle(await reader.readexactly(min(length, REQUEST_BYTES_MAX + 1)))
-        writer.write(FRAME_HEAD.pack(len(reply)) + reply)
-        await writer.drain()
+        reply = nsm.handle(await _receive(connection, min(length, REQUEST_BYTES_MAX + 1)))
+        await asyncio.get_running_loop().sock_sendall(connection, FRAME_HEAD.pack(len(reply)) + reply)
         if length > REQUEST_BYTES_MAX:
             return
+
+
+async def _receive(connection: socket.socket, count: int) -> bytes:
+    """Exactly `count` bytes. Raises `ConnectionError` if the client leaves before."""
+    received = bytearray()
+    while len(received) < count:
+        part = await asyncio.get_running_loop().sock_recv(connection, count - len(received))
+        if not part:
+            raise ConnectionError("the client has left")
+        received += part
+    return bytes(received)
 
 
 @contextmanager
@@ -68,6 +91,7 @@ def _listening(path: Path) -> Iterator[socket.socket]:
                 path.unlink()
             listener.bind(str(path))
             listener.listen()
+            listener.setblocking(False)
         except OSError as error:
             raise HostError(
                 f"cannot listen on {path}: {error.strerror or error}; name another --socket"
