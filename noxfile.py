@@ -22,6 +22,11 @@ MANIFESTS = {
     for path in sorted(Path("packages").glob("*/pyproject.toml"))
 }
 PACKAGES = list(MANIFESTS)
+BENCHES = {
+    "launch": "tools/bench_boot.py",
+    "eif": "packages/eif/bench/measure.py",
+    "vsock": "packages/vsock/bench/compare.py",
+}
 
 
 def group(name: str) -> list[str]:
@@ -118,11 +123,11 @@ def userland(session: nox.Session) -> None:
 
 
 @nox.session
-def bench(session: nox.Session) -> None:
-    """Measure the launch, and what the packages' own benchmarks measure."""
+@nox.parametrize("script", list(BENCHES.values()), ids=list(BENCHES))
+def bench(session: nox.Session, script: str) -> None:
+    """Measure the launch, and each package against its peers; ``nox -s 'bench(launch)' -- --runs 20``."""
     session.install(*local("vmm"), *group("test"))
-    for script in ["tools/bench_boot.py", *sorted(map(str, Path("packages").glob("*/bench/*.py")))]:
-        session.run("python", script, *session.posargs)
+    session.run("python", script, *session.posargs)
 
 
 @nox.session

@@ -66,8 +66,10 @@ class Environment:
         return done.stdout
 
     def install(self, distribution: str) -> None:
-        """Install one of our distributions from its wheel."""
-        self.run("pip", "install", "--quiet", f"--find-links={self._wheels}", distribution)
+        """Install one of our distributions, and those of ours that it requires, from their wheels."""
+        names = DISTRIBUTIONS if distribution == "nitro-vmm" else [distribution]
+        wheels = [str(next(self._wheels.glob(f"{name.replace('-', '_')}-*.whl"))) for name in names]
+        self.run("pip", "install", "--quiet", *wheels)
 
     def importable(self, module: str) -> bool:
         """Whether a module is there."""
