@@ -1,14 +1,15 @@
 """The Nitro Secure Module in software: requests in, replies and signed attestation documents out.
 
 `Nsm` is the device, without any input or output of its own: `Nsm.handle` takes the bytes of a request and
-returns the bytes of the reply. `VirtioNsm` serves it over a virtqueue.
+returns the bytes of the reply. `VirtioNsm` serves it over a virtqueue, `NsmClient` asks it. `verify` checks a
+document, of AWS's hardware by default, of `ensure_test_root` where that is named.
+
+Importing this is fast: what needs cryptography is loaded when it is first used.
 """
 
-from nitro_nsm.authority import Root
-from nitro_nsm.client import DeviceTransport, ModuleDescription, NsmClient, PcrDescription, SocketTransport
-from nitro_nsm.config import NsmConfig, NsmState
-from nitro_nsm.cose import Sign1
-from nitro_nsm.document import AttestationDocument, VerifiedDocument
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from nitro_nsm.errors import (
     CborError,
     DocumentError,
@@ -20,11 +21,40 @@ from nitro_nsm.errors import (
     Step,
     UsageError,
 )
-from nitro_nsm.module import REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Nsm
-from nitro_nsm.roots import TrustRoot, aws_root
-from nitro_nsm.storage import ensure_test_root, read_test_root, rotate_test_root
-from nitro_nsm.verify import parse_document, verify
-from nitro_nsm.virtio import VirtioNsm
+
+if TYPE_CHECKING:
+    from nitro_nsm.authority import Root
+    from nitro_nsm.client import (
+        DeviceTransport,
+        ModuleDescription,
+        NsmClient,
+        PcrDescription,
+        SocketTransport,
+    )
+    from nitro_nsm.config import NsmConfig, NsmState
+    from nitro_nsm.cose import Sign1
+    from nitro_nsm.document import AttestationDocument, VerifiedDocument
+    from nitro_nsm.module import REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Nsm
+    from nitro_nsm.roots import TrustRoot, aws_root
+    from nitro_nsm.server import serve
+    from nitro_nsm.storage import ensure_test_root, read_test_root, rotate_test_root
+    from nitro_nsm.verification import parse_document, verify
+    from nitro_nsm.virtio import VirtioNsm
+
+_LATER = {
+    "authority": ("Root",),
+    "client": ("DeviceTransport", "ModuleDescription", "NsmClient", "PcrDescription", "SocketTransport"),
+    "config": ("NsmConfig", "NsmState"),
+    "cose": ("Sign1",),
+    "document": ("AttestationDocument", "VerifiedDocument"),
+    "module": ("REQUEST_BYTES_MAX", "RESPONSE_BYTES_MAX", "Nsm"),
+    "roots": ("TrustRoot", "aws_root"),
+    "server": ("serve",),
+    "storage": ("ensure_test_root", "read_test_root", "rotate_test_root"),
+    "verification": ("parse_document", "verify"),
+    "virtio": ("VirtioNsm",),
+}
+_HOME = {name: module for module, names in _LATER.items() for name in names}
 
 __all__ = [
     "REQUEST_BYTES_MAX",
@@ -57,5 +87,15 @@ __all__ = [
     "parse_document",
     "read_test_root",
     "rotate_test_root",
+    "serve",
     "verify",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        globals()[name] = found
+        return found

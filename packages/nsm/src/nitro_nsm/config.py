@@ -75,7 +75,10 @@ class NsmConfig(FrozenConfig):
 def fingerprint(certificate: bytes) -> bytes:
     """The SHA-384 of a certificate's DER form. Raises `ValueError` if it is neither DER nor PEM."""
     load = x509.load_pem_x509_certificate if b"-----BEGIN" in certificate else x509.load_der_x509_certificate
-    return load(certificate).fingerprint(hashes.SHA384())
+    try:
+        return load(certificate).fingerprint(hashes.SHA384())
+    except ValueError as error:
+        raise ValueError(f"the signing certificate is neither DER nor PEM: {error}") from error
 
 
 class NsmState(FrozenConfig):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nitro_nsm.errors import HostError
 from nitro_nsm.module import Nsm
-from nitro_nsm.serve import serve
+from nitro_nsm.server import serve
 
 
 @contextmanager

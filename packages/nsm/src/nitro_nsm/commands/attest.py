@@ -10,7 +10,7 @@ from nitro_nsm.commands.inputs import enclave, octets, signing_root
 from nitro_nsm.commands.report import document_json, print_json
 from nitro_nsm.errors import HostError, Refusal, UsageError
 from nitro_nsm.module import Nsm
-from nitro_nsm.verify import parse_document
+from nitro_nsm.verification import parse_document
 
 
 def run(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import warnings
 
 from nitro_nsm.commands.inputs import read_document
 from nitro_nsm.commands.report import document_json, document_text, print_json
-from nitro_nsm.verify import parse_document
+from nitro_nsm.verification import parse_document
 
 
 def run(options: argparse.Namespace) -> int:

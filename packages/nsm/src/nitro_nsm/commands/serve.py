@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nitro_nsm.commands.inputs import enclave, signing_root
 from nitro_nsm.module import Nsm
-from nitro_nsm.serve import serve
+from nitro_nsm.server import serve
 
 
 def run(options: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from nitro_nsm.document import EPOCH
 from nitro_nsm.errors import DocumentError, HostError, InputError, Step, UsageError
 from nitro_nsm.roots import TrustRoot
 from nitro_nsm.storage import TEST_ROOT, read_test_root
-from nitro_nsm.verify import parse_document, verify
+from nitro_nsm.verification import parse_document, verify
 
 
 def run(options: argparse.Namespace) -> int:
