@@ -75,7 +75,7 @@ class Apt:
         self._updated = False
 
     def package(self, name: str) -> Path:
-        """The ``.deb`` of a package, or of what it depends on first where it is a metapackage of the kernel.
+        """The ``.deb`` of a package; of a metapackage of the kernel, that of the kernel itself.
 
         Raises:
             DebianError: it cannot be fetched.
@@ -121,9 +121,11 @@ class Apt:
 
     def _real_name(self, name: str) -> str:
         """A kernel's metapackage depends on the package of the current version, which holds the files."""
+        if not name.startswith("linux-image-"):
+            return name
         record = self._run("show", name, command="apt-cache")
         depends = re.search(r"^Depends: (linux-image-\d\S*)", record, re.MULTILINE)
-        return depends[1] if name.startswith("linux-image-") and depends else name
+        return depends[1] if depends else name
 
     def _update(self) -> None:
         """Fetch the suite's index, whose signature vouches for every package; once is enough."""
