@@ -79,6 +79,8 @@ sends nonsense and offers no buffers cannot fill our memory (virtio 1.3 §5.10.6
 BAD_CHAINS_MAX: Final = 1024
 """Then the guest's driver is taken for broken, and the device stops."""
 
+SEND_BUFFER_BYTES: Final = 256 << 10
+"""A unix socket's own buffer takes the default window, so a host program in its stride costs us no copy."""
 WINDOW_MIN: Final = 16 << 10
 """Window of connections that are opened while host programs leave much unread."""
 STALL_PROBE_S: Final = 0.2
@@ -154,6 +156,7 @@ class VsockEngine:
         self._transmit: SplitQueue | None = None
         self._vrings: tuple[Vring | None, ...] = ()
         self._calls: list[Callable[[], None]] = []
+        self._bad_chains = 0  # since the rings were attached
         self._starved = False
         self._resets: deque[bytes] = deque()
         self._event_due = False
@@ -256,6 +259,7 @@ class VsockEngine:
             self._calls.clear()
             self._resets.clear()
             self._event_due = self._starved = False
+            self._bad_chains = 0
             self.failure = None
         self._wake()
 
@@ -422,7 +426,8 @@ class VsockEngine:
 
     def _note_bad_chain(self) -> None:
         self._counters.bad_chains += 1
-        if self._counters.bad_chains >= BAD_CHAINS_MAX and not self.failure:
+        self._bad_chains += 1
+        if self._bad_chains >= BAD_CHAINS_MAX and not self.failure:
             raise QueueError(f"{BAD_CHAINS_MAX} bad descriptor chains, the driver is broken", queue="vsock")
 
     # From the guest
@@ -797,7 +802,7 @@ class VsockEngine:
         try:
             sock.setblocking(False)
             if sock.family == socket.AF_UNIX:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.config.buf_alloc)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             self._epoll.register(sock.fileno(), SOCKET_EVENTS)
         except OSError:
             sock.close()
@@ -830,8 +835,11 @@ class VsockEngine:
             return
         handshake = Handshake(sock, socket_type, self._clock() + self.config.handshake_timeout_s)
         self._handshakes[sock.fileno()] = handshake
-        self._epoll.register(sock.fileno(), SOCKET_EVENTS)
-        heapq.heappush(self._timers, (handshake.deadline, next(self._timer_number), handshake))
+        self._on_handshake(handshake)
+        if sock.fileno() in self._handshakes:
+            self._epoll.register(sock.fileno(), SOCKET_EVENTS)
+            handshake.registered = True
+            heapq.heappush(self._timers, (handshake.deadline, next(self._timer_number), handshake))
 
     def _on_handshake(self, handshake: Handshake) -> None:
         try:
@@ -844,7 +852,8 @@ class VsockEngine:
             return
         sock = handshake.socket
         del self._handshakes[sock.fileno()]
-        self._epoll.unregister(sock.fileno())
+        if handshake.registered:
+            self._epoll.unregister(sock.fileno())  # so that joining tells again what has happened
         host_port = self._free_host_port(port)
         number = port if self.config.ok_port == "guest" else host_port
         greeting = b"OK %d\n" % number
@@ -917,7 +926,7 @@ class VsockEngine:
                 else:
                     ready.append(link)
         self._publish(ring.queue, 0)
-        return not self._starved and bool(ready)
+        return not self._starved and bool(ready or resets)
 
     def _serve(self, ring: ReceiveRing, link: Link) -> tuple[int, bool]:
         """What one link has for the guest: how many buffers it took, and whether there is more."""

@@ -38,6 +38,8 @@ class Handshake:
 
     def __init__(self, sock: socket.socket, socket_type: SocketType, deadline: float) -> None:
         self.socket, self.socket_type, self.deadline = sock, socket_type, deadline
+        self.registered = False
+        """Whether the engine waits for more."""
         self._line = b""
 
     def read(self) -> int | None:

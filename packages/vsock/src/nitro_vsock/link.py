@@ -132,10 +132,11 @@ class Link(Connection):
         Raises:
             OSError: The socket takes no more, or not a message of this length.
         """
+        waiting = bool(self.backlog)
         self.hold(self.message)
         self.message = bytearray()
-        if len(self.backlog) == 1:
-            self.flush()
+        if not waiting:
+            self._send_held()
 
     def flush(self) -> None:
         """Pass on what is held, as far as the socket takes it.
@@ -143,6 +144,10 @@ class Link(Connection):
         Raises:
             OSError: The socket takes no more, ever. The backlog is gone.
         """
+        self._send_held()
+        self.note_forwarded(drained=not self.backlog)
+
+    def _send_held(self) -> None:
         if self.socket is None:
             return
         backlog = self.backlog
@@ -160,7 +165,6 @@ class Link(Connection):
         except OSError:
             self._stop_writing()
             raise
-        self.note_forwarded(drained=not backlog)
 
     def note_forwarded(self, *, drained: bool = False) -> None:
         """Schedule what credit the guest gets back.

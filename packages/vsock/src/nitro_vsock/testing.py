@@ -9,6 +9,7 @@ assert driver.used() == [b"response"]
 
 import itertools
 import os
+import select
 import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -289,12 +290,12 @@ class FakeGuest:
     def close(self) -> None:
         """Detach the rings and close the eventfds."""
         self.engine.detach()
-        for kick_fd in self.kick_fds:
-            os.close(kick_fd)
+        while self.kick_fds:
+            os.close(self.kick_fds.pop())
 
     def run(self) -> None:
         """Have the device do all that it has to do now."""
-        while self.engine.turn() == 0:
+        while self.engine.turn() == 0 or select.select([self.engine], [], [], 0)[0]:
             pass
 
     def refill(self) -> None:
