@@ -12,7 +12,7 @@ from typing import Self
 
 from nitro_vsock.guest_memory import GuestMemory
 from nitro_vsock.packet import HEADER, HEADER_BYTES, HOST_CID, Header, Op, SocketType
-from nitro_vsock.testing import FakeDriver
+from nitro_vsock.testing import FakeDriver, UsedChain
 from nitro_vsock.vhost_user.frontend import FrontendSocket, SharedRegion, SharedRing
 
 MEMORY_BYTES = 16 << 20
@@ -69,6 +69,9 @@ class Guest:
         self._kicks, self._calls = ([self._event() for _ in range(3)] for _ in range(2))
         self._poll = select.poll()
         self._poll.register(self._calls[0], select.POLLIN)
+        self._transmitted = select.poll()
+        self._transmitted.register(self._calls[1], select.POLLIN)
+        self._returned: list[UsedChain] = []
         self._received: list[Packet] = []
         self.frontend = self._stack.enter_context(FrontendSocket.connect(path))
 
@@ -141,7 +144,21 @@ class Guest:
             readable=[HEADER.pack(*header), *pieces], indirect=bool(self.features & F_INDIRECT_DESC)
         )
         self._kick(1)
-        self.transmit_driver.used()
+        self._returned += self.transmit_driver.used_chains()
+
+    def kick_transmit(self) -> None:
+        """Tell the device of what was made available by hand."""
+        self._kick(1)
+
+    def wait_transmitted(self, count: int) -> None:
+        """Until so many chains of the transmit ring came back, since the beginning."""
+        while len(self._returned) < count:
+            self.transmit_driver.want_interrupts()
+            self._returned += self.transmit_driver.used_chains()
+            if len(self._returned) < count:
+                assert self._transmitted.poll(PATIENCE_S * 1000), "a chain does not come back"
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._calls[1])
 
     def receive(self) -> Packet:
         """The next packet from the host; gives its buffer back."""
@@ -164,10 +181,10 @@ class Guest:
             self.offer_buffer()
 
     def expect(self, op: int) -> Header:
-        """The next packet but credit updates; must be this one."""
+        """The next packet but those about credit; must be this one."""
         while True:
             header, _ = self.receive()
-            if header.op != Op.CREDIT_UPDATE or op == Op.CREDIT_UPDATE:
+            if header.op not in {Op.CREDIT_UPDATE, Op.CREDIT_REQUEST}:
                 assert header.op == op, f"{Op(header.op).name} instead of {Op(op).name}"
                 return header
 
@@ -183,6 +200,11 @@ class Guest:
         self.send(Op.RESPONSE, port, request.src_port, dst_cid=request.src_cid)
         return request
 
+    def synchronize(self) -> None:
+        """Wait until the device has seen all that happened before."""
+        self.send(Op.REQUEST, 999, 999)
+        self.expect(Op.RST)
+
     def read(self, count: int) -> bytes:
         """So many bytes of payload, on whatever connection; tells the credit now and then."""
         data = b""
@@ -194,8 +216,10 @@ class Guest:
                 if self.forwarded - told > self.buf_alloc // 4:
                     told = self.forwarded
                     self.send(Op.CREDIT_UPDATE, header.dst_port, header.src_port, dst_cid=header.src_cid)
+            elif header.op == Op.CREDIT_REQUEST:
+                self.send(Op.CREDIT_UPDATE, header.dst_port, header.src_port, dst_cid=header.src_cid)
             else:
-                assert header.op == Op.CREDIT_UPDATE
+                assert header.op == Op.CREDIT_UPDATE, f"{Op(header.op).name} instead of data"
         return data
 
 
@@ -220,5 +244,6 @@ def dial(path: Path, text: bytes) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(PATIENCE_S)
     connection.connect(os.fspath(path))
-    connection.sendall(text)
+    if text:
+        connection.sendall(text)
     return connection

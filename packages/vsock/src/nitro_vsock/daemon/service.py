@@ -10,6 +10,7 @@ import errno
 import resource
 import signal
 import socket
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -59,7 +60,17 @@ def run(config: DaemonConfig, *, descriptor: int | None = None) -> None:
                 check_allowed(proxied.target, config.proxy_allowlist)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    trio.run(_main, config, descriptor)
+    try:
+        trio.run(_main, config, descriptor)
+    except BaseExceptionGroup as group:
+        raise _first(group) from None
+
+
+def _first(error: BaseException) -> BaseException:
+    """What went wrong first, without the groups that nurseries put around it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _main(config: DaemonConfig, descriptor: int | None) -> None:
@@ -86,17 +97,27 @@ async def _main(config: DaemonConfig, descriptor: int | None) -> None:
             async with trio.open_nursery() as data:
                 data.start_soon(trio.to_thread.run_sync, loop.run)
                 try:
-                    async with trio.open_nursery() as sessions:
-                        for guest in guests:
-                            sessions.start_soon(guest.serve)
-                        LOGGER.info("serving", extra={"guests": [vm.guest_cid for vm in config.vms]})
-                        async for number in signals:
-                            LOGGER.info("ending", extra={"signal": signal.Signals(number).name})
-                            break
-                        sessions.cancel_scope.cancel()
+                    await _serve(guests, signals)
                 finally:
                     loop.stop()
             nursery.cancel_scope.cancel()
+
+
+async def _serve(guests: "list[Guest]", signals: AsyncIterator[int]) -> None:
+    """Serve front-ends until a signal comes, or the front-end of a connected ``--fd`` is gone."""
+    async with trio.open_nursery() as sessions:
+
+        async def serve(guest: Guest) -> None:
+            await guest.serve()
+            sessions.cancel_scope.cancel()
+
+        for guest in guests:
+            sessions.start_soon(serve, guest)
+        LOGGER.info("serving", extra={"guests": [guest.config.guest_cid for guest in guests]})
+        async for number in signals:
+            LOGGER.info("ending", extra={"signal": signal.Signals(number).name})
+            break
+        sessions.cancel_scope.cancel()
 
 
 def _stream_listener(listener: socket.socket) -> trio.SocketListener:

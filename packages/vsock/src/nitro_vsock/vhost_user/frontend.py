@@ -212,11 +212,21 @@ class FrontendSocket:
         try:
             connection.settimeout(timeout_s)
             connection.connect(os.fspath(path))
-            frontend = cls(connection, timeout_s=timeout_s)
-            frontend._run(frontend._frontend.negotiate())
         except OSError as error:
             connection.close()
             raise HostError(f"no vhost-user back-end at {path}: {error.strerror or error}") from error
+        return cls.negotiate(connection, timeout_s=timeout_s)
+
+    @classmethod
+    def negotiate(cls, connection: socket.socket, *, timeout_s: float = REPLY_TIMEOUT_S) -> Self:
+        """Negotiate on a socket that is connected to a back-end; takes it over.
+
+        Raises:
+            VhostUserError: Who is there is no back-end that could serve.
+        """
+        frontend = cls(connection, timeout_s=timeout_s)
+        try:
+            frontend._run(frontend._frontend.negotiate())
         except BaseException:
             connection.close()
             raise
