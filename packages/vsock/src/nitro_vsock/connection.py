@@ -81,8 +81,10 @@ class Connection:
         "buf_alloc",
         "fwd_cnt",
         "guest_cid",
+        "guest_may_send",
         "guest_shutdown",
         "in_flight",
+        "kind",
         "last_fwd_cnt",
         "packets_in_flight",
         "peer_buf_alloc",
@@ -102,6 +104,7 @@ class Connection:
         self.address = address
         self.guest_cid = guest_cid
         self.socket_type = socket_type
+        self.kind = int(socket_type)
         self.state = state
         self.buf_alloc = buf_alloc
         self.rx_cnt = 0
@@ -119,6 +122,8 @@ class Connection:
         """``tx_cnt`` after each batch of packets on the way, and how many packets it was."""
         self.peer_buf_alloc = self.peer_fwd_cnt = 0
         self.guest_shutdown = self.shutdown_sent = 0
+        self.guest_may_send = False
+        """The connection is established (or closing), and the guest has not ended its stream."""
         self.pending = 1 << Op.REQUEST if state is State.REQUESTED else 0
 
     # What the guest sends
@@ -132,10 +137,11 @@ class Connection:
                 self.state = State.CLOSED
                 return Verdict.RESET
             case Op.RESPONSE if state is State.REQUESTED:
-                self.state = State.ESTABLISHED
+                self.state, self.guest_may_send = State.ESTABLISHED, True
                 return Verdict.ACCEPTED
             case Op.SHUTDOWN if state is not State.REQUESTED:
                 self.guest_shutdown |= flags & Shutdown.BOTH
+                self.guest_may_send &= not flags & Shutdown.SEND
                 if self.guest_shutdown == Shutdown.BOTH:
                     self.state = State.CLOSED
                     return Verdict.FINISHED
@@ -152,12 +158,8 @@ class Connection:
         """Take in an RW packet of ``length`` bytes; false if the guest may not send that: answer RST."""
         if fwd_cnt != self.peer_fwd_cnt or buf_alloc != self.peer_buf_alloc:
             self.update_credit(buf_alloc, fwd_cnt)
-        self.rx_cnt += length
-        return (
-            self.rx_cnt - self.fwd_cnt <= self.buf_alloc
-            and (self.state is State.ESTABLISHED or self.state is State.CLOSING)
-            and not self.guest_shutdown & Shutdown.SEND
-        )
+        self.rx_cnt = rx_cnt = self.rx_cnt + length
+        return self.guest_may_send and rx_cnt - self.fwd_cnt <= self.buf_alloc
 
     def update_credit(self, buf_alloc: int, fwd_cnt: int) -> None:
         """Take in the guest's window. It may shrink; a ``fwd_cnt`` that goes back or ahead is ignored."""
@@ -174,6 +176,7 @@ class Connection:
     def accept(self) -> None:
         """The host's end of a connection that the guest asked for is there."""
         self.state = State.ESTABLISHED
+        self.guest_may_send = not self.guest_shutdown & Shutdown.SEND
         self.pending |= 1 << Op.RESPONSE
 
     @property
@@ -224,7 +227,7 @@ class Connection:
             host_port,
             guest_port,
             length,
-            self.socket_type,
+            self.kind,
             op,
             flags,
             self.buf_alloc,

@@ -446,11 +446,12 @@ class VsockEngine:
             return False
         queue.disable_notifications()
         links, guest_cid, unpack = self._links, self.config.guest_cid, HEADER.unpack_from
+        header_bytes, rw, stream = HEADER_BYTES, int(Op.RW), int(SocketType.STREAM)  # an enum's cost time
         touched: list[Link] = []
         data_bytes = data_packets = 0
         for chain in chains:
             segments = chain.readable
-            if not segments or len(segments[0]) < HEADER_BYTES:
+            if not segments or len(segments[0]) < header_bytes:
                 if not _join_header(chain):
                     self._counters.bad_packets += 1
                     continue
@@ -459,11 +460,8 @@ class VsockEngine:
             # Read once: the guest may rewrite it at any time.
             header = unpack(first)
             src_cid, host_cid, guest_port, host_port, length, kind, op, flags, buf_alloc, fwd_cnt = header
-            if op != Op.RW:
-                self._receive_control(Header(*header))
-                continue
             link = links.get((guest_port, host_port, host_cid))
-            if link is None or src_cid != guest_cid or kind != link.socket_type:
+            if op != rw or link is None or src_cid != guest_cid or kind != link.kind:
                 self._receive_control(Header(*header))
                 continue
             if not link.receive_data(length, buf_alloc, fwd_cnt):
@@ -472,8 +470,9 @@ class VsockEngine:
                 continue
             if link.stalled:
                 self._unstall(link)
-            if len(first) == HEADER_BYTES and len(segments) == 2 and len(segments[1]) == length:
-                payload = segments[1:]
+            if len(first) == header_bytes and len(segments) == 2 and len(segments[1]) == length:
+                del segments[0]
+                payload = segments
             elif (cut := _payload(segments, length)) is not None:
                 payload = cut
             else:
@@ -482,7 +481,7 @@ class VsockEngine:
                 continue
             data_bytes += length
             data_packets += 1
-            if kind == SocketType.SEQPACKET:
+            if kind != stream:
                 self._receive_message(link, payload, flags)
                 continue
             if not link.segments:
@@ -491,9 +490,7 @@ class VsockEngine:
         for link in touched:
             if link.segments:
                 self._deliver(link)
-        push = queue.push
-        for chain in chains:
-            push(chain.head, 0)
+        queue.push_unwritten(chains)
         self._publish(queue, 1)
         counters = self._counters
         counters.bytes_to_host += data_bytes

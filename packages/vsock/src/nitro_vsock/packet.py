@@ -1,7 +1,7 @@
 """The vsock packet header and its numbers (virtio 1.3 §5.10.6; Linux, ``uapi/linux/virtio_vsock.h``)."""
 
 import struct
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Final, NamedTuple
 
 # virtio_vsock_hdr: src_cid dst_cid src_port dst_port len type op flags buf_alloc fwd_cnt
@@ -44,7 +44,7 @@ class SocketType(IntEnum):
     SEQPACKET = 2
 
 
-class Shutdown(IntFlag):
+class Shutdown(IntEnum):
     """Flags of SHUTDOWN: what its sender will not do any more."""
 
     RECEIVE = 1
@@ -52,7 +52,7 @@ class Shutdown(IntFlag):
     BOTH = 3
 
 
-class Sequence(IntFlag):
+class Sequence(IntEnum):
     """Flags of RW on SEQPACKET connections: the packet ends a message, a record."""
 
     END_OF_MESSAGE = 1

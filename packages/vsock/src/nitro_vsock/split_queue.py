@@ -16,6 +16,7 @@ import platform
 import struct
 import sys
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -175,6 +176,7 @@ class SplitQueue:
             self._fence()
         heads, mask, table = self._heads, size - 1, self._descriptors
         unpack, regions = DESCRIPTOR.unpack_from, self._memory.regions
+        (first_start, first_end, first_view), more = regions[0], DESCRIPTOR_F_NEXT | DESCRIPTOR_F_INDIRECT
         chains: list[Chain] = []
         for position in range(first, first + min(limit, waiting)):
             head = heads[position & mask]
@@ -183,7 +185,7 @@ class SplitQueue:
                     break  # found again by the next call
                 raise self._break(f"the driver made descriptor {head} of {size} available")
             address, length, flags, following = unpack(table, head << 4)
-            if not flags & (DESCRIPTOR_F_NEXT | DESCRIPTOR_F_INDIRECT):
+            if not flags & more:
                 # One descriptor: what most receive buffers of Linux are, so worth not calling `_walk`.
                 for start, end, view in regions:
                     if start <= address and address + length <= end:
@@ -200,6 +202,26 @@ class SplitQueue:
                         self._refuse(head, str(GuestMemoryError(address, length)))
                     chains.append(Chain(head, [], []))
                 continue
+            if flags == DESCRIPTOR_F_NEXT and following < size:
+                # Two to read, header and data: what most packets of Linux are.
+                address2, length2, flags2, _ = unpack(table, following << 4)
+                if (
+                    not flags2 & (more | DESCRIPTOR_F_WRITE)
+                    and first_start <= address
+                    and address + length <= first_end
+                    and first_start <= address2
+                    and address2 + length2 <= first_end
+                    and length
+                    and length2
+                ):
+                    address -= first_start
+                    address2 -= first_start
+                    segments = [
+                        first_view[address : address + length],
+                        first_view[address2 : address2 + length2],
+                    ]
+                    chains.append(Chain(head, segments, []))
+                    continue
             try:
                 chains.append(self._walk(head, address, length, flags, following))
             except (ChainError, GuestMemoryError) as error:
@@ -279,6 +301,14 @@ class SplitQueue:
         """Return the chain at ``head``, of which ``written`` bytes were written; not yet visible."""
         self._used_elements[self._used & (self.size - 1)] = head | written << 32
         self._used = (self._used + 1) & 0xFFFF
+
+    def push_unwritten(self, chains: Iterable[Chain]) -> None:
+        """Return chains in which nothing was written; not yet visible."""
+        elements, mask, used = self._used_elements, self.size - 1, self._used
+        for chain in chains:
+            elements[used & mask] = chain.head
+            used += 1
+        self._used = used & 0xFFFF
 
     def publish(self) -> bool:
         """Make what was pushed visible to the driver; true if it wants an interrupt (virtio 1.3 §2.7.7)."""
