@@ -22,7 +22,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -166,7 +166,7 @@ class VsockEngine:
         self._lingering: set[Link] = set()
         self._ready: deque[Link] = deque()
         self._handshakes: dict[int, Handshake] = {}
-        self._host_ports: Iterator[int] = itertools.cycle(HOST_PORTS)
+        self._last_host_port = HOST_PORTS[-1]
         self._source_cid = config.source_cid or min(config.local_cids)
 
         self._timers: list[tuple[float, int, Link | Handshake | None]] = []
@@ -396,10 +396,12 @@ class VsockEngine:
                 self._on_handshake(self._handshakes[fd])
             elif fd in self._listeners:
                 self._accepting.add(fd)
-        for fd in list(self._accepting):
-            self._accept(fd, self._listeners[fd])
-        for _ in range(len(self._inbox)):
-            self._inbox.popleft()()
+        if self._accepting:
+            for fd in list(self._accepting):
+                self._accept(fd, self._listeners[fd])
+        if self._inbox:
+            for _ in range(len(self._inbox)):
+                self._inbox.popleft()()
         if self._timers:
             self._expire()
         transmit, ring = self._transmit, self._receive_ring
@@ -433,7 +435,7 @@ class VsockEngine:
     # From the guest
 
     def _transmit_batch(self, queue: SplitQueue) -> bool:
-        """Take packets from the transmit ring, and pass their data on; true if there were any."""
+        """Take packets from the transmit ring, and pass their data on; true if more are to be expected soon."""
         if len(self._resets) >= RESETS_MAX:
             return False
         try:
@@ -495,7 +497,7 @@ class VsockEngine:
         counters = self._counters
         counters.bytes_to_host += data_bytes
         counters.packets_to_host += data_packets
-        return True
+        return len(chains) > 1  # a lone one may well be a question that waits for its answer
 
     def _publish(self, queue: SplitQueue, index: int) -> None:
         vring = self._vrings[index]
@@ -772,11 +774,10 @@ class VsockEngine:
         self._queue(link)
 
     def _free_host_port(self, guest_port: int) -> int:
-        return next(
-            port
-            for port in self._host_ports
-            if Address(guest_port, port, self._source_cid) not in self._links
-        )
+        while True:
+            self._last_host_port = HOST_PORTS[(self._last_host_port + 1) % len(HOST_PORTS)]
+            if (guest_port, self._last_host_port, self._source_cid) not in self._links:
+                return self._last_host_port
 
     def _new_link(self, address: Address, socket_type: SocketType, state: State) -> Link:
         left = self.config.buffered_bytes_max - self._counters.buffered_bytes
