@@ -164,14 +164,14 @@ static uint32_t credit(struct connection *c)
 }
 
 /* Ports are given out in order, so that a connection is found without a search. */
-static uint32_t next_port = 1024;
+static uint32_t next_port = PORT + 1;
 static struct connection *by_port[65536];
 
 static struct connection *open_connection(struct connection *c)
 {
     memset(c, 0, sizeof *c);
     c->local = next_port++;
-    if (next_port > 60000) next_port = 1024;
+    if (next_port > 60000) next_port = PORT + 1;
     c->remote = PORT;
     by_port[c->local] = c;
     transmit(c, REQUEST, 0, 0);

@@ -32,6 +32,7 @@ from vhost_user_guest import (
     accept,
     dial,
     listen,
+    patient,
 )
 
 CID, OTHER, STRANGER = 16, 17, 18
@@ -506,8 +507,7 @@ def test_published_ports_and_proxies(tmp_path: Path) -> None:
                 for address in (("127.0.0.1", place), f"{tmp_path}/web"):
                     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
                     with socket.socket(family) as visitor:
-                        visitor.settimeout(PATIENCE_S)
-                        visitor.connect(address)
+                        patient(visitor).connect(address)
                         visitor.sendall(b"hello")
                         request = guest.accept(port=80)
                         assert guest.read(5) == b"hello"

@@ -5,6 +5,7 @@ import mmap
 import os
 import select
 import socket
+import struct
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -232,17 +233,21 @@ def listen(path: Path) -> socket.socket:
     return listener
 
 
+def patient(connection: socket.socket) -> socket.socket:
+    """A blocking socket that fails after a while. Python's own timeouts would break MSG_WAITALL."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(PATIENCE_S), 0))
+    return connection
+
+
 def accept(listener: socket.socket) -> socket.socket:
     """The next connection of a guest."""
     connection, _ = listener.accept()
-    connection.settimeout(PATIENCE_S)
-    return connection
+    return patient(connection)
 
 
 def dial(path: Path, text: bytes) -> socket.socket:
     """A host program that connects and says this."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(PATIENCE_S)
+    connection = patient(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
     connection.connect(os.fspath(path))
     if text:
         connection.sendall(text)

@@ -1,8 +1,8 @@
-"""The whole daemon: one data thread for the bytes, trio for everything slow.
+"""The whole daemon: a data thread for each guest's bytes, trio for everything slow.
 
 For every guest there is an engine, a vhost-user listener that serves one front-end after the other, and what
 the configuration publishes, proxies and forwards. SIGTERM and SIGINT end it all in order: sessions first, so
-that rings stop where they are, then the data thread, then the sockets and their files.
+that rings stop where they are, then the data threads, then the sockets and their files.
 """
 
 import contextlib
@@ -17,9 +17,8 @@ from pathlib import Path
 import trio
 
 from nitro_vsock.config import VsockConfig
-from nitro_vsock.daemon import forward, session, stats
+from nitro_vsock.daemon import data, forward, session, stats
 from nitro_vsock.daemon.config import DaemonConfig, Published, VmConfig
-from nitro_vsock.daemon.data import DataLoop
 from nitro_vsock.daemon.device import EngineDevice
 from nitro_vsock.daemon.logs import LOGGER
 from nitro_vsock.daemon.proxy import ProxyHostSide, check_allowed
@@ -92,14 +91,8 @@ async def _main(config: DaemonConfig, descriptor: int | None) -> None:
                     _stream_listener(listener.socket),
                     lambda: [guest.report() for guest in guests],
                 )
-            loop = DataLoop([guest.engine for guest in guests])
-            stack.callback(loop.close)
-            async with trio.open_nursery() as data:
-                data.start_soon(trio.to_thread.run_sync, loop.run)
-                try:
-                    await _serve(guests, signals)
-                finally:
-                    loop.stop()
+            async with data.running(guest.engine for guest in guests):
+                await _serve(guests, signals)
             nursery.cancel_scope.cancel()
 
 
