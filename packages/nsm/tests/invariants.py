@@ -8,18 +8,18 @@ import cbor2
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from conftest import entropy
 from nitro_nsm import DocumentError, ErrorCode, Nsm, NsmConfig, Root, verify
 from nitro_nsm.cose import sign1
 from nitro_nsm.issuer import Issuer
 from nitro_nsm.module import RESPONSE_BYTES_MAX
+from nitro_nsm.testing import seeded_entropy
 
 NOW_S = 1_795_435_200
 NOW = datetime.fromtimestamp(NOW_S, UTC)
-ROOT = Root.create("test", entropy=entropy(6))
+ROOT = Root.create("test", entropy=seeded_entropy(6))
 ENCLAVE_ID = "019fc8255f07a185"
 CREDENTIALS = Issuer(
-    ROOT, region="us-east-1", instance_id="i-0ff", enclave_id=ENCLAVE_ID, entropy=entropy(7)
+    ROOT, region="us-east-1", instance_id="i-0ff", enclave_id=ENCLAVE_ID, entropy=seeded_entropy(7)
 ).credentials(NOW_S)
 CHANGING = {"ExtendPCR", "LockPCR", "LockPCRs"}
 MESSAGE_BYTES_MAX = 0x3000

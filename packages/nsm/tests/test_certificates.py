@@ -9,7 +9,6 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from conftest import entropy
 from nitro_nsm import DocumentError, Step
 from nitro_nsm.authority import (
     Authority,
@@ -24,6 +23,7 @@ from nitro_nsm.authority import (
     subject_key,
 )
 from nitro_nsm.certificates import verify_chain
+from nitro_nsm.testing import seeded_entropy
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 LIFE = (NOW - timedelta(hours=1), NOW + timedelta(hours=1))
@@ -108,7 +108,9 @@ def test_order_and_completeness(root: Root, authority: Authority) -> None:
 
 
 def test_a_signature_by_another_key_of_the_same_name(root: Root, authority: Authority) -> None:
-    twin = child(root, authority_constraint(0), authority_usage(), name="authority", key=new_key(entropy(77)))
+    twin = child(
+        root, authority_constraint(0), authority_usage(), name="authority", key=new_key(seeded_entropy(77))
+    )
 
     assert "is not signed by the one before it" in refusal(
         root.der, authority.der, child(twin, LEAF_USAGE).der
@@ -116,7 +118,7 @@ def test_a_signature_by_another_key_of_the_same_name(root: Root, authority: Auth
 
 
 def test_key_identifiers_must_agree_where_both_are_there(root: Root) -> None:
-    key = new_key(entropy(78))
+    key = new_key(seeded_entropy(78))
     authority = child(
         root, authority_constraint(0), authority_usage(), subject_key(key), name="authority", key=key
     )
@@ -153,7 +155,7 @@ def test_keys_and_signatures_of_another_kind(root: Root) -> None:
         root.der, leaf(ec.generate_private_key(ec.SECP256R1()), hashes.SHA384())
     )
     assert "not signed with ECDSA and SHA-384" in refusal(
-        root.der, leaf(new_key(entropy(79)), hashes.SHA256())
+        root.der, leaf(new_key(seeded_entropy(79)), hashes.SHA256())
     )
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from conftest import expectations
 from nitro_nsm import ensure_test_root, parse_document, verify
 from nitro_nsm.authority import Root
 from nitro_nsm.cli import main
+from vectors import expectations
 
 PCR0 = "07" * 48
 COMMANDS = ("verify", "describe", "attest", "pki", "serve", "completion")

@@ -9,8 +9,9 @@ import cbor2
 import pytest
 from cryptography import x509
 
-from conftest import entropy, expectations
 from nitro_nsm import Nsm, NsmConfig, Root, aws_root, parse_document, verify
+from nitro_nsm.testing import seeded_entropy
+from vectors import expectations
 
 NEWEST = "aws-26-2026-08-03.cose"
 BEFORE_2025_06 = "aws-19-2025-04-01.cose"
@@ -43,7 +44,7 @@ def nsm(root: Root, clock: Clock) -> Nsm:
     return Nsm(
         NsmConfig(instance_id="i-018e0c27541e1f15a", enclave_id="019fc8255f07a185"),
         root=root,
-        entropy=entropy(4),
+        entropy=seeded_entropy(4),
         clock=clock,
     )
 
@@ -248,7 +249,7 @@ def test_the_largest_request_with_all_registers_locked_fits_the_reply(nsm: Nsm) 
 
 def test_the_same_entropy_and_clock_give_the_same_document(root: Root) -> None:
     first, second = (
-        attest(Nsm(NsmConfig(), root=root, entropy=entropy(5), clock=Clock(), deterministic=True))
+        attest(Nsm(NsmConfig(), root=root, entropy=seeded_entropy(5), clock=Clock(), deterministic=True))
         for _ in range(2)
     )
 

@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from conftest import entropy
 from nitro_nsm import HostError, InputError, Root, ensure_test_root, read_test_root, rotate_test_root
 from nitro_nsm.authority import key_usage, new_key
 from nitro_nsm.storage import data_directory, root_path
+from nitro_nsm.testing import seeded_entropy
 
 
 def test_the_directory_is_that_of_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +167,6 @@ def test_a_root_survives_being_written_and_read(root: Root) -> None:
 
 
 def test_keys_are_made_of_the_entropy_given() -> None:
-    first, second = (new_key(entropy(9)).private_numbers() for _ in range(2))
+    first, second = (new_key(seeded_entropy(9)).private_numbers() for _ in range(2))
 
     assert first == second

@@ -12,7 +12,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import entropy, expectations
 from nitro_nsm import (
     DocumentError,
     InputError,
@@ -29,6 +28,8 @@ from nitro_nsm import (
 )
 from nitro_nsm.authority import P384_ORDER
 from nitro_nsm.roots import AWS_FINGERPRINT
+from nitro_nsm.testing import seeded_entropy
+from vectors import expectations
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, 250_000, tzinfo=UTC)
 
@@ -42,7 +43,7 @@ def ours(root: Root) -> bytes:
     nsm = Nsm(
         NsmConfig(pcrs={0: b"\1" * 48}, instance_id="i-0ff"),
         root=root,
-        entropy=entropy(2),
+        entropy=seeded_entropy(2),
         clock=lambda: int(NOW.timestamp() * 1000) * 1_000_000,
     )
     request = {"Attestation": {"nonce": b"nonce", "user_data": b"", "public_key": b"key"}}
@@ -148,7 +149,7 @@ def test_ours_verifies_under_its_root_and_not_as_aws(ours: bytes, root: Root) ->
 
 def test_another_root_of_the_same_name_does_not_vouch(ours: bytes) -> None:
     with pytest.raises(DocumentError, match="the root is not test"):
-        verify(ours, at=NOW, root=Root.create("test", entropy=entropy(3)).trust)
+        verify(ours, at=NOW, root=Root.create("test", entropy=seeded_entropy(3)).trust)
 
 
 @pytest.mark.parametrize(

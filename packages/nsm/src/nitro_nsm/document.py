@@ -78,7 +78,7 @@ def encode_payload(document: AttestationDocument) -> bytes:
             "module_id": document.module_id,
             "digest": document.digest,
             "timestamp": document.timestamp_ms,
-            "pcrs": document.pcrs,
+            "pcrs": dict(document.pcrs),
             "certificate": document.certificate,
             "cabundle": list(document.cabundle),
             "public_key": document.public_key,

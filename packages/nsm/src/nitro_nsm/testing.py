@@ -1,6 +1,8 @@
 """For tests of programs that talk to a Nitro Secure Module, and for our own."""
 
 import asyncio
+import hashlib
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +11,12 @@ from pathlib import Path
 from nitro_nsm.errors import HostError
 from nitro_nsm.module import Nsm
 from nitro_nsm.server import serve
+
+
+def seeded_entropy(seed: int) -> Callable[[int], bytes]:
+    """Entropy for tests: bytes that look random and are the same in each run."""
+    counter = itertools.count()
+    return lambda count: hashlib.shake_256(f"{seed} {next(counter)}".encode()).digest(count)
 
 
 @contextmanager
