@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 CHUNK_BYTES: Final = 1 << 20
-WINDOW_BYTES: Final = 16 << 20
+WINDOW_BYTES: Final = 8 << 20
 PARALLEL_BYTES_MIN: Final = 4 << 20
 """Below this, starting threads costs more than it saves."""
 

@@ -274,6 +274,6 @@ def _collision(section: Section, before: list[Section], end: int) -> Finding:
             message = f"the {section.type_name} section overlaps section {other.index} ({other.type_name})"
             return Finding("section-overlap", message, section.offset, section.index)
     message = (
-        f"the {section.type_name} section starts before {end:#x}, where another ends: table out of order"
+        f"the {section.type_name} section starts before {end:#x}, before another ends: table out of order"
     )
     return Finding("section-order", message, TABLE_OFFSET + 8 * section.index, section.index)
