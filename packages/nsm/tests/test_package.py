@@ -16,10 +16,6 @@ def test_it_brings_neither_a_machine_nor_a_loop() -> None:
 
     names = sorted(line.split(">")[0].split("<")[0] for line in required)
     assert names == ["cbor2", "cryptography", "pydantic"]
-        "cbor2",
-        "cryptography",
-        "pydantic",
-    ]
 
 
 def test_it_imports_none_of_its_neighbours() -> None:
