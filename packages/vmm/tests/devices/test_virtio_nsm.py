@@ -16,7 +16,7 @@ from nitro_vmm.devices.virtio_mmio import (
     VirtioMmio,
 )
 from nitro_vmm.devices.virtio_nsm import NsmDevice
-from nitro_vsock.guest_memory import GuestMemory
+from nitro_vsock import GuestMemory
 
 DESCRIPTORS, AVAILABLE, USED, REQUEST, REPLY = 0x0, 0x100, 0x200, 0x1000, 0x4000
 WRITABLE = 2

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum, IntFlag
 from typing import Final, Protocol
 
-from nitro_vsock.errors import QueueError
-from nitro_vsock.split_queue import QueueLayout
+from nitro_vsock import QueueError, QueueLayout
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +99,16 @@ class Status(IntFlag):
 LADDER: Final = (Status.ACKNOWLEDGE, Status.DRIVER, Status.FEATURES_OK, Status.DRIVER_OK)
 
 
+class Driver(Protocol):
+    """What a running device can tell its driver; for the thread that holds the machine's bus lock."""
+
+    def raise_interrupt(self) -> None:
+        """Buffers were used."""
+
+    def need_reset(self, reason: str) -> None:
+        """The device cannot go on before the driver resets it."""
+
+
 class VirtioDevice(Protocol):
     """What the transport needs of a device (virtio 1.3 §2). All calls come under the machine's bus lock."""
 
@@ -118,9 +127,7 @@ class VirtioDevice(Protocol):
     def read_config(self, offset: int, length: int) -> bytes:
         """Bytes of its configuration space; fewer, or none, where it ends."""
 
-    def activate(
-        self, features: int, queues: Sequence[QueueLayout | None], interrupt: Callable[[], None]
-    ) -> None:
+    def activate(self, features: int, queues: Sequence[QueueLayout | None], driver: Driver) -> None:
         """Start: the driver is ready, has set up these queues, and may have put buffers there already.
 
         Kicks that came too early are not repeated: the device looks for itself.
@@ -128,7 +135,7 @@ class VirtioDevice(Protocol):
         Args:
             features: What driver and device have agreed on.
             queues: Where each queue is; None for one that the driver does not use.
-            interrupt: Tells the driver about used buffers; for the thread that holds the bus lock.
+            driver: Whom to tell about used buffers.
 
         Raises:
             QueueError: A queue cannot be used.
@@ -361,7 +368,7 @@ class VirtioMmio:
         self._active = True
         layouts = [queue.layout() for queue in self._queues]
         try:
-            self._device.activate(self._driver_features, layouts, self.raise_interrupt)
+            self._device.activate(self._driver_features, layouts, self)
         except QueueError as error:
             self.need_reset(str(error))
 

@@ -1,12 +1,11 @@
 """The Nitro Secure Module as a virtio device: `nitro_nsm` behind the transport, on a `nitro_vsock` queue."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from nitro_nsm import Nsm, VirtioNsm
-from nitro_vsock.errors import ChainError, QueueError
-from nitro_vsock.guest_memory import GuestMemory
-from nitro_vsock.split_queue import QueueLayout, SplitQueue
+from nitro_vmm.devices.virtio_mmio import Driver
+from nitro_vsock import ChainError, GuestMemory, QueueError, QueueLayout, SplitQueue
 
 logger = logging.getLogger(__name__)
 
@@ -27,15 +26,13 @@ class NsmDevice:
         self._server = VirtioNsm(nsm)
         self._memory = memory
         self._queue: SplitQueue | None = None
-        self._interrupt: Callable[[], None] = lambda: None
+        self._driver: Driver | None = None
 
     def read_config(self, offset: int, length: int) -> bytes:  # noqa: ARG002
         """There is no configuration."""
         return b""
 
-    def activate(
-        self, features: int, queues: Sequence[QueueLayout | None], interrupt: Callable[[], None]
-    ) -> None:
+    def activate(self, features: int, queues: Sequence[QueueLayout | None], driver: Driver) -> None:  # noqa: ARG002
         """Serve the one queue.
 
         Raises:
@@ -43,9 +40,8 @@ class NsmDevice:
         """
         if queues[0] is None:
             raise QueueError("the driver did not set it up", queue="nsm queue")
-        del features
         self._queue = SplitQueue(self._memory, queues[0], name="nsm queue")
-        self._interrupt = interrupt
+        self._driver = driver
         self.notify(0)
 
     def notify(self, index: int) -> None:  # noqa: ARG002
@@ -60,8 +56,8 @@ class NsmDevice:
             except ChainError as error:
                 logger.warning("a request was dropped: %s", error)
             else:
-                if wants_interrupt:
-                    self._interrupt()
+                if wants_interrupt and self._driver is not None:
+                    self._driver.raise_interrupt()
                 return
 
     def reset(self) -> None:

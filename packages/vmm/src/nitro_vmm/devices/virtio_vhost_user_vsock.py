@@ -1,0 +1,272 @@
+"""virtio-vsock whose data path is another process: a vhost-user daemon, ours or any other.
+
+The daemon maps the guest's memory, takes kicks from eventfds and interrupts through one; this device only
+sets it up. It is a thin shell with descriptors of its own, and has the same outside as the device in the
+process: wait until `fileno` is readable, or for as long as `turn` said, then call `turn`.
+
+A daemon may die and come back, and the guest goes on: it is told that its connections are gone (the event
+TRANSPORT_RESET, virtio 1.3 §5.10.6.7), for which the event queue stays with this device, and the rings go on
+where the used index says that the old daemon had come to.
+"""
+
+import logging
+import os
+import select
+import struct
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from nitro_vmm.devices.virtio_mmio import F_VERSION_1, Driver
+from nitro_vmm.devices.virtio_vsock import (
+    CONFIG,
+    DEVICE_ID,
+    EVENT,
+    EVENT_TRANSPORT_RESET,
+    EVENTS,
+    F_EVENT_IDX,
+    F_INDIRECT_DESC,
+    F_NO_IMPLIED_STREAM,
+    QUEUE_SIZES,
+    RECEIVE,
+    TRANSMIT,
+    split_queue,
+)
+from nitro_vsock import (
+    VSOCK_F_SEQPACKET,
+    VSOCK_F_STREAM,
+    ChainError,
+    GuestMemory,
+    QueueLayout,
+    SplitQueue,
+    VsockError,
+)
+from nitro_vsock.vhost_user.errors import VhostUserError
+from nitro_vsock.vhost_user.frontend import FrontendSocket, SharedRegion, SharedRing
+
+logger = logging.getLogger(__name__)
+
+FEATURES_PASSED_ON: Final = (
+    1 << VSOCK_F_STREAM | 1 << VSOCK_F_SEQPACKET | F_NO_IMPLIED_STREAM | F_INDIRECT_DESC | F_EVENT_IDX
+)
+RETRY_S: Final = 0.5
+"""How often to look for a daemon that has gone."""
+ANSWER_TIMEOUT_S: Final = 5.0
+"""A daemon that hangs holds the guest up for so long, then counts as gone."""
+
+
+class VhostUserVsockDevice:
+    """The guest's vsock device, served by the daemon that listens at a path.
+
+    Args:
+        path: The daemon's vhost-user socket.
+        memory: The guest's memory.
+        regions: The same, as files that the daemon can map.
+        locked: Calls a function under the machine's bus lock.
+        clock: A monotonic clock, seconds.
+
+    Raises:
+        HostError: Nobody listens at ``path``.
+        VhostUserError: Who listens there cannot serve a vsock device.
+    """
+
+    device_id = DEVICE_ID
+    queue_sizes = QUEUE_SIZES
+
+    def __init__(
+        self,
+        path: Path,
+        memory: GuestMemory,
+        regions: Sequence[SharedRegion],
+        *,
+        locked: Callable[[Callable[[], None]], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path = path
+        self._memory = memory
+        self._regions = regions
+        self._locked = locked
+        self._clock = clock
+        daemon = self._connect()
+        self._daemon: FrontendSocket | None = daemon
+        self.features = daemon.features & FEATURES_PASSED_ON
+        self._retry_at_s: float | None = None
+        self._rings: list[QueueLayout] = []
+        self._agreed = 0
+        self._events: SplitQueue | None = None
+        self._event_due = False
+        self._driver: Driver | None = None
+        self._kicks = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in (RECEIVE, TRANSMIT)]
+        self._call = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll = select.epoll()
+        self._epoll.register(self._call, select.EPOLLIN)
+        self._epoll.register(daemon.fileno(), select.EPOLLIN)
+
+    def _connect(self) -> FrontendSocket:
+        daemon = FrontendSocket.connect(self._path, timeout_s=ANSWER_TIMEOUT_S)
+        try:
+            if not daemon.features & F_VERSION_1:
+                raise VhostUserError(f"the back-end at {self._path} serves only legacy drivers")
+            self._config = daemon.read_config(0, CONFIG.size)
+        except VsockError:
+            daemon.close()
+            raise
+        return daemon
+
+    # What the main loop calls.
+
+    def fileno(self) -> int:
+        """Readable when `turn` has something to do."""
+        return self._epoll.fileno()
+
+    def turn(self) -> float | None:
+        """Pass on interrupts, notice that the daemon has gone, look for a new one.
+
+        Returns:
+            In how many seconds to call again at the latest; None when only `fileno` matters.
+        """
+        self._locked(self._serve)
+        if self._retry_at_s is not None and self._clock() >= self._retry_at_s:
+            self._try_again()
+        return self._until_retry()
+
+    def close(self) -> None:
+        """Leave the daemon and close every descriptor."""
+        if self._daemon is not None:
+            self._daemon.close()
+            self._daemon = None
+        self._epoll.close()
+        for descriptor in (*self._kicks, self._call):
+            os.close(descriptor)
+
+    def _serve(self) -> None:
+        # Under the bus lock no exchange with the daemon is under way: what is readable now came unasked.
+        for descriptor, _ in self._epoll.poll(0):
+            if descriptor == self._call:
+                os.eventfd_read(self._call)
+                if self._driver is not None:
+                    self._driver.raise_interrupt()
+            else:
+                self._lose("it closed the connection")
+
+    def _until_retry(self) -> float | None:
+        return None if self._retry_at_s is None else max(self._retry_at_s - self._clock(), 0.0)
+
+    def _try_again(self) -> None:
+        self._retry_at_s = self._clock() + RETRY_S
+        before = self._config
+        try:
+            daemon = self._connect()
+        except VsockError as error:
+            logger.debug("vsock: %s", error)
+            return
+        if self.features & ~daemon.features:
+            logger.warning("vsock: the back-end at %s lacks features that the old one had", self._path)
+            daemon.close()
+            return
+
+        def resume() -> None:
+            self._daemon, self._retry_at_s = daemon, None
+            self._epoll.register(daemon.fileno(), select.EPOLLIN)
+            logger.info("vsock: the back-end at %s is back", self._path)
+            if self._config != before:
+                self._tell_transport_reset()
+            self._start([self._used_index(layout) for layout in self._rings])
+
+        self._locked(resume)
+
+    # What the transport calls.
+
+    def read_config(self, offset: int, length: int) -> bytes:
+        """The guest's CID."""
+        return self._config[offset : offset + length]
+
+    def activate(self, features: int, queues: Sequence[QueueLayout | None], driver: Driver) -> None:
+        """Hand the rings to the daemon.
+
+        Raises:
+            QueueError: The receive or transmit queue was not set up, or a queue cannot be used.
+        """
+        for index in (RECEIVE, TRANSMIT):
+            split_queue(self._memory, queues, index, features)  # the daemon makes its own, but so we know
+        self._events = split_queue(self._memory, queues, EVENTS, features) if queues[EVENTS] else None
+        self._rings = [layout for layout in queues[:EVENTS] if layout is not None]
+        self._agreed = features
+        self._driver = driver
+        self._start([0, 0])
+
+    def notify(self, index: int) -> None:
+        """Pass on a kick.
+
+        Raises:
+            QueueError: The event queue is broken.
+        """
+        if index in (RECEIVE, TRANSMIT):
+            os.eventfd_write(self._kicks[index], 1)
+        elif self._event_due:
+            self._tell_transport_reset()
+
+    def reset(self) -> None:
+        """Take the rings back."""
+        running, self._rings, self._events, self._event_due = bool(self._rings), [], None, False
+        if running and self._daemon is not None:
+            try:
+                self._daemon.stop()
+                self._daemon.reset()
+            except VhostUserError as error:
+                self._lose(str(error))
+
+    def _start(self, positions: Sequence[int]) -> None:
+        if self._daemon is None or not self._rings:
+            return
+        rings = [
+            SharedRing(layout, kick, self._call, position)
+            for layout, kick, position in zip(self._rings, self._kicks, positions, strict=True)
+        ]
+        try:
+            self._daemon.start(self._agreed, self._regions, rings)
+        except VhostUserError as error:
+            self._lose(str(error))
+            return
+        # A kick may have come before the daemon could see it.
+        for kick in self._kicks:
+            os.eventfd_write(kick, 1)
+
+    def _used_index(self, layout: QueueLayout) -> int:
+        (index,) = struct.unpack("<H", self._memory.slice(layout.used_ring + 2, 2))
+        return int(index)
+
+    # What happens when the daemon goes.
+
+    def _lose(self, why: str) -> None:
+        logger.warning("vsock: the back-end at %s is gone (%s); waiting for it to come back", self._path, why)
+        if self._daemon is not None:
+            self._epoll.unregister(self._daemon.fileno())
+            self._daemon.close()
+            self._daemon = None
+        self._retry_at_s = self._clock() + RETRY_S
+        os.eventfd_write(self._call, 1)  # so that the main loop asks when to look again
+        self._tell_transport_reset()
+
+    def _tell_transport_reset(self) -> None:
+        """Say that all connections are gone; when the driver has left no room for it, as soon as it has."""
+        self._event_due = False
+        while self._events is not None:
+            try:
+                chain = self._events.pop()
+            except ChainError as error:
+                logger.warning("vsock: an event buffer was dropped: %s", error)
+                continue
+            if chain is None:
+                self._event_due = True
+                return
+            buffer = chain.writable[0] if chain.writable else memoryview(b"")
+            if len(buffer) < EVENT.size:
+                self._events.push(chain.head, 0)
+                continue
+            EVENT.pack_into(buffer, 0, EVENT_TRANSPORT_RESET)
+            self._events.push(chain.head, EVENT.size)
+            if self._events.publish() and self._driver is not None:
+                self._driver.raise_interrupt()
+            return

@@ -1,0 +1,138 @@
+"""virtio-vsock (virtio 1.3 §5.10), served within the process by `nitro_vsock`.
+
+Two threads meet here. The processor's thread sets the rings up and kicks, under the machine's bus lock; the
+main loop waits until `VsockDevice.fileno` is readable, or for as long as `VsockDevice.turn` said, then calls
+`turn`. The engine has a lock of its own, and lets go of it before it interrupts: so who needs both takes the
+bus lock first.
+"""
+
+import os
+import struct
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from nitro_vmm.devices.virtio_mmio import Driver
+from nitro_vsock import GuestMemory, QueueError, QueueLayout, SplitQueue, Vring, VsockEngine
+
+DEVICE_ID: Final = 19
+
+RECEIVE: Final = 0
+TRANSMIT: Final = 1
+EVENTS: Final = 2
+QUEUE_NAMES: Final = ("vsock receive queue", "vsock transmit queue", "vsock event queue")
+QUEUE_SIZES: Final = (128, 128, 16)
+"""Linux fills its receive queue with pages when it starts, so more would cost every boot; 128 hold as much as
+it lets a peer send unasked. It puts eight buffers into the event queue."""
+
+F_NO_IMPLIED_STREAM: Final = 1 << 2
+F_INDIRECT_DESC: Final = 1 << 28
+F_EVENT_IDX: Final = 1 << 29
+
+# virtio_vsock_config (virtio 1.3 §5.10.4): guest_cid
+CONFIG: Final = struct.Struct("<Q")
+# virtio_vsock_event (virtio 1.3 §5.10.6.7): id
+EVENT: Final = struct.Struct("<I")
+EVENT_TRANSPORT_RESET: Final = 0
+
+
+def split_queue(
+    memory: GuestMemory, layouts: Sequence[QueueLayout | None], index: int, features: int
+) -> SplitQueue:
+    """One of a vsock device's queues.
+
+    Raises:
+        QueueError: The driver did not set it up, or it cannot be used.
+    """
+    layout, name = layouts[index], QUEUE_NAMES[index]
+    if layout is None:
+        raise QueueError("the driver did not set it up", queue=name)
+    event_idx, indirect = bool(features & F_EVENT_IDX), bool(features & F_INDIRECT_DESC)
+    return SplitQueue(memory, layout, event_idx=event_idx, indirect=indirect, name=name)
+
+
+class VsockDevice:
+    """The guest's vsock device.
+
+    Args:
+        engine: What serves it; closed with it.
+        memory: The guest's memory.
+        locked: Calls a function under the machine's bus lock.
+    """
+
+    device_id = DEVICE_ID
+    queue_sizes = QUEUE_SIZES
+
+    def __init__(
+        self, engine: VsockEngine, memory: GuestMemory, *, locked: Callable[[Callable[[], None]], None]
+    ) -> None:
+        self.features = engine.features | F_INDIRECT_DESC | F_EVENT_IDX
+        self._engine = engine
+        self._memory = memory
+        self._locked = locked
+        self._driver: Driver | None = None
+        self._kicks = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in QUEUE_NAMES]
+
+    # What the main loop calls.
+
+    def fileno(self) -> int:
+        """Readable when `turn` has something to do."""
+        return self._engine.fileno()
+
+    def turn(self) -> float | None:
+        """Move what there is to move, in both directions; never waits.
+
+        Returns:
+            In how many seconds to call again at the latest; None when only `fileno` matters.
+        """
+        delay_s = self._engine.turn()
+        if self._engine.failure is not None:
+            self._locked(self._fail)
+        return delay_s
+
+    def close(self) -> None:
+        """Close the engine and every descriptor."""
+        self._engine.close()
+        for kick in self._kicks:
+            os.close(kick)
+
+    def _call(self) -> None:
+        self._locked(self._interrupt)
+
+    def _interrupt(self) -> None:
+        if self._driver is not None:
+            self._driver.raise_interrupt()
+
+    def _fail(self) -> None:
+        reason = self._engine.failure
+        if reason is not None and self._driver is not None:
+            self._driver.need_reset(reason)
+
+    # What the transport calls.
+
+    def read_config(self, offset: int, length: int) -> bytes:
+        """The guest's CID."""
+        return self._engine.config_space[offset : offset + length]
+
+    def activate(self, features: int, queues: Sequence[QueueLayout | None], driver: Driver) -> None:
+        """Give the rings to the engine.
+
+        Raises:
+            QueueError: The receive or transmit queue was not set up, or a queue cannot be used.
+        """
+
+        def ring(index: int) -> Vring:
+            return Vring(split_queue(self._memory, queues, index, features), self._kicks[index], self._call)
+
+        receive, transmit = ring(RECEIVE), ring(TRANSMIT)
+        events = ring(EVENTS) if queues[EVENTS] else None  # a driver may do without it
+        self._driver = driver
+        self._engine.attach(receive=receive, transmit=transmit, event=events)
+
+    def notify(self, index: int) -> None:
+        """Wake the engine."""
+        os.eventfd_write(self._kicks[index], 1)
+
+    def reset(self) -> None:
+        """Take the rings from the engine; what the guest had sent before is still delivered."""
+        self._engine.detach()
+        self._driver = None

@@ -1,0 +1,130 @@
+"""vsock through its virtio registers, with the engine in the process."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nitro_vmm.devices.virtio_mmio import (
+    CONFIGURATION,
+    INTERRUPT_CONFIGURATION,
+    INTERRUPT_USED_BUFFER,
+    Register,
+    Status,
+)
+from nitro_vmm.devices.virtio_vsock import VsockDevice
+from nitro_vsock import GuestMemory, VsockConfig, VsockEngine
+from nitro_vsock.testing import guest_ram
+from vsock_guest import CID, RAM_BYTES, REQUEST, RESPONSE, RST, RUNNING, RW, Guest
+
+if TYPE_CHECKING:
+    import socket
+
+PORT = 9000
+
+
+class Bench:
+    """A guest, and a host program at `PORT`."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self.locked = 0
+        self.accepted: list[socket.socket] = []
+        engine = VsockEngine(VsockConfig(guest_cid=CID), services={PORT: self.accepted.append})
+        self.device = VsockDevice(engine, memory, locked=self._locked)
+        self.guest = Guest(self.device, memory)
+
+    def _locked(self, action: Callable[[], None]) -> None:
+        self.locked += 1
+        action()
+
+    def turn(self) -> None:
+        while self.device.turn() == 0:
+            pass
+
+    def close(self) -> None:
+        self.device.close()
+        for connection in self.accepted:
+            connection.close()
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench(guest_ram(RAM_BYTES))
+    yield bench
+    bench.close()
+
+
+def test_the_configuration_space_is_the_cid(bench: Bench) -> None:
+    assert bench.guest.get(Register.DEVICE_ID) == 19
+    assert bench.guest.transport.read(CONFIGURATION, 4) == CID
+    assert bench.guest.transport.read(CONFIGURATION, 8) == CID
+
+
+def test_a_guest_talks_to_a_service_of_the_host(bench: Bench) -> None:
+    guest = bench.guest
+    guest.start()
+    guest.send(REQUEST, PORT)
+    bench.turn()
+
+    assert [packet.op for packet in guest.received()] == [RESPONSE]
+    assert guest.acknowledge() == INTERRUPT_USED_BUFFER
+    assert bench.locked
+
+    guest.send(RW, PORT, b"\xb7")
+    bench.turn()
+    assert bench.accepted[0].recv(16) == b"\xb7"
+    bench.accepted[0].sendall(b"\xb7")
+    bench.turn()
+    packet = guest.received()[-1]
+    assert (packet.op, packet.src_cid, packet.src_port, packet.payload) == (RW, 3, PORT, b"\xb7")
+    assert guest.acknowledge() == INTERRUPT_USED_BUFFER
+
+
+def test_a_port_of_nobody_is_refused(bench: Bench) -> None:
+    bench.guest.start()
+    bench.guest.send(REQUEST, PORT + 1)
+    bench.turn()
+
+    assert [packet.op for packet in bench.guest.received()] == [RST]
+
+
+def test_a_reset_ends_connections_and_a_new_driver_can_start(bench: Bench) -> None:
+    guest = bench.guest
+    for attempt in range(2):
+        guest.start()
+        guest.send(REQUEST, PORT)
+        bench.turn()
+        assert [packet.op for packet in guest.received()] == [RESPONSE]
+        guest.put(Register.STATUS, 0)
+        bench.turn()
+        assert bench.accepted[attempt].recv(16) == b""
+
+
+def test_a_driver_may_do_without_the_event_queue_but_not_without_the_others(bench: Bench) -> None:
+    bench.guest.start(queues=(0, 1))
+    assert bench.guest.get(Register.STATUS) == RUNNING
+
+    bench.guest.start(queues=(0, 2))
+    assert bench.guest.get(Register.STATUS) == RUNNING | Status.DEVICE_NEEDS_RESET
+
+
+def test_a_ring_that_the_guest_breaks_needs_a_reset(bench: Bench) -> None:
+    guest = bench.guest
+    guest.start()
+    guest.transmit.set_available_index(1000)
+    guest.put(Register.QUEUE_NOTIFY, 1)
+    bench.turn()
+
+    assert guest.get(Register.STATUS) == RUNNING | Status.DEVICE_NEEDS_RESET
+    assert guest.acknowledge() == INTERRUPT_CONFIGURATION
+    guest.start()
+    assert guest.get(Register.STATUS) == RUNNING
+
+
+def test_nothing_stays_open() -> None:
+    before = set(Path("/proc/self/fd").iterdir())
+
+    Bench(guest_ram(RAM_BYTES)).close()
+
+    assert set(Path("/proc/self/fd").iterdir()) == before
