@@ -185,7 +185,7 @@ class SplitQueue:
                     break  # found again by the next call
                 raise self._break(f"the driver made descriptor {head} of {size} available")
             address, length, flags, following = unpack(table, head << 4)
-            if not flags & more:
+            if length and not flags & more:
                 # One descriptor: what most receive buffers of Linux are, so worth not calling `_walk`.
                 for start, end, view in regions:
                     if start <= address and address + length <= end:
@@ -196,11 +196,9 @@ class SplitQueue:
                             chains.append(Chain(head, segments, []))
                         break
                 else:
-                    if length:
-                        if chains:
-                            break
-                        self._refuse(head, str(GuestMemoryError(address, length)))
-                    chains.append(Chain(head, [], []))
+                    if chains:
+                        break
+                    self._refuse(head, str(GuestMemoryError(address, length)))
                 continue
             if flags == DESCRIPTOR_F_NEXT and following < size:
                 # Two to read, header and data: what most packets of Linux are.
