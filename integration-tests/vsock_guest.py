@@ -9,6 +9,7 @@ import lzma
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -133,6 +134,12 @@ class Guest:
         self.control.settimeout(ORDER_TIMEOUT_S)
         self._lines = self.control.makefile("r")
 
+    def close(self) -> None:
+        """Give the orders' connection up."""
+        if hasattr(self, "control"):
+            self._lines.close()
+            self.control.close()
+
     def console(self) -> str:
         return (self.directory / f"console{self.cid}").read_text(errors="replace")
 
@@ -162,7 +169,9 @@ class Guest:
     def connect(self, port: int) -> socket.socket:
         """A connection to a port of the guest."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(ORDER_TIMEOUT_S)
+        connection.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(ORDER_TIMEOUT_S), 0)
+        )
         connection.connect(os.fspath(self.uds_path))
         connection.sendall(f"CONNECT {port}\n".encode())
         answer = b""
@@ -238,6 +247,7 @@ def guest(machine: Machine, directory: Path, cid: int, *, memory_mib: int = 256)
         finally:
             process.kill()
             process.wait()
+            running.close()
 
 
 def pattern(size: int) -> bytes:
@@ -278,6 +288,7 @@ def echoing(listener: socket.socket) -> Iterator[None]:
                 connection, _ = listener.accept()
                 threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
+    listener.settimeout(None)  # or its shutdown would not end `accept`
     thread = threading.Thread(target=accept)
     thread.start()
     try:
