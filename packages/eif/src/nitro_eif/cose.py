@@ -1,7 +1,7 @@
 """COSE_Sign1 with ECDSA (RFC 9052 §4.2, RFC 9053 §2.1), as far as image signatures use it."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -72,7 +72,7 @@ class Sign1:
             SigningError: it names none, or another.
         """
         header = decode(self.protected)
-        value = header.get(_ALGORITHM_LABEL) if isinstance(header, dict) else None
+        value = header.get(_ALGORITHM_LABEL) if isinstance(header, Mapping) else None
         for algorithm in Algorithm:
             if value == algorithm:
                 return algorithm
@@ -122,7 +122,7 @@ def parse_sign1(data: bytes) -> Sign1:
     if isinstance(value, cbor2.CBORTag) and value.tag == _SIGN1_TAG:
         value = value.value
     match value:
-        case [bytes() as protected, dict(), bytes() as payload, bytes() as signature]:
+        case [bytes() as protected, Mapping(), bytes() as payload, bytes() as signature]:
             return Sign1(protected, payload, signature)
     raise SigningError("it is no COSE_Sign1: an array of protected header, map, payload and signature")
 

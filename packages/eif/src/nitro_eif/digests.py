@@ -54,9 +54,12 @@ def run(lanes: list[Lane], progress: Progress | None = None) -> None:
         try:
             for thread in threads:
                 thread.join()
-        except BaseException:
-            pace.stop()
-            raise
+        except BaseException as error:
+            pace.stop(error)
+            for thread in threads:
+                thread.join()
+        if pace.error is not None:
+            raise pace.error
     else:
         for lane in lanes:
             for _, view in lane.stretches:
@@ -72,15 +75,16 @@ class _Pace:
         self._total = total
         self._done = 0
         self._progress = progress
-        self._stopped = False
+        self.error: BaseException | None = None
+        """Why the work was called off."""
 
     def enter(self, lane: int, offset: int) -> bool:
         """Wait until ``offset`` is within the window; false if the work is called off."""
         with self._condition:
             self._at[lane] = offset
             self._condition.notify_all()
-            self._condition.wait_for(lambda: self._stopped or offset - min(self._at.values()) <= WINDOW_BYTES)
-            return not self._stopped
+            self._condition.wait_for(lambda: self.error is not None or offset - min(self._at.values()) <= WINDOW_BYTES)
+            return self.error is None
 
     def done(self, size: int) -> None:
         with self._condition:
@@ -93,9 +97,9 @@ class _Pace:
             del self._at[lane]
             self._condition.notify_all()
 
-    def stop(self) -> None:
+    def stop(self, error: BaseException) -> None:
         with self._condition:
-            self._stopped = True
+            self.error = self.error or error
             self._condition.notify_all()
 
 
@@ -108,5 +112,7 @@ def _feed(lane: Lane, index: int, pace: _Pace) -> None:
                 chunk = view[offset : offset + CHUNK_BYTES]
                 lane.digest.update(chunk)
                 pace.done(len(chunk))
+    except BaseException as error:  # noqa: BLE001 - raised again by who waits
+        pace.stop(error)
     finally:
         pace.leave(index)

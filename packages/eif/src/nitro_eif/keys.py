@@ -1,6 +1,5 @@
 """Private keys that sign images: PEM files, and keys that stay in AWS KMS."""
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -70,23 +69,17 @@ class KmsSigner:
         self.algorithm = Algorithm.of_key(load_der_public_key(public))
 
     def sign(self, data: bytes) -> bytes:
-        """Let KMS sign the digest of ``data``; the data stay here.
+        """Let KMS hash and sign ``data``, at most 4096 bytes.
 
         Raises:
             SigningError: KMS refuses or cannot be reached.
         """
-        name, digest = {
-            Algorithm.ES256: ("ECDSA_SHA_256", hashlib.sha256),
-            Algorithm.ES384: ("ECDSA_SHA_384", hashlib.sha384),
-            Algorithm.ES512: ("ECDSA_SHA_512", hashlib.sha512),
+        name = {
+            Algorithm.ES256: "ECDSA_SHA_256",
+            Algorithm.ES384: "ECDSA_SHA_384",
+            Algorithm.ES512: "ECDSA_SHA_512",
         }[self.algorithm]
-        reply = self._call(
-            "sign",
-            KeyId=self._arn,
-            Message=digest(data).digest(),
-            MessageType="DIGEST",
-            SigningAlgorithm=name,
-        )
+        reply = self._call("sign", KeyId=self._arn, Message=data, MessageType="RAW", SigningAlgorithm=name)
         return bytes(reply["Signature"])
 
     def _call(self, operation: str, **arguments: object) -> Any:  # noqa: ANN401 - boto3 has no types

@@ -127,7 +127,7 @@ def unpack(view: memoryview, name: str, file: IO[bytes], *, offset: int = 0) -> 
     for start in range(0, len(view), size):
         piece = bytes(view[start : start + size])
         try:
-            for data in _feed(stream, piece):
+            for data in _feed(stream, name, piece):
                 file.write(data)
                 total += len(data)
                 _check_size(total, name, offset)
@@ -151,13 +151,13 @@ def _check_size(total: int, name: str, offset: int) -> None:
         raise EifFormatError(f"the {name} stream becomes more than {UNPACKED_BYTES_MAX} bytes", offset=offset)
 
 
-def _feed(stream: Any, piece: bytes) -> Iterator[bytes]:  # noqa: ANN401 - as `_decompressor`
+def _feed(stream: Any, name: str, piece: bytes) -> Iterator[bytes]:  # noqa: ANN401 - as `_decompressor`
     """Give what a piece becomes, in pieces: a few bytes may become gigabytes."""
-    if hasattr(stream, "unconsumed_tail"):
+    if name == "gzip":
         yield stream.decompress(piece, _PIECE_BYTES)
         while stream.unconsumed_tail and not stream.eof:
             yield stream.decompress(stream.unconsumed_tail, _PIECE_BYTES)
-    elif hasattr(stream, "needs_input"):
+    elif name != "zstd":
         yield stream.decompress(piece, _PIECE_BYTES)
         while not stream.needs_input and not stream.eof:
             yield stream.decompress(b"", _PIECE_BYTES)

@@ -163,7 +163,8 @@ def check_signature(
     except EifFormatError as error:
         yield Finding("signature-malformed", error.reason, place, section.index)
         return
-    if not bytes(section.data[:40]).startswith(_first_key(_CERTIFICATE)):
+    # After the array's head comes a map of two, whose first key is as QEMU wants it.
+    if not bytes(section.data[1:41]).startswith(b"\xa2" + cbor2.dumps(_CERTIFICATE)):
         message = f"the map's first key is not {_CERTIFICATE}"
         yield Finding("signature-key-order", message, place, section.index)
     if others:
@@ -203,10 +204,6 @@ def _public_key(certificate: x509.Certificate) -> object:
         return certificate.public_key()
     except Exception as error:  # noqa: BLE001 - as above
         raise SigningError(f"the certificate's key cannot be read: {error}") from None
-
-
-def _first_key(name: str) -> bytes:
-    return b"\x81\xa2" + cbor2.dumps(name)
 
 
 def _parse(data: bytes) -> list[ImageSignature]:
