@@ -170,11 +170,10 @@ def test_a_guest_that_is_powered_off_ends_its_connections(machine: Machine, tmp_
         for _ in range(3):
             with guest(machine, tmp_path, CID) as vm:
                 vm.do("echo", 7000)
-                connection = vm.connect(7000)
-                vm.process.kill()
-                with connection:
+                descriptors.append(len(list(Path(f"/proc/{process.pid}/fd").iterdir())))
+                with vm.connect(7000) as connection:
+                    vm.process.kill()
                     assert connection.recv(1) == b""
-            descriptors.append(len(list(Path(f"/proc/{process.pid}/fd").iterdir())))
         assert descriptors[0] == descriptors[-1]
 
 

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+
 from nitro_vsock import cli
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
