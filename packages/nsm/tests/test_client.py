@@ -29,6 +29,7 @@ from nitro_nsm import (
     verify,
 )
 from nitro_nsm.client import IOCTL_REQUEST, NSM_IOCTL
+from nitro_nsm.server import CONNECTIONS_MAX
 from nitro_nsm.testing import serving
 
 REPLY_BYTES_MAX = 0x3000
@@ -166,6 +167,19 @@ def test_a_client_that_leaves_in_the_middle_disturbs_nobody(nsm: Nsm, tmp_path: 
             client.sendall(b"\0\0\0")
         with SocketTransport(path) as transport:
             assert NsmClient(transport).get_random()
+
+
+def test_more_connections_than_there_is_room_for_wait_their_turn(nsm: Nsm, tmp_path: Path) -> None:
+    with serving(nsm, tmp_path / "nsm.sock") as path, contextlib.ExitStack() as stack:
+        first = SocketTransport(path)
+        others = [stack.enter_context(SocketTransport(path)) for _ in range(CONNECTIONS_MAX)]
+        *served, waiting = [first, *others]
+        for transport in served:
+            assert NsmClient(transport).get_random()
+
+        first.close()
+
+        assert NsmClient(waiting).get_random()
 
 
 def test_a_server_that_leaves_is_the_hosts_fault(nsm: Nsm, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import tracemalloc
 
 import cbor2
 import pytest
@@ -165,6 +166,21 @@ def test_bytes_that_are_no_request_are_an_invalid_operation(nsm: Nsm, request_: 
 
     assert nsm.handle(request_) == b"\xa1\x65Error\x70InvalidOperation"
     assert nsm.state() == before
+
+
+@pytest.mark.parametrize("major", [0x40, 0x60, 0x80, 0xA0])
+@pytest.mark.parametrize("width", range(24, 28))
+def test_lengths_are_not_believed(nsm: Nsm, major: int, width: int) -> None:
+    request = bytes([major | width]) + b"\x7f" * (1 << width - 24) + bytes(64)
+    nsm.handle(request)
+    tracemalloc.start()
+    try:
+        nsm.handle(request)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak_bytes < 0x4000
 
 
 def test_a_request_longer_than_the_driver_sends_is_too_large(nsm: Nsm) -> None:

@@ -106,7 +106,7 @@ def _verify(command: _Command) -> None:
         default="now",
         metavar="TIME",
         help="when its certificates must be valid: now (default), issued (when it says that it was made), "
-        "2026-08-03T19:36:15Z, or seconds since 1970",
+        "2026-08-03T19:36:15Z, or seconds or milliseconds since 1970",
     )
     expected = verify.add_argument_group("what the document must say")
     _pcr(expected, "a register and its value; repeat for more")

@@ -104,6 +104,7 @@ def _listening(path: Path) -> Iterator[socket.socket]:
 
 def _is_dead(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)  # for one that listens and never accepts
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:

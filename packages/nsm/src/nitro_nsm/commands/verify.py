@@ -14,6 +14,10 @@ from nitro_nsm.roots import TrustRoot
 from nitro_nsm.storage import TEST_ROOT, read_test_root
 from nitro_nsm.verification import parse_document, verify
 
+MILLISECONDS_FROM = (
+    10**11
+)  # as seconds that would be in the year 5138; as milliseconds, as in documents, 1973
+
 
 def run(options: argparse.Namespace) -> int:
     """Say whether the document verifies."""
@@ -53,8 +57,9 @@ def _time(text: str, document: bytes) -> datetime:
     if text == "issued":
         return parse_document(document).time
     try:
-        if re.fullmatch(r"\d{1,12}", text):
-            return EPOCH + timedelta(seconds=int(text))
+        if re.fullmatch(r"\d{1,15}", text):
+            number = int(text)
+            return EPOCH + timedelta(milliseconds=number if number >= MILLISECONDS_FROM else 1000 * number)
         at = datetime.fromisoformat(text)
     except (ValueError, OverflowError) as error:
         raise UsageError(f"--at {text!r} is no time: {error}") from error
