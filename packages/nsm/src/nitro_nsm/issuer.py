@@ -100,9 +100,10 @@ class Issuer:
             self._renew(datetime.fromtimestamp(now_s, UTC))
             *above, leaf = self._links
             self._current = Credentials(leaf.key, leaf.der, (self._root.der, *(link.der for link in above)))
+            # Not the last second: it is valid at its beginning only.
             self._current_lives_s = range(
                 int(leaf.certificate.not_valid_before_utc.timestamp()),
-                int(leaf.certificate.not_valid_after_utc.timestamp()) + 1,
+                int(leaf.certificate.not_valid_after_utc.timestamp()),
             )
         return self._current
 
