@@ -156,6 +156,18 @@ def test_an_own_root(tmp_path: Path, root: Root, home: Path) -> None:
     assert not home.exists()
 
 
+def test_no_bytes_are_thrown_at_a_terminal(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+
+    assert main(["attest"]) == 2
+    assert "--base64" in capsys.readouterr().err
+    assert not home.exists()
+    assert main(["attest", "--base64"]) == 0
+    assert base64.b64decode(capsys.readouterr().out).startswith(b"\x84\x44\xa1\x01\x38\x22\xa0")
+
+
 def test_pki(home: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     assert main(["pki", "show"]) == 3
     assert not home.exists()
