@@ -41,7 +41,7 @@ joins one that some listener accepted, and tells through ``on_result`` whether t
 
 from nitro_vsock.config import VsockConfig
 from nitro_vsock.counters import Counters
-from nitro_vsock.engine import Service, Vring, VsockEngine
+from nitro_vsock.engine import Vring, VsockEngine
 from nitro_vsock.errors import (
     ChainError,
     GuestMemoryError,
@@ -52,6 +52,7 @@ from nitro_vsock.errors import (
 )
 from nitro_vsock.guest_memory import GuestMemory
 from nitro_vsock.host_side import HostSide, UnixHostSide, UnixListener
+from nitro_vsock.opening import Service
 from nitro_vsock.packet import VSOCK_F_SEQPACKET, VSOCK_F_STREAM, SocketType
 from nitro_vsock.router import VsockRouter
 from nitro_vsock.split_queue import Chain, QueueLayout, SplitQueue

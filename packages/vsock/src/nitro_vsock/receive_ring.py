@@ -9,6 +9,17 @@ from nitro_vsock.packet import HEADER_BYTES
 from nitro_vsock.split_queue import Chain, SplitQueue
 
 
+def trim(views: list[memoryview], length: int) -> list[memoryview]:
+    """The first ``length`` bytes of these."""
+    trimmed = []
+    for view in views:
+        if not length:
+            break
+        trimmed.append(view[:length])
+        length -= len(trimmed[-1])
+    return trimmed
+
+
 class ReceiveBuffer:
     """A chain for one packet to the guest: 44 bytes for the header, the rest for data."""
 

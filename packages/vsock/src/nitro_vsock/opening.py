@@ -1,0 +1,236 @@
+"""How connections begin, from either side."""
+
+import socket
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from typing import Final, NamedTuple, Protocol
+
+from nitro_vsock.connection import State
+from nitro_vsock.host_side import UNIX_TYPES, HostSide
+from nitro_vsock.link import Link
+from nitro_vsock.links import Links
+from nitro_vsock.packet import Address, Header, SocketType
+
+Service = Callable[[socket.socket], None]
+ConnectResult = Callable[[bool], None]
+
+HOST_PORTS: Final = range(1 << 30, 1 << 31)
+"""Ports that host programs' connections get at their own end, as with Firecracker."""
+
+
+class Adoption(NamedTuple):
+    """A host program's socket that is to be joined with a guest's port (`VsockEngine.adopt`)."""
+
+    socket: socket.socket
+    guest_port: int
+    socket_type: SocketType
+    greeting: bytes
+    host_cid: int
+    host_port: int | None
+    on_result: ConnectResult | None
+
+
+class Sibling(Protocol):
+    """Another guest of this process: its engine."""
+
+    def adopt(
+        self,
+        sock: socket.socket,
+        guest_port: int,
+        socket_type: SocketType,
+        *,
+        source: tuple[int, int],
+        on_result: ConnectResult,
+    ) -> None:
+        """See `VsockEngine.adopt`."""
+
+
+class Opener:
+    """Joins the two ends of connections.
+
+    Args:
+        links: The guest's connections.
+        host_side: What guest connections to the host are joined with.
+        services: Handlers of ports that the host side does not care for.
+        siblings: Finds the engine of another guest by its CID.
+        post: Has something called by the engine's next turn, from any thread.
+    """
+
+    def __init__(
+        self,
+        links: Links,
+        host_side: HostSide | None,
+        services: Mapping[int, Service],
+        siblings: Callable[[int], Sibling | None],
+        post: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._links, self._host_side, self._services = links, host_side, dict(services)
+        self._siblings, self._post = siblings, post
+        self.config = links.config
+        self.source_cid = self.config.source_cid or min(self.config.local_cids)
+        self.open = False
+        """Whether there is a guest to connect to."""
+        self._last_host_port = HOST_PORTS[-1]
+
+    def guest_connects(self, header: Header) -> None:
+        """The guest wants a connection; answer RST, or join it with something of the host's or a sibling."""
+        kinds = (SocketType.STREAM, SocketType.SEQPACKET)[: 1 + self.config.seqpacket]
+        if header.type not in kinds or self._links.full:
+            self._links.refuse(header)
+            return
+        address = Address(header.src_port, header.dst_port, header.dst_cid)
+        link = self._links.new(address, SocketType(header.type), State.CONNECTING)
+        link.update_credit(header.buf_alloc, header.fwd_cnt)
+        try:
+            host = self._open_host_end(link)
+            if isinstance(host, socket.socket):
+                self._links.join(link, host)
+        except OSError:
+            del self._links.by_address[address]
+            link.state = State.CLOSED
+            self._links.refuse(header)
+            return
+        if isinstance(host, Future):
+            host.add_done_callback(lambda future: self._post(partial(self._host_answered, link, future)))
+        self._links.counters.opened_by_guest += 1
+        if host is not None and not isinstance(host, Future) and _is_connected(host):
+            self._host_accepted(link)
+        else:
+            self._links.schedule(link, self.config.connect_timeout_s)
+
+    def _open_host_end(self, link: Link) -> "socket.socket | Future[socket.socket] | None":
+        """What the guest's connection is joined with; None: `_sibling_answered` will tell.
+
+        Raises:
+            OSError: Nobody wants the connection.
+        """
+        guest_port, port, cid = link.address
+        if cid not in self.config.local_cids:
+            sibling = self._siblings(cid)
+            if sibling is None:
+                raise ConnectionRefusedError
+            ours, theirs = socket.socketpair(
+                socket.AF_UNIX, UNIX_TYPES[link.socket_type] | socket.SOCK_NONBLOCK
+            )
+            self._links.join(link, ours)
+            sibling.adopt(
+                theirs,
+                port,
+                link.socket_type,
+                source=(self.config.guest_cid, guest_port),
+                on_result=lambda accepted: self._post(partial(self._sibling_answered, link, accepted)),
+            )
+            return None
+        if self._host_side is not None:
+            try:
+                return self._host_side.connect(port, link.socket_type)
+            except FileNotFoundError:
+                if port not in self._services:
+                    raise
+        if port not in self._services:
+            raise ConnectionRefusedError
+        ours, theirs = socket.socketpair(socket.AF_UNIX, UNIX_TYPES[link.socket_type])
+        ours.setblocking(False)
+        self._services[port](theirs)
+        return ours
+
+    def _host_answered(self, link: Link, future: "Future[socket.socket]") -> None:
+        try:
+            sock = future.result()
+        except Exception:  # noqa: BLE001 (whatever it is, the guest is refused)
+            if link.state is State.CONNECTING:
+                self._links.counters.refused += 1
+                self._links.finish(link, reset=True)
+            return
+        if link.state is not State.CONNECTING:
+            sock.close()
+            return
+        try:
+            self._links.join(link, sock)
+        except OSError:
+            self._links.finish(link, reset=True)
+            return
+        self._host_accepted(link)
+
+    def _sibling_answered(self, link: Link, accepted: bool) -> None:  # noqa: FBT001 (a callback)
+        if link.state is not State.CONNECTING:
+            return
+        if accepted:
+            self._host_accepted(link)
+        else:
+            self._links.counters.refused += 1
+            self._links.finish(link, reset=True)
+
+    def host_connected(self, link: Link) -> None:
+        """Something happened to a socket that was connecting (or, to a sibling, is waiting for an answer)."""
+        sock = link.socket
+        if sock is None or link.address.host_cid not in self.config.local_cids:
+            return
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._links.counters.refused += 1
+            self._links.finish(link, reset=True)
+        elif _is_connected(sock):
+            self._host_accepted(link)
+
+    def _host_accepted(self, link: Link) -> None:
+        link.deadline = None
+        link.accept()
+        link.readable = True
+        self._links.look_again(link)  # for events of which nothing was made before
+        self._links.follow_guest_shutdown(link)
+        self._links.queue(link)
+
+    def connect_guest(self, adoption: Adoption) -> None:
+        """Ask the guest to accept a connection."""
+        sock, guest_port, socket_type, greeting, cid, host_port, on_result = adoption
+        if host_port is None:
+            host_port = self.free_host_port(guest_port)
+        address = Address(guest_port, host_port, cid)
+        unknown_type = socket_type is SocketType.SEQPACKET and not self.config.seqpacket
+        link = None
+        if self.open and not self._links.full and not unknown_type and address not in self._links.by_address:
+            link = self._links.new(address, socket_type, State.REQUESTED)
+            try:
+                self._links.join(link, sock)
+            except OSError:
+                del self._links.by_address[address]
+                link = None
+        if link is None:
+            self._links.counters.refused += 1
+            sock.close()
+            if on_result is not None:
+                on_result(False)
+            return
+        self._links.counters.opened_by_host += 1
+        link.greeting, link.on_result = greeting, on_result
+        self._links.schedule(link, self.config.connect_timeout_s)
+        self._links.queue(link)
+
+    def guest_accepted(self, link: Link) -> None:
+        """The guest took a connection that the host had opened."""
+        link.deadline = None
+        if link.greeting and link.socket is not None:
+            with suppress(OSError):
+                link.socket.send(link.greeting, socket.MSG_NOSIGNAL)
+        if link.on_result is not None:
+            link.on_result(True)
+            link.on_result = None
+        link.readable = True
+        self._links.queue(link)
+
+    def free_host_port(self, guest_port: int) -> int:
+        """A port for the host's end of a connection to ``guest_port``."""
+        while True:
+            self._last_host_port = HOST_PORTS[(self._last_host_port + 1) % len(HOST_PORTS)]
+            if (guest_port, self._last_host_port, self.source_cid) not in self._links.by_address:
+                return self._last_host_port
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
