@@ -52,8 +52,6 @@ FEATURES_PASSED_ON: Final = (
 )
 RETRY_S: Final = 0.5
 """How often to look for a daemon that has gone."""
-ANSWER_TIMEOUT_S: Final = 5.0
-"""A daemon that hangs holds the guest up for so long, then counts as gone."""
 
 
 class VhostUserVsockDevice:
@@ -65,6 +63,7 @@ class VhostUserVsockDevice:
         regions: The same, as files that the daemon can map.
         locked: Calls a function under the machine's bus lock.
         clock: A monotonic clock, seconds.
+        answer_timeout_s: A daemon that hangs may hold the guest up for so long, then counts as gone.
 
     Raises:
         HostError: Nobody listens at ``path``.
@@ -82,12 +81,14 @@ class VhostUserVsockDevice:
         *,
         locked: Callable[[Callable[[], None]], None],
         clock: Callable[[], float] = time.monotonic,
+        answer_timeout_s: float = 5.0,
     ) -> None:
         self._path = path
         self._memory = memory
         self._regions = regions
         self._locked = locked
         self._clock = clock
+        self._answer_timeout_s = answer_timeout_s
         daemon = self._connect()
         self._daemon: FrontendSocket | None = daemon
         self.features = daemon.features & FEATURES_PASSED_ON
@@ -104,7 +105,7 @@ class VhostUserVsockDevice:
         self._epoll.register(daemon.fileno(), select.EPOLLIN)
 
     def _connect(self) -> FrontendSocket:
-        daemon = FrontendSocket.connect(self._path, timeout_s=ANSWER_TIMEOUT_S)
+        daemon = FrontendSocket.connect(self._path, timeout_s=self._answer_timeout_s)
         try:
             if not daemon.features & F_VERSION_1:
                 raise VhostUserError(f"the back-end at {self._path} serves only legacy drivers")
