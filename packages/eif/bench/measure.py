@@ -33,7 +33,9 @@ def main() -> None:
             ratios.append(ours / single)
             print(f"one sha384 pass {single:.3f} s, PCR0/1/2 and CRC {ours:.3f} s, ratio {ours / single:.2f}")
         processors = len(os.sched_getaffinity(0))
-        print(f"{mebibytes} MiB on {processors} processors: ratio {statistics.median(ratios):.2f} (median of {rounds})")
+        print(
+            f"{mebibytes} MiB on {processors} processors: ratio {statistics.median(ratios):.2f} (median of {rounds})"
+        )
         print(f"resident beyond the page cache: {_status('RssAnon') / 1024:.1f} MiB")
 
 
@@ -47,7 +49,9 @@ def _make(path: Path, mebibytes: int) -> None:
         import mmap  # noqa: PLC0415 - only here
 
         application = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        write_eif(Contents(kernel=kernel, cmdline=b"reboot=k", ramdisks=[first, application], metadata=b"{}"), path)
+        write_eif(
+            Contents(kernel=kernel, cmdline=b"reboot=k", ramdisks=[first, application], metadata=b"{}"), path
+        )
 
 
 def _one_pass(path: Path) -> None:

@@ -71,7 +71,10 @@ def test_the_order_of_entries_does_not_matter(entries: dict[str, Node], random: 
     assert archive(dict(shuffled)) == archive(entries)
 
 
-@given(st.binary(max_size=400) | st.binary(max_size=400).map(lambda tail: example_ramdisk({"a": Node(0)})[:120] + tail))
+@given(
+    st.binary(max_size=400)
+    | st.binary(max_size=400).map(lambda tail: example_ramdisk({"a": Node(0)})[:120] + tail)
+)
 def test_any_bytes_are_a_ramdisk_or_a_format_error(data: bytes) -> None:
     try:
         tree_of(read_ramdisk(memoryview(data)))
@@ -95,7 +98,9 @@ def test_hard_links_share_a_node_and_the_last_has_the_data() -> None:
     assert tree["c"] is not tree["a"]
 
 
-@pytest.mark.skipif(shutil.which("cpio") is None or os.getuid() != 0, reason="needs GNU cpio, and root for devices")
+@pytest.mark.skipif(
+    shutil.which("cpio") is None or os.getuid() != 0, reason="needs GNU cpio, and root for devices"
+)
 def test_gnu_cpio_unpacks_what_is_written(tmp_path: Path) -> None:
     shared = Node.file(b"contents", 0o640)
     entries = {
@@ -134,7 +139,8 @@ def test_what_gnu_cpio_writes_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "pack", [gzip.compress, bz2.compress, lzma.compress, zstandard.compress, lambda data: lzma.compress(data, 2)]
+    "pack",
+    [gzip.compress, bz2.compress, lzma.compress, zstandard.compress, lambda data: lzma.compress(data, 2)],
 )
 def test_compressed_and_joined_ramdisks_are_read_as_the_kernel_does(pack: object) -> None:
     plain = example_ramdisk({"early": Node.file(b"1")})
@@ -172,7 +178,11 @@ def test_ramdisks_are_compressed_reproducibly_and_read_again(how: str) -> None:
 
 def test_a_compression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nitro_eif.ramdisk.UNPACKED_BYTES_MAX", 1 << 20)
-    for bomb in (gzip.compress(bytes(2 << 20)), lzma.compress(bytes(2 << 20)), zstandard.compress(bytes(2 << 20))):
+    for bomb in (
+        gzip.compress(bytes(2 << 20)),
+        lzma.compress(bytes(2 << 20)),
+        zstandard.compress(bytes(2 << 20)),
+    ):
         with pytest.raises(EifFormatError, match="becomes more than"):
             list(read_ramdisk(memoryview(bomb)))
 

@@ -145,7 +145,10 @@ def test_entries_that_cannot_be_unpacked_are_refused(members: list[Member], reas
         layers(members)
 
 
-@given(st.binary(max_size=1500) | st.binary(max_size=1100).map(lambda tail: tar_of([file("a", b"1")])[:512] + tail))
+@given(
+    st.binary(max_size=1500)
+    | st.binary(max_size=1100).map(lambda tail: tar_of([file("a", b"1")])[:512] + tail)
+)
 def test_any_bytes_are_an_archive_or_a_format_error(data: bytes) -> None:
     try:
         apply_tar(Tree(), memoryview(data))

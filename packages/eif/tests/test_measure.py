@@ -48,15 +48,16 @@ def test_with_one_ramdisk_pcr2_is_of_nothing_and_pcr1_is_pcr0() -> None:
     found = measure(Eif.parse(pack_eif(Contents(kernel=b"k", cmdline=b"c", ramdisks=[b"r"]))))
 
     assert found.pcr2.hex() == (
-        "21b9efbc184807662e966d34f390821309eeac6802309798826296bf3e8bec7c"
-        "10edb30948c90ba67310f7b964fc500a"
+        "21b9efbc184807662e966d34f390821309eeac6802309798826296bf3e8bec7c10edb30948c90ba67310f7b964fc500a"
     )
     assert found.pcr0 == found.pcr1
 
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from([KERNEL, CMDLINE, RAMDISK, 5]), st.binary(max_size=20)), min_size=2, max_size=8
+        st.tuples(st.sampled_from([KERNEL, CMDLINE, RAMDISK, 5]), st.binary(max_size=20)),
+        min_size=2,
+        max_size=8,
     )
 )
 def test_registers_are_right_in_any_order_of_sections(sections: list[tuple[int, bytes]]) -> None:
@@ -71,7 +72,9 @@ def test_registers_are_right_in_any_order_of_sections(sections: list[tuple[int, 
 
 
 @pytest.mark.parametrize("late_cmdline", [False, True])
-def test_large_images_are_measured_in_threads_with_the_same_result(tmp_path: Path, late_cmdline: bool) -> None:  # noqa: FBT001
+def test_large_images_are_measured_in_threads_with_the_same_result(
+    tmp_path: Path, late_cmdline: bool
+) -> None:  # noqa: FBT001
     big = os.urandom(23 << 20)
     sections = [(KERNEL, big[:5_000_001]), (RAMDISK, big[:700_000]), (RAMDISK, big), (RAMDISK, b"")]
     sections.insert(4 if late_cmdline else 1, (CMDLINE, b"c"))
@@ -81,7 +84,9 @@ def test_large_images_are_measured_in_threads_with_the_same_result(tmp_path: Pat
     before = threading.active_count()
 
     with Eif.open(path) as eif:
-        measurements, checksums = measure_and_checksum(eif, progress=lambda done, total: seen.append((done, total)))
+        measurements, checksums = measure_and_checksum(
+            eif, progress=lambda done, total: seen.append((done, total))
+        )
         assert checksums.specification == eif.header.crc32
         assert checksum(eif) == checksums
         assert measure(eif) == measurements

@@ -141,7 +141,13 @@ def test_every_code_that_is_used_has_a_rule_and_every_rule_is_used() -> None:
     )
     for code in RULES:
         stem = code.partition("-")[0]
-        assert source.count(f'"{code}"') >= 2 or stem in {"kernel", "cmdline", "ramdisk", "metadata", "signature"}
+        assert source.count(f'"{code}"') >= 2 or stem in {
+            "kernel",
+            "cmdline",
+            "ramdisk",
+            "metadata",
+            "signature",
+        }
 
 
 def test_errors_and_warnings_do_not_change_what_is_read_elsewhere() -> None:
@@ -250,7 +256,9 @@ def test_what_is_written_is_read_again(contents: Contents) -> None:
 
 
 @given(st.permutations(parts()).filter(lambda order: order.index(K) < min(order.index(R0), order.index(R1))))
-def test_sections_may_come_in_any_order_with_ramdisks_after_the_kernel(order: list[tuple[int, bytes]]) -> None:
+def test_sections_may_come_in_any_order_with_ramdisks_after_the_kernel(
+    order: list[tuple[int, bytes]],
+) -> None:
     eif = Eif.parse(image(order), strict=True)
 
     assert bytes(eif.kernel) == K[1]

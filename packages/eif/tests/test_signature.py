@@ -131,7 +131,15 @@ def test_a_tampered_or_foreign_signature_is_found() -> None:
     array = cbor2.loads(good)
     short = cbor2.dumps([*array[:3], array[3][:10]])
     unnamed = cbor2.dumps([cbor2.dumps({}), *array[1:]])
-    for message in (foreign, good[:-1] + bytes([good[-1] ^ 1]), wrong_curve, short, unnamed, b"", b"\x84\x40"):
+    for message in (
+        foreign,
+        good[:-1] + bytes([good[-1] ^ 1]),
+        wrong_curve,
+        short,
+        unnamed,
+        b"",
+        b"\x84\x40",
+    ):
         entry = {"signing_certificate": list(certificate), "signature": list(message)}
         assert codes(with_signature(cbor2.dumps([entry]))) == ["signature-invalid"]
 
@@ -200,7 +208,9 @@ def test_keys_from_files(tmp_path: Path) -> None:
     key, certificate = example_key()
     plain, locked, other, text = (tmp_path / name for name in ("plain", "locked", "rsa", "text"))
     plain.write_bytes(key_pem(key))
-    locked.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
+    locked.write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    )
     rsa_key = rsa.generate_private_key(65537, 2048)
     other.write_bytes(rsa_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     text.write_text("no key")

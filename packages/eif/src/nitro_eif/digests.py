@@ -83,7 +83,9 @@ class _Pace:
         with self._condition:
             self._at[lane] = offset
             self._condition.notify_all()
-            self._condition.wait_for(lambda: self.error is not None or offset - min(self._at.values()) <= WINDOW_BYTES)
+            self._condition.wait_for(
+                lambda: self.error is not None or offset - min(self._at.values()) <= WINDOW_BYTES
+            )
             return self.error is None
 
     def done(self, size: int) -> None:

@@ -131,7 +131,7 @@ def module_dependencies(module: bytes) -> list[str]:
                 fields = [field.partition(b"=") for field in data.split(b"\0")]
                 text = b",".join(value for key, _, value in fields if key == b"depends").decode("ascii")
                 return [dependency.replace("-", "_") for dependency in text.split(",") if dependency]
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, IndexError, ValueError, OverflowError) as error:
         raise EifFormatError(f"no kernel module: {error}", offset=0) from None
     raise EifFormatError("no kernel module: it has no .modinfo section", offset=0)
 

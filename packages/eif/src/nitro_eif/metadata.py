@@ -58,8 +58,8 @@ class Metadata:
                     "OperatingSystem": self.build.operating_system,
                     "KernelVersion": self.build.kernel_version,
                 },
-                "DockerInfo": self.docker_info,
-                "CustomMetadata": self.custom,
+                "DockerInfo": _sorted(self.docker_info),
+                "CustomMetadata": _sorted(self.custom),
             },
             separators=(",", ":"),
             ensure_ascii=False,
@@ -97,6 +97,11 @@ class Metadata:
             docker_info=value["DockerInfo"],
             custom=value["CustomMetadata"],
         )
+
+
+def _sorted(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """Sort the members of objects, as AWS's writer does with what it does not know."""
+    return json.loads(json.dumps(value, sort_keys=True))
 
 
 _MEMBERS: Final = ("ImageName", "ImageVersion", "BuildMetadata", "DockerInfo", "CustomMetadata")

@@ -1,0 +1,59 @@
+"""Debian kernel packages and kernel modules, made on the spot."""
+
+import lzma
+import struct
+import tarfile
+from pathlib import Path
+
+import zstandard
+
+from nitro_eif.testing import tar_member, tar_of
+
+VERSION = "6.12.1-cloud-amd64"
+CONFIG = b"#\n# Automatically generated file; DO NOT EDIT.\n# Linux/x86 6.12.1 Kernel Configuration\n#\n"
+
+
+def module(*needs: str) -> bytes:
+    """A relocatable ELF file with nothing but a .modinfo section."""
+    modinfo = b"license=GPL\0depends=" + ",".join(needs).encode() + b"\0name=x\0"
+    names = b"\0.modinfo\0.shstrtab\0"
+    table = 64 + len(modinfo) + len(names)
+    header = b"\x7fELF\x02\x01\x01" + bytes(9)
+    header += struct.pack("<HHIQQQIHHHHHH", 1, 62, 1, 0, 0, table, 0, 64, 0, 0, 64, 3, 2)
+    sections = bytes(64)
+    for name, offset, size in ((1, 64, len(modinfo)), (10, 64 + len(modinfo), len(names))):
+        sections += struct.pack("<IIQQQQIIQQ", name, 1, 0, 0, offset, size, 0, 0, 1, 0)
+    return header + modinfo + names + sections
+
+
+def package(
+    path: Path, modules: dict[str, bytes], *, builtin: str = "", how: str = "xz", root: str = "usr/"
+) -> Path:
+    """Write a package with these modules, paths below the kernel directory."""
+    top = f"./{root}lib/modules/{VERSION}"
+    files = {
+        f"./boot/vmlinuz-{VERSION}": b"the kernel",
+        f"./boot/config-{VERSION}": CONFIG,
+        f"{top}/modules.builtin": builtin.encode(),
+        **{f"{top}/kernel/{name}": data for name, data in modules.items()},
+    }
+    data = tar_of([(tar_member(name), data) for name, data in files.items()])
+    pack = {"xz": lzma.compress, "zst": zstandard.compress}[how]
+    path.write_bytes(ar({"debian-binary": b"2.0\n", "control.tar.xz": b"odd", f"data.tar.{how}": pack(data)}))
+    return path
+
+
+def ar(members: dict[str, bytes]) -> bytes:
+    """An ar archive as deb(5) wants it."""
+    archive = b"!<arch>\n"
+    for name, data in members.items():
+        archive += b"%-16s%-12d%-6d%-6d%-8o%-10d`\n" % (name.encode(), 0, 0, 0, 0o100644, len(data))
+        archive += data + b"\n" * (len(data) % 2)
+    return archive
+
+
+def directory_only(path: Path) -> Path:
+    """Write a package that only depends on one with a kernel."""
+    data = tar_of([(tar_member("./usr/share/doc", kind=tarfile.DIRTYPE), b"")])
+    path.write_bytes(ar({"debian-binary": b"2.0\n", "data.tar.xz": lzma.compress(data)}))
+    return path

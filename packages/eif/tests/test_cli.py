@@ -1,0 +1,383 @@
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from containers import Container
+from debian import module, package
+from nitro_eif import (
+    Eif,
+    Metadata,
+    Node,
+    aws_bootstrap_ramdisk,
+    measure,
+    read_ramdisk,
+    tree_of,
+    write_eif,
+)
+from nitro_eif.cli import main
+from nitro_eif.testing import example_contents, example_key, example_ramdisk, key_pem
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[str]:
+    for name, data in {
+        "kernel": b"\0" * 0x202 + b"HdrS" + b"\0" * 64,
+        "rd0": b"070701a",
+        "rd1": b"070701b",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    arguments = ["--kernel", str(tmp_path / "kernel"), "--cmdline", "reboot=k panic=30"]
+    for name in ("rd0", "rd1"):
+        arguments += ["--ramdisk", str(tmp_path / name)]
+    return arguments
+
+
+def test_build_then_describe_tell_the_same_measurements(
+    parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "hello.eif"
+
+    assert main(["build", *parts, "--output", str(image)]) == 0
+    built = capsys.readouterr().out
+    assert main(["describe", "--json", str(image)]) == 0
+    described = json.loads(capsys.readouterr().out)
+
+    assert built.startswith(f"Output file: {image}\n")
+    assert json.loads(built.split("\n", 1)[1]) == described["Measurements"]
+    assert described["CheckCRC"] is True
+    with Eif.open(image, strict=True) as eif:
+        assert eif.cmdline == b"reboot=k panic=30"
+        assert [bytes(ramdisk) for ramdisk in eif.ramdisks] == [b"070701a", b"070701b"]
+        assert measure(eif).as_json() == described["Measurements"]
+
+
+def test_describe_shows_what_is_left_of_a_truncated_image(
+    parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "hello.eif"
+    main(["build", *parts, "--output", str(image)])
+    image.write_bytes(image.read_bytes()[:700])
+    capsys.readouterr()
+
+    assert main(["describe", str(image)]) == 3
+    out = capsys.readouterr().out
+    assert "kernel" in out
+    assert "section-truncated" in out
+
+
+def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "nitro_eif.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+    )
+
+
+@pytest.fixture
+def image(parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    path = tmp_path / "hello.eif"
+    assert main(["build", *parts, "--output", str(path), "--build-time", "2026-01-31T12:00:00Z"]) == 0
+    capsys.readouterr()
+    return path
+
+
+@pytest.fixture
+def signing(tmp_path: Path) -> list[str]:
+    key, certificate = example_key()
+    (tmp_path / "key.pem").write_bytes(key_pem(key))
+    (tmp_path / "cert.pem").write_bytes(certificate)
+    return ["--private-key", str(tmp_path / "key.pem"), "--signing-certificate", str(tmp_path / "cert.pem")]
+
+
+def test_importing_and_help_load_nothing_slow() -> None:
+    code = "import sys, nitro_eif, nitro_eif.cli; nitro_eif.cli.parser(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    for slow in ("cryptography", "cbor2", "urllib.request", "ssl", "trio", "unicorn", "tarfile"):
+        assert slow not in done.stdout.split(), slow
+
+
+def test_signed_builds_and_later_signatures_describe_alike(
+    parts: list[str], signing: list[str], image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built = tmp_path / "signed.eif"
+    assert main(["build", *parts, *signing, "--output", str(built)]) == 0
+    assert main(["sign", str(image), *signing]) == 0
+    capsys.readouterr()
+    described = []
+    for path in (built, image):
+        assert main(["describe", "--json", str(path)]) == 0
+        described.append(json.loads(capsys.readouterr().out))
+
+    for key in ("Measurements", "IsSigned", "SigningCertificate", "SignatureCheck", "CheckCRC"):
+        assert described[0][key] == described[1][key]
+    assert list(described[0]) == [
+        *("EifVersion", "Measurements", "IsSigned", "SigningCertificate", "CheckCRC", "SignatureCheck"),
+        *("ImageName", "ImageVersion", "Metadata"),
+    ]
+    certificate = described[0]["SigningCertificate"]
+    assert certificate["IssuerName"] == {"commonName": "signer", "countryName": "DE"}
+    assert certificate["Algorithm"] == "ecdsa-with-SHA384"
+    assert re.fullmatch(r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4} GMT", certificate["NotBefore"])
+    assert re.fullmatch(r"[0-9A-F]{2}(:[0-9A-F]{2})+", certificate["Signature"])
+    assert main(["describe", str(image)]) == 0
+    assert "the signature is of this image" in capsys.readouterr().out
+    assert main(["unsign", str(image)]) == 0
+    assert main(["verify", "--signed", str(image)]) == 1
+
+
+def test_an_unreadable_key_is_an_error_and_never_an_unsigned_file(
+    parts: list[str], signing: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.eif"
+    (tmp_path / "key.pem").write_text("no key")
+
+    assert main(["build", *parts, *signing, "--output", str(output)]) == 1
+    assert main(["build", *parts, *signing[:2], "--output", str(output)]) == 2
+    assert main(["build", *parts, *signing[2:], "--private-key", "missing", "--output", str(output)]) == 4
+    assert not output.exists()
+    assert "key.pem: no readable private key" in capsys.readouterr().err
+
+
+def test_metadata_comes_from_the_options(
+    parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, custom, config = tmp_path / "out.eif", tmp_path / "custom.json", tmp_path / "config"
+    custom.write_text('{"Team": "blue", "B": {"z": 1, "a": 2}}')
+    config.write_text("#\n#\n# Linux/x86_64 6.6.79-1.amzn2.x86_64 Kernel Configuration\n")
+    arguments = [
+        "--name",
+        "app",
+        "--version",
+        "7.1",
+        "--metadata",
+        str(custom),
+        "--kernel_config",
+        str(config),
+    ]
+    arguments += [
+        "--build-time",
+        "2026-01-31T12:00:00+01:00",
+        "--build-tool",
+        "make",
+        "--build-tool-version",
+        "9",
+    ]
+
+    assert main(["build", *parts, *arguments, "--output", str(output)]) == 0
+    capsys.readouterr()
+    main(["describe", "--json", str(output)])
+    described = json.loads(capsys.readouterr().out)
+
+    assert (described["ImageName"], described["ImageVersion"]) == ("app", "7.1")
+    assert described["Metadata"] == {
+        "BuildTime": "2026-01-31T12:00:00+01:00",
+        "BuildTool": "make",
+        "BuildToolVersion": "9",
+        "OperatingSystem": "Linux",
+        "KernelVersion": "6.6.79",
+        "DockerInfo": None,
+        "B": {"a": 2, "z": 1},
+        "Team": "blue",
+    }
+    custom.write_text(json.dumps({"long": "x" * 4096}))
+    assert main(["build", *parts, "--metadata", str(custom), "--output", str(output)]) == 2
+    custom.write_text("[1]")
+    assert main(["build", *parts, "--metadata", str(custom), "--output", str(output)]) == 2
+    for wrong in ("yesterday", "2026-01-31"):
+        assert main(["build", *parts, "--build-time", wrong, "--output", str(output)]) == 2
+
+
+def test_verify_compares_with_what_is_expected(
+    image: Path, signing: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["describe", "--json", str(image)])
+    pcr0 = json.loads(capsys.readouterr().out)["Measurements"]["PCR0"]
+
+    assert main(["verify", "--pcr0", pcr0.upper(), str(image)]) == 0
+    assert main(["verify", "--pcr0", "00" * 48, str(image)]) == 1
+    assert main(["verify", "--pcr0", "00", str(image)]) == 2
+    assert main(["verify", *signing[2:], str(image)]) == 1
+    main(["sign", str(image), *signing])
+    assert main(["verify", *signing[2:], str(image)]) == 0
+    _, other = example_key()
+    Path(signing[3]).write_bytes(other)
+    capsys.readouterr()
+    assert main(["verify", "--json", *signing[2:], str(image)]) == 1
+    assert json.loads(capsys.readouterr().out)["Problems"] == ["the image is signed with another certificate"]
+
+
+def test_what_is_extracted_is_assembled_again_bit_for_bit(
+    image: Path, signing: list[str], tmp_path: Path
+) -> None:
+    main(["sign", str(image), *signing])
+    parts, again = tmp_path / "parts", tmp_path / "again.eif"
+
+    assert main(["extract", str(image), "--output", str(parts)]) == 0
+    assert main(["assemble", str(parts), "--output", str(again)]) == 0
+
+    assert again.read_bytes() == image.read_bytes()
+    assert {path.name for path in parts.iterdir()} == {
+        *("kernel", "cmdline", "metadata.json", "ramdisk-0.cpio", "ramdisk-1.cpio"),
+        *("signature.cbor", "signing-certificate.pem", "image.json"),
+    }
+    assert main(["extract", str(image), "--output", str(parts)]) == 2
+    (parts / "image.json").write_text('{"sections": [{"type": 1, "file": "../../etc/passwd"}]}')
+    assert main(["assemble", str(parts), "--output", str(again)]) == 3
+
+
+def test_files_in_ramdisks_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.eif"
+    write_eif(example_contents(), path)
+
+    assert main(["extract", str(path), "--tree"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^1  -rwxr-xr-x +0:0 +3  rootfs/bin/app$", out, re.MULTILINE)
+    assert main(["extract", str(path), "--tree", "--ramdisk", "0", "--json"]) == 0
+    assert [entry["Path"] for entry in json.loads(capsys.readouterr().out)] == ["init"]
+    assert main(["extract", str(path), "--tree", "--ramdisk", "2"]) == 2
+    assert main(["extract", str(path)]) == 2
+
+
+def test_diff_names_the_file_that_differs_and_the_registers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = tmp_path / "a.eif", tmp_path / "b.eif"
+    contents = example_contents()
+    write_eif(contents, a)
+    application = {"cmd": Node.file(b"/bin/app\n"), "rootfs/bin/app": Node.file(b"APP", 0o700)}
+    write_eif(replace(contents, ramdisks=[contents.ramdisks[0], example_ramdisk(application)]), b)
+
+    assert main(["diff", str(a), str(a)]) == 0
+    capsys.readouterr()
+    assert main(["diff", str(a), str(b)]) == 1
+    out = capsys.readouterr().out
+    assert "ramdisk 1: rootfs/bin/app: mode 0755 became 0700, contents differ, 3 and 3 bytes" in out
+    assert "because of ramdisk 1" in out
+    assert main(["diff", "--json", str(a), str(b)]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert list(answer["PCRs"]) == ["PCR0", "PCR2"]
+    assert [(entry["Path"], entry["PCRs"]) for entry in answer["Differences"]] == [
+        ("rootfs/bin/app", ["PCR0", "PCR2"])
+    ]
+
+
+def test_pcr_prints_as_nitro_cli_does(signing: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pcr", "--input", signing[1], *signing[2:], "--instance-id", "i-0123456789abcdef0"]) == 0
+    values = json.loads(capsys.readouterr().out)
+
+    content = hashlib.sha384(Path(signing[1]).read_bytes()).digest()
+    assert values["PCR"] == hashlib.sha384(bytes(48) + content).hexdigest()
+    assert list(values) == ["PCR", "PCR8", "PCR4"]
+    assert main(["pcr"]) == 2
+
+
+def test_an_application_image_becomes_two_ramdisks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = Container().layout(tmp_path / "layout")
+    deb = package(
+        tmp_path / "linux.deb", {"nsm.ko": module(), "vsock.ko": module()}, builtin="virtio_mmio.ko"
+    )
+    (tmp_path / "init").write_bytes(b"init")
+    output = tmp_path / "app.eif"
+    common = ["build", "--output", str(output), "--init", str(tmp_path / "init")]
+    source = ["--image", f"oci:{layout}", "--kernel-package", str(deb)]
+
+    assert main([*common, *source, "--env", "B=2", "--cmd", "--other 'a b'", "--workdir", "/w"]) == 0
+    assert "no module vmw_vsock_virtio_transport" in capsys.readouterr().err
+    with Eif.open(output) as eif:
+        first, second = (tree_of(read_ramdisk(ramdisk)) for ramdisk in eif.ramdisks)
+        texts = {name: bytes(second[name].data) for name in ("cmd", "workdir", "user")}
+        environment = bytes(second["env"].data).splitlines()
+        modules = bytes(first["modules.load"].data)
+        assert Metadata.unpack(eif.metadata or b"").build.kernel_version == "6.12.1"
+    assert texts == {"cmd": b"/bin/app\n--other\na b\n", "workdir": b"/w\n", "user": b"1000:1000:10,44\n"}
+    assert environment[:2] == [b"A=1", b"B=2"]
+    assert modules == b"/modules/000-vsock.ko\n/modules/001-nsm.ko\n"
+
+    assert main([*common, *source, "--nitro-cli", "--compress", "gzip"]) == 0
+    with Eif.open(output, strict=True) as eif:
+        assert bytes(tree_of(read_ramdisk(eif.ramdisks[1]))["cmd"].data) == b"--serve\n"
+    assert main([*common, *source, "--module", "none"]) == 2
+    assert main([*common, *source, "--user", "nobody"]) == 2
+    assert main([*common, *source, "--env", "B"]) == 2
+    assert main([*common, "--image", f"oci:{layout}"]) == 2
+    assert main([*common, "--rootfs", str(layout), "--kernel-package", str(deb), "--cmd", "'"]) == 2
+
+
+def test_awss_blobs_make_awss_bootstrap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    for name, data in {"bzImage": b"k", "cmdline": b"reboot=k\n", "init": b"i", "nsm.ko": b"n"}.items():
+        (blobs / name).write_bytes(data)
+    root = tmp_path / "root"
+    root.mkdir()
+    output = tmp_path / "out.eif"
+
+    arguments = ["--rootfs", str(root), "--cmd", "/app", "--blobs", str(blobs), "--workdir", "/w"]
+    assert main(["build", *arguments, "--output", str(output)]) == 0
+
+    assert "AWS's init ignores USER and WORKDIR" in capsys.readouterr().err
+    with Eif.open(output) as eif:
+        assert eif.cmdline == b"reboot=k"
+        assert bytes(eif.ramdisks[0]) == aws_bootstrap_ramdisk(b"i", b"n")
+
+
+def test_the_output_pipe_may_close_early_and_errors_have_no_traceback(image: Path) -> None:
+    command = f"{shlex.quote(sys.executable)} -m nitro_eif.cli describe {shlex.quote(str(image))} | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    done = run("describe", image.parent / "missing.eif")
+    assert done.returncode == 4
+    assert done.stderr == f"eif: {image.parent}/missing.eif: cannot read it: No such file or directory\n"
+    assert run("nonsense").returncode == 2
+
+
+def test_control_characters_of_an_image_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "x.eif"
+    write_eif(replace(example_contents(), cmdline=b"\x1b[31mred\xff"), path)
+
+    assert "\x1b" not in run("describe", path).stdout
+    assert run("describe", path, PYTHONIOENCODING="ascii").returncode == 0
+
+
+def test_completion_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab", reason="needs the extra completion")
+    assert main(["completion", "bash"]) == 0
+    assert "describe" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert re.fullmatch(r"eif \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [
+        "build",
+        "describe",
+        "verify",
+        "diff",
+        "extract",
+        "assemble",
+        "sign",
+        "unsign",
+        "pcr",
+        "completion",
+    ]
+    for command in commands:
+        with pytest.raises(SystemExit) as caught:
+            main([command, "--help"])
+        assert caught.value.code == 0
+        out = capsys.readouterr().out
+        assert f"example:\n  eif {command}" in out
+        assert "exit codes:" in out
