@@ -180,6 +180,10 @@ def test_pki(home: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     assert main(["pki", "export", "--der"]) == 0
     assert capsysbinary.readouterr().out == ensure_test_root().der
 
+    assert main(["pki", "show"]) == 0
+    assert ensure_test_root().trust.fingerprint.encode() in capsysbinary.readouterr().out
+    assert main(["pki", "export", "--json"]) == 0
+    assert json.loads(capsysbinary.readouterr().out) == {"pem": pem.decode()}
     assert main(["pki", "show", "--json"]) == 0
     before = json.loads(capsysbinary.readouterr().out)
     assert before["sha256"] == ensure_test_root().trust.fingerprint
@@ -270,7 +274,17 @@ def test_help_imports_nothing_heavy() -> None:
     assert subprocess.check_output([sys.executable, "-c", program], text=True) == "[]\n"
 
 
-def test_completion(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion(capsys: pytest.CaptureFixture[str], shell: str) -> None:
+    pytest.importorskip("shtab", reason="the extra `completion` is not installed")
+
+    assert main(["completion", shell]) == 0
+    assert "verify" in capsys.readouterr().out
+
+
+def test_completion_says_what_it_lacks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "shtab", None)
 
     assert main(["completion", "bash"]) == 4
