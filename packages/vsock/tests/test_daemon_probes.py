@@ -451,6 +451,23 @@ def test_a_second_daemon_does_not_take_the_sockets(daemon: Daemon) -> None:
         assert frontend.read_config(0, 8) == CID.to_bytes(8, "little")
 
 
+def test_a_guest_survives_the_restart_of_its_daemon(tmp_path: Path) -> None:
+    """Its connections do not: they end on both sides, and the guest is told with an event."""
+    with start(tmp_path) as first, Guest(first.socket()) as guest:
+        with listen(Path(f"{first.uds()}_5000")) as listener:
+            guest.connect(1000, 5000)
+            host = accept(listener)
+            first.process.send_signal(signal.SIGTERM)
+            first.process.wait(PATIENCE_S)
+            with host:
+                assert ended(host)
+        with start(tmp_path) as second:
+            event = guest.reconnect(second.socket())
+            assert event == bytes(4), "VIRTIO_VSOCK_EVENT_TRANSPORT_RESET"
+            guest.send(Op.REQUEST, 1000, 5999)
+            guest.expect(Op.RST)
+
+
 def test_a_daemon_that_ends_is_noticed_by_the_front_end(tmp_path: Path) -> None:
     with start(tmp_path) as running, Guest(running.socket()) as guest:
         running.process.send_signal(signal.SIGTERM)

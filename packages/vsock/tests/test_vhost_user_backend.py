@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,10 @@ class FakeDevice:
     def reset(self) -> None:
         assert self.rings is None
         self.log.append("reset")
+
+    def lost(self) -> None:
+        assert self.rings is not None
+        self.log.append("lost")
 
 
 def memory_file(size: int = SIZE) -> int:
@@ -256,6 +261,12 @@ def test_a_guest_that_was_reset_starts_anew(session: Session) -> None:
     assert session.device.log == ["start", "stop", "reset", "start"]
 
 
+def test_a_guest_that_had_another_back_end_before_is_told(session: Session) -> None:
+    session.realize()
+    session.driver_ok(base=7)
+    assert session.device.log == ["start", "lost"]
+
+
 def test_new_memory_while_rings_run_is_used_without_losing_the_place(session: Session) -> None:
     session.realize()
     session.driver_ok()
@@ -418,31 +429,33 @@ class AnyMessages(RuleBasedStateMachine):
         if running:
             self.session.driver_ok()
 
-    @rule(drawn=unsent)
-    def any_message(self, drawn: tuple[Message, list[str]]) -> None:
-        message, kinds = drawn
+    @contextmanager
+    def may_end(self) -> Iterator[None]:
+        """A session that broke is closed, and another begins."""
         try:
-            self.session(
-                message.request,
-                message.payload,
-                *(MAKE[kind]() for kind in kinds),
-                need_reply=message.need_reply,
-            )
-        except RefusedError:
-            pass
+            yield
         except VhostUserError:
             self.session.backend.close()
             self.session = Session()
 
+    @rule(drawn=unsent)
+    def any_message(self, drawn: tuple[Message, list[str]]) -> None:
+        message, kinds = drawn
+        descriptors = [MAKE[kind]() for kind in kinds]
+        with self.may_end():
+            self.session(message.request, message.payload, *descriptors, need_reply=message.need_reply)
+
     @rule()
     def start(self) -> None:
-        self.session.realize()
-        self.session.driver_ok()
+        with self.may_end():
+            self.session.realize()
+            self.session.driver_ok()
 
     @rule(positions=st.lists(st.integers(0, 65535), min_size=3, max_size=3))
     def stop(self, positions: list[int]) -> None:
         self.session.device.positions = positions
-        self.session.stop()
+        with self.may_end():
+            self.session.stop()
 
     @invariant()
     def rings_lie_in_memory(self) -> None:

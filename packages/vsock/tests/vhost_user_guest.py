@@ -92,14 +92,34 @@ class Guest:
 
     def start(self) -> None:
         """DRIVER_OK, with receive buffers."""
+        self._start_rings()
+        for _ in range(RX_BUFFERS):
+            self.offer_buffer()
+
+    def _start_rings(self) -> None:
+        """Every ring goes on after what the last device used of it."""
         drivers = (self.receive_driver, self.transmit_driver, self.event_driver)
         rings = [
-            SharedRing(driver.layout, kick, call)
+            SharedRing(driver.layout, kick, call, next_available=self._used_index(driver))
             for driver, kick, call in zip(drivers, self._kicks, self._calls, strict=True)
         ]
         self.frontend.start(self.features, [SharedRegion(0, MEMORY_BYTES, self._memory)], rings)
-        for _ in range(RX_BUFFERS):
-            self.offer_buffer()
+
+    def _used_index(self, driver: FakeDriver) -> int:
+        return driver.memory.slice(driver.layout.used_ring + 2, 2).cast("H")[0]
+
+    def reconnect(self, path: Path) -> bytes:
+        """Go on with another daemon; the event that it sends."""
+        self.frontend = self._stack.enter_context(FrontendSocket.connect(path))
+        self.event_driver.offer(writable=[4])
+        self._start_rings()
+        self.event_driver.want_interrupts()
+        poll = select.poll()
+        poll.register(self._calls[2], select.POLLIN)
+        while not (events := self.event_driver.used()):
+            assert poll.poll(PATIENCE_S * 1000), "no event comes"
+            os.eventfd_read(self._calls[2])
+        return events[0]
 
     def offer_buffer(self) -> None:
         """One receive buffer as Linux makes them."""

@@ -57,3 +57,7 @@ class EngineDevice:
 
     def reset(self) -> None:
         """Drop every connection of the guest."""
+
+    def lost(self) -> None:
+        """Send the guest a transport reset."""
+        self._engine.reset_transport()

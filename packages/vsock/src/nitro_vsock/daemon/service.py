@@ -7,6 +7,7 @@ that rings stop where they are, then the data threads, then the sockets and thei
 
 import contextlib
 import errno
+import gc
 import resource
 import signal
 import socket
@@ -246,6 +247,8 @@ class Guest:
             LOGGER.info("front-end gone", extra=self._log)
         finally:
             self._connected = False
+            # Errors of bad chains hold frames that hold views of the guest's memory: let go of it now.
+            gc.collect()
 
     def report(self) -> stats.VmReport:
         """This guest's state and counters."""

@@ -7,7 +7,9 @@ Rings run once they have memory, a size, addresses and a kick descriptor, and ar
 them (receive and transmit) only together. GET_VRING_BASE stops a ring until it gets a new kick descriptor.
 
 QEMU stops and starts the rings when it pauses a guest and when it resets one. It goes on with the old
-positions after a pause, with 0 after a reset: that is how a fresh start is told from a resumed one.
+positions after a pause, with 0 after a reset: that is how a fresh start is told from a resumed one. Rings
+that go on where this session never was are those of a guest that had another back-end before: its connections
+are lost, and it has to be told.
 """
 
 import contextlib
@@ -74,6 +76,9 @@ class Device(Protocol):
 
     def reset(self) -> None:
         """Forget the guest: it was reset, or its front-end has gone. Only while stopped."""
+
+    def lost(self) -> None:
+        """Tell the guest, whose rings were just started, that none of its connections are left."""
 
 
 class _RingState:
@@ -342,6 +347,8 @@ class Backend:
             self._reset_device()
         self._device.start(self._memory.guest_memory(), rings, self._features)
         self._running = wanted
+        if any(bases) and not self._stopped_at:
+            self._device.lost()
 
     def _reset_device(self) -> None:
         self._device.reset()
