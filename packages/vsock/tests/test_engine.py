@@ -1,8 +1,10 @@
 """The device against a guest's side that sends whatever a test wants, and real sockets on the host's."""
 
+import gc
 import os
 import select
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, nullcontext, suppress
@@ -10,7 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from nitro_vsock import HostError, SocketType, UsageError, VsockConfig, VsockEngine, VsockRouter
+from nitro_vsock import (
+    GuestMemory,
+    HostError,
+    QueueLayout,
+    SocketType,
+    SplitQueue,
+    UsageError,
+    Vring,
+    VsockConfig,
+    VsockEngine,
+    VsockRouter,
+)
 from nitro_vsock.packet import HEADER, HEADER_BYTES, Header, Op, Shutdown
 from nitro_vsock.testing import FakeGuest, Packet
 
@@ -987,7 +1000,76 @@ def test_a_closed_engine_is_quiet(bench: Bench) -> None:
         assert host.recv(1) == b""
 
 
+def test_run_serves_in_a_thread_until_it_is_stopped_or_closed(bench: Bench) -> None:
+    guest = bench.start()
+    bench.listen(5000)
+    guest.run()
+    other = VsockEngine(VsockConfig(guest_cid=CID))
+    for engine, end in ((bench.engine, bench.engine.stop), (other, other.close)):
+        thread = threading.Thread(target=engine.run)
+        thread.start()
+        end()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_an_interrupt_may_take_a_lock_that_the_machine_holds_while_it_attaches(bench: Bench) -> None:
+    """Else: the device waits for the machine's lock with its own held, the machine for the device's."""
+    guest = bench.start()
+    bench.guest_opens()
+    raised = threading.Event()
+
+    def call() -> None:
+        other = threading.Thread(target=bench.engine.counters)
+        other.start()
+        other.join(10)
+        assert not other.is_alive(), "the engine's lock is held"
+        raised.set()
+
+    guest.on_interrupt = call
+    guest.receive.want_interrupts()
+    guest.send(Op.CREDIT_REQUEST, 99, 5000)
+    assert raised.is_set()
+
+
+def test_no_view_of_guest_memory_outlives_detach(bench: Bench) -> None:
+    """Else the mapping could not be closed. The garbage collector must not be what saves us."""
+    bench.start()
+    bench.engine.detach()
+    ram = bytearray(1 << 16)
+    with memoryview(ram) as view:
+        queues = [
+            SplitQueue(GuestMemory([(0, view)]), QueueLayout(8, place, place + 0x100, place + 0x200))
+            for place in (0, 0x1000)
+        ]
+        view[0x1102:0x1104] = b"\xff\xff"
+        gc.disable()
+        bench.stack.callback(gc.enable)
+        kick_fd = bench.guest.kick_fds[0]
+        bench.engine.attach(
+            receive=Vring(queues[0], kick_fd, nothing), transmit=Vring(queues[1], -1, nothing)
+        )
+        bench.engine.turn()
+        assert bench.engine.failure is not None
+        bench.engine.detach()
+        del queues
+    ram.append(0)  # BufferError if there were views
+
+
 # Messages
+
+
+def test_empty_messages_to_a_slow_reader_are_bounded(bench: Bench) -> None:
+    guest = bench.start(seqpacket=True, buf_alloc=4096)
+    listener = bench.listen(5000, socket.SOCK_SEQPACKET)
+    guest.send(Op.REQUEST, 99, 5000, type=2)
+    bench.accept(listener)
+    for _ in range(200):
+        for _ in range(60):
+            guest.send(Op.RW, 99, 5000, type=2, flags=1, run=False)
+        if Op.RST in ops(guest.packets()):
+            break
+    assert bench.engine.counters().credit_violations == 1
 
 
 def test_messages_keep_their_boundaries_both_ways(bench: Bench) -> None:
@@ -1163,6 +1245,10 @@ def test_a_cid_may_be_given_once() -> None:
 
 
 # Helpers
+
+
+def nothing() -> None:
+    """What an interrupt does that nobody waits for."""
 
 
 def readable(engine: VsockEngine) -> bool:

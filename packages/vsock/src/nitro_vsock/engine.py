@@ -127,7 +127,7 @@ class VsockEngine:
         self._clock = clock
         self._lock = threading.RLock()
         self._wake_lock = threading.Lock()
-        self._closed = self._stopping = False
+        self._closed = self._stopping = self._running = False
         self._rings: _Rings | None = None
         self._calls: list[Callable[[], None]] = []
         self._bad_chains = 0  # since the rings were attached
@@ -211,15 +211,20 @@ class VsockEngine:
             if vring.queue.next_available:
                 vring.call()  # what the device before us used may not have been told
 
-    def detach(self) -> None:
+    def detach(self, *, keep_connections: bool = False) -> None:
         """The guest's driver is gone, or the rings are: forget them and every connection. From any thread.
 
         What the guest had sent before is delivered to the host programs. Buffers of the receive ring that
         were taken and not used count as not taken, so ``next_available`` of the queues says where to go on.
+
+        Args:
+            keep_connections: The guest is only paused: it will go on with the same rings, at the same place.
         """
         with self._lock:
             rings, self._rings = self._rings, None
             if rings is None:
+                if not keep_connections:
+                    self._links.forget_all()
                 return
             with suppress(QueueError):
                 for _ in range(rings.transmit.queue.size // TRANSMIT_BATCH + 1):
@@ -227,7 +232,8 @@ class VsockEngine:
                         break
                 rings.transmit.queue.publish()
             self._opener.open = False
-            self._links.forget_all()
+            if not keep_connections:
+                self._links.forget_all()
             for kick_fd in rings.kick_fds():
                 with suppress(OSError):
                     self._epoll.unregister(kick_fd)
@@ -268,6 +274,14 @@ class VsockEngine:
                 self._inbox.popleft()()
             for listener in self._listeners.values():
                 listener.close()
+            with self._wake_lock:
+                if self._running:
+                    os.eventfd_write(self._wake_fd, 1)  # `run` does the rest
+                else:
+                    self._release()
+
+    def _release(self) -> None:
+        if not self._epoll.closed:
             self._epoll.close()
             os.close(self._wake_fd)
 
@@ -353,9 +367,17 @@ class VsockEngine:
 
         It costs fewer system calls than waiting for `fileno` and calling `turn`.
         """
-        wait: float | None = 0.0
-        while not self._stopping:
-            wait = self._round(wait)
+        with self._wake_lock:
+            self._running = True
+        try:
+            wait: float | None = 0.0
+            while not (self._stopping or self._closed):
+                wait = self._round(wait)
+        finally:
+            with self._wake_lock:
+                self._running = False
+                if self._closed:
+                    self._release()
 
     def stop(self) -> None:
         """Make `run` return. From any thread."""
@@ -364,7 +386,12 @@ class VsockEngine:
 
     def _round(self, wait: float | None) -> float | None:
         """One look at everything, after at most ``wait`` seconds; returns how long the next may wait."""
-        events = self._epoll.poll(wait, EPOLL_EVENTS_MAX) if not self._closed else []
+        try:
+            events = self._epoll.poll(wait, EPOLL_EVENTS_MAX)
+        except (OSError, ValueError):
+            if not self._closed:
+                raise
+            return None
         with self._lock:
             if self._closed:
                 return None
@@ -508,7 +535,7 @@ class VsockEngine:
                     return
             if not link.queued and link.state is State.ESTABLISHED:
                 self._links.queue(link)
-        if events & select.EPOLLOUT and link.backlog:
+        if events & select.EPOLLOUT and link.holding:
             self._links.flush(link)
 
     # Time

@@ -28,11 +28,11 @@ class Link(Connection):
 
     __slots__ = (
         "backlog",
-        "backlog_bytes",
         "deadline",
         "ending",
         "greeting",
         "hangup",
+        "lengths",
         "lingering",
         "message",
         "on_result",
@@ -62,9 +62,10 @@ class Link(Connection):
         """Guest memory to be sent at the end of this batch; streams only."""
         self.message = bytearray()
         """A message of which the end is missing."""
-        self.backlog: deque[memoryview] = deque()
-        """What the host has not taken: pieces of the stream, or messages."""
-        self.backlog_bytes = 0
+        self.backlog = bytearray()
+        """What the host has not taken."""
+        self.lengths: deque[int] = deque()
+        """Of the messages in it."""
         self.write_closed = False
         """The host's socket takes no more."""
         self.lingering = False
@@ -93,10 +94,16 @@ class Link(Connection):
             and not self.guest_shutdown & Shutdown.RECEIVE
         )
 
-    def hold(self, data: bytes | bytearray) -> None:
-        """Keep ``data`` until the socket takes it."""
-        self.backlog.append(memoryview(data))
-        self.backlog_bytes += len(data)
+    @property
+    def holding(self) -> bool:
+        """Whether there is something that the host has not taken."""
+        return bool(self.backlog or self.lengths)
+
+    def drop_backlog(self) -> None:
+        """Nobody will take what is held."""
+        self.backlog.clear()
+        self.lengths.clear()
+        self.message.clear()
 
     def deliver(self) -> None:
         """Pass this batch's segments on, after what is held; what the socket does not take is held.
@@ -108,11 +115,7 @@ class Link(Connection):
         if self.write_closed or self.socket is None:
             self.forwarded(0)
             return
-        if self.backlog:
-            self.hold(b"".join(segments))
-            self.forwarded(self.backlog_bytes)
-            return
-        while segments:
+        while segments and not self.backlog:
             batch, segments = segments[:IOV_MAX], segments[IOV_MAX:]
             try:
                 sent = self.socket.sendmsg(batch, (), socket.MSG_NOSIGNAL)
@@ -122,19 +125,23 @@ class Link(Connection):
                 self._stop_writing()
                 raise
             if sent < sum(map(len, batch)):
-                self.hold(b"".join(batch + segments)[sent:])
-                break
-        self.forwarded(self.backlog_bytes)
+                for segment in batch:
+                    self.backlog += segment[sent:]
+                    sent = max(0, sent - len(segment))
+        for segment in segments:
+            self.backlog += segment
+        self.forwarded(len(self.backlog))
 
-    def end_message(self) -> None:
-        """The message is complete: pass it on, or hold it.
+    def deliver_message(self) -> None:
+        """The message is complete: pass it on, after what is held.
 
         Raises:
             OSError: The socket takes no more, or not a message of this length.
         """
-        waiting = bool(self.backlog)
-        self.hold(self.message)
-        self.message = bytearray()
+        waiting = self.holding
+        self.backlog += self.message
+        self.lengths.append(len(self.message))
+        self.message.clear()
         if not waiting:
             self._send_held()
 
@@ -145,21 +152,19 @@ class Link(Connection):
             OSError: The socket takes no more, ever. The backlog is gone.
         """
         self._send_held()
-        self.note_forwarded(drained=not self.backlog)
+        self.note_forwarded(drained=not self.holding)
 
     def _send_held(self) -> None:
         if self.socket is None:
             return
-        backlog = self.backlog
         try:
-            while backlog:
-                data = backlog[0]
-                sent = self.socket.send(data, socket.MSG_NOSIGNAL)
-                self.backlog_bytes -= sent
-                if sent == len(data):
-                    backlog.popleft()
-                else:
-                    backlog[0] = data[sent:]
+            while self.holding:
+                length = self.lengths[0] if self.lengths else len(self.backlog)
+                with memoryview(self.backlog) as held, held[:length] as first:
+                    sent = self.socket.send(first, socket.MSG_NOSIGNAL)
+                del self.backlog[:sent]
+                if self.lengths:
+                    self.lengths.popleft()
         except BlockingIOError:
             pass
         except OSError:
@@ -169,19 +174,17 @@ class Link(Connection):
     def note_forwarded(self, *, drained: bool = False) -> None:
         """Schedule what credit the guest gets back.
 
-        Of messages it gets it back when none is held, for then all that arrived is either with the host or
-        the beginning of one message; so what is held is bounded by the window and one message.
+        Of messages it gets it back when none is held, for then all that arrived is with the host or the
+        beginning of one message; so what is held is bounded by the window and one message.
         """
         if self.socket_type is SocketType.STREAM:
-            self.forwarded(self.backlog_bytes, drained=drained)
-        elif not self.backlog:
+            self.forwarded(len(self.backlog), drained=drained)
+        elif not self.holding:
             self.forwarded(0, drained=drained)
 
     def _stop_writing(self) -> None:
         self.write_closed = True
-        self.backlog.clear()
-        self.backlog_bytes = 0
-        self.message = bytearray()
+        self.drop_backlog()
         self.forwarded(0)
 
     def close_write(self) -> None:

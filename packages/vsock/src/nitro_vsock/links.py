@@ -137,7 +137,7 @@ class Links:
 
     def deliver(self, link: Link) -> None:
         """Pass on what this batch brought for one stream."""
-        held = link.backlog_bytes
+        held = len(link.backlog)
         try:
             link.deliver()
         except OSError as error:
@@ -146,10 +146,10 @@ class Links:
 
     def deliver_message(self, link: Link, payload: list[memoryview], *, last: bool) -> None:
         """Take a piece of a message from the guest, and pass the message on with its last one."""
-        held = link.backlog_bytes
+        held = len(link.backlog)
         for segment in payload:
             link.message += segment
-        if len(link.message) > link.buf_alloc:
+        if len(link.message) > link.buf_alloc or len(link.lengths) > link.buf_alloc:
             self.counters.credit_violations += 1
             self.finish(link, reset=True)
             return
@@ -157,7 +157,7 @@ class Links:
             if link.write_closed or link.socket is None:
                 link.message.clear()
             elif last:
-                link.end_message()
+                link.deliver_message()
             link.note_forwarded()
         except OSError as error:
             self._host_refuses(link, error)
@@ -165,24 +165,25 @@ class Links:
 
     def flush(self, link: Link) -> None:
         """The host program reads again: pass on what is held for it."""
-        held = link.backlog_bytes
+        held = len(link.backlog)
         try:
             link.flush()
         except OSError as error:
             self._host_refuses(link, error)
         self.note_held(link, held)
         if link.lingering:
-            if not link.backlog:
+            if not link.holding:
                 self.drop_socket(link)
-        elif not link.backlog:
+        elif not link.holding:
             self.follow_guest_shutdown(link)
 
     def note_held(self, link: Link, before: int) -> None:
         """Keep account of what is held, and send what the change made due."""
         counters = self.counters
-        if link.backlog_bytes != before:
-            counters.buffered_bytes += link.backlog_bytes - before
-            if link.backlog_bytes > before and counters.buffered_bytes > self.config.buffered_bytes_max:
+        now = len(link.backlog)
+        if now != before:
+            counters.buffered_bytes += now - before
+            if now > before and counters.buffered_bytes > self.config.buffered_bytes_max:
                 counters.budget_resets += 1
                 self._drop_backlog(link)
                 self.finish(link, reset=True)
@@ -205,7 +206,7 @@ class Links:
         """The guest has said that it will not send or not receive: the host program should see that."""
         if link.socket is None or link.state is not State.ESTABLISHED:
             return
-        if link.guest_shutdown & Shutdown.SEND and not link.backlog and not link.write_closed:
+        if link.guest_shutdown & Shutdown.SEND and not link.holding and not link.write_closed:
             link.close_write()
         if link.guest_shutdown & Shutdown.RECEIVE:
             with suppress(OSError):
@@ -260,14 +261,13 @@ class Links:
             del self.by_address[link.address]
         link.state = State.CLOSED
         link.deadline = None
-        if reset:
-            link.pending = 0
+        if reset and not link.pending & 1 << Op.REQUEST:  # the guest has not heard of it else
             self.resets.append(link.header(Op.RST))
         if link.on_result is not None:
             link.on_result(False)
             link.on_result = None
         link.segments.clear()
-        if link.backlog and link.socket is not None and not link.hangup:
+        if link.holding and link.socket is not None and not link.hangup:
             link.lingering = True
             self.lingering.add(link)
             self.schedule(link, self.config.linger_timeout_s)
@@ -299,9 +299,8 @@ class Links:
             link.socket = None
 
     def _drop_backlog(self, link: Link) -> None:
-        self.counters.buffered_bytes -= link.backlog_bytes
-        link.backlog.clear()
-        link.backlog_bytes = 0
+        self.counters.buffered_bytes -= len(link.backlog)
+        link.drop_backlog()
 
     def expire(self, link: Link) -> None:
         """The link's time is up: to be accepted, to be closed, to be read, or to be asked about again."""

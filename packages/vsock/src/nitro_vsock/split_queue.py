@@ -107,7 +107,8 @@ class SplitQueue:
             raise QueueError(f"its size {size} is not a power of two up to {QUEUE_SIZE_MAX}", queue=name)
         self.name = name
         self.size = size
-        self.broken: QueueError | None = None
+        self.broken: str | None = None
+        """Why this queue is of no use any more."""
         self._memory = memory
         self._event_idx = event_idx
         self._indirect = indirect
@@ -164,7 +165,7 @@ class SplitQueue:
             QueueError: The ring is broken, and stays so.
         """
         if self.broken is not None:
-            raise self.broken
+            raise QueueError(self.broken, queue=self.name)
         first = self._next_available
         waiting = (self._available_index[0] - first) & 0xFFFF
         if not waiting:
@@ -288,8 +289,8 @@ class SplitQueue:
         raise self._error(head, why)
 
     def _break(self, why: str) -> QueueError:
-        self.broken = QueueError(why, queue=self.name)
-        return self.broken
+        self.broken = why  # and not the exception: its traceback would keep guest memory mapped
+        return QueueError(why, queue=self.name)
 
     def unpop(self, count: int) -> None:
         """Make the last ``count`` chains that were popped, and not pushed, available to `pop` again."""

@@ -11,7 +11,7 @@ import itertools
 import os
 import select
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from nitro_vsock.engine import Vring, VsockEngine
@@ -263,6 +263,8 @@ class FakeGuest:
         self.cid = engine.config.guest_cid
         self.buf_alloc = buf_alloc
         self.interrupts = 0
+        self.on_interrupt: Callable[[], object] = bool
+        """Called for each interrupt."""
         self._shape = list(receive_buffers)
         self._buffers = buffers if buffers is not None else queue_size // len(self._shape)
         space = 16 << 20
@@ -286,6 +288,7 @@ class FakeGuest:
 
     def _interrupt(self) -> None:
         self.interrupts += 1
+        self.on_interrupt()
 
     def close(self) -> None:
         """Detach the rings and close the eventfds."""
