@@ -395,6 +395,28 @@ def test_connections_end_with_the_front_end_and_the_next_one_is_served(
             assert host.recv(5) == b"again"
 
 
+def test_a_paused_guest_keeps_its_connections(daemon: Daemon, guest: Guest, listener: socket.socket) -> None:
+    """Also what was said meanwhile arrives."""
+    guest.connect(1000, 5000)
+    with accept(listener) as host:
+        guest.pause()
+        host.sendall(b"while you slept")
+        guest.resume()
+        assert guest.read(15) == b"while you slept"
+        guest.send(Op.RW, 1000, 5000, b"awake")
+        assert host.recv(5, socket.MSG_WAITALL) == b"awake"
+
+
+def test_a_guest_that_was_reset_has_no_connections(
+    daemon: Daemon, guest: Guest, listener: socket.socket
+) -> None:
+    guest.connect(1000, 5000)
+    with accept(listener) as host:
+        guest.pause()
+        guest.frontend.reset()
+        assert ended(host)
+
+
 def test_without_a_guest_hosts_are_turned_away(daemon: Daemon) -> None:
     with dial(daemon.uds(OTHER), b"") as host:
         with contextlib.suppress(BrokenPipeError):

@@ -108,6 +108,16 @@ class Guest:
     def _used_index(self, driver: FakeDriver) -> int:
         return driver.memory.slice(driver.layout.used_ring + 2, 2).cast("H")[0]
 
+    def pause(self) -> None:
+        """Stop the rings, as QEMU does to a guest that is paused; they must say where they are."""
+        positions = self.frontend.stop()
+        drivers = (self.receive_driver, self.transmit_driver, self.event_driver)
+        assert positions == [self._used_index(driver) for driver in drivers]
+
+    def resume(self) -> None:
+        """Start them again, where they were."""
+        self._start_rings()
+
     def reconnect(self, path: Path) -> bytes:
         """Go on with another daemon; the event that it sends."""
         self.frontend = self._stack.enter_context(FrontendSocket.connect(path))

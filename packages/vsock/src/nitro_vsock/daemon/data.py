@@ -5,6 +5,7 @@ trio would do, but waking a task costs as much as a small packet does; a thread 
 
 import contextlib
 from collections.abc import AsyncIterator, Iterable
+from functools import partial
 
 import trio
 
@@ -18,7 +19,7 @@ async def running(engines: Iterable[VsockEngine]) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
         limiter = trio.CapacityLimiter(max(1, len(engines)))
         for engine in engines:
-            nursery.start_soon(lambda engine=engine: trio.to_thread.run_sync(engine.run, limiter=limiter))
+            nursery.start_soon(partial(trio.to_thread.run_sync, engine.run, limiter=limiter))
         try:
             yield
         finally:

@@ -50,13 +50,14 @@ class EngineDevice:
 
     def stop(self) -> list[int]:
         """Leave the rings alone; returns how far each was served."""
-        self._engine.detach()
+        self._engine.detach(keep_connections=True)
         positions = [queue.next_available if queue else 0 for queue in self._queues]
         self._queues = []
         return positions
 
     def reset(self) -> None:
         """Drop every connection of the guest."""
+        self._engine.detach()
 
     def lost(self) -> None:
         """Send the guest a transport reset."""
