@@ -1,11 +1,12 @@
 """How long measuring takes: ``python measure.py [MEBIBYTES] [ROUNDS]``.
 
 PCR0, PCR1, PCR2 and the checksum of an image are computed as ``eif describe`` does, in turns with one
-``hashlib.sha384`` pass over the same file. What counts is the ratio of their wall times, and the memory that is
-held beyond the page cache (anonymous pages, as the kernel counts them).
+``hashlib.sha384`` pass over the same file. What counts is the ratio of their wall times, and the memory that
+is held beyond the page cache (anonymous pages, as the kernel counts them).
 """
 
 import hashlib
+import mmap
 import os
 import statistics
 import sys
@@ -46,12 +47,9 @@ def _make(path: Path, mebibytes: int) -> None:
         for _ in range(mebibytes - 5):
             file.write(os.urandom(_PIECE_BYTES))
         file.flush()
-        import mmap  # noqa: PLC0415 - only here
-
         application = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        write_eif(
-            Contents(kernel=kernel, cmdline=b"reboot=k", ramdisks=[first, application], metadata=b"{}"), path
-        )
+        contents = Contents(kernel=kernel, cmdline=b"reboot=k", ramdisks=[first, application], metadata=b"{}")
+        write_eif(contents, path)
 
 
 def _one_pass(path: Path) -> None:

@@ -22,7 +22,7 @@ def digest(data: bytes) -> str:
 class Container:
     """An image of two layers; blobs by digest, and the manifest that names them."""
 
-    def __init__(self, compress: str = "gzip", architecture: str = "amd64", **config: Any) -> None:
+    def __init__(self, compress: str = "gzip", architecture: str = "amd64", **config: object) -> None:
         self.layers = [
             tar_of(
                 [
@@ -38,7 +38,7 @@ class Container:
             ),
             tar_of([(tar_member(".wh.old"), b""), (tar_member("new"), b"new")]),
         ]
-        pack = {"gzip": gzip.compress, "zstd": zstandard.compress, "none": bytes}[compress]
+        pack: Any = {"gzip": gzip.compress, "zstd": zstandard.compress, "none": bytes}[compress]
         packed = [pack(layer) for layer in self.layers]
         defaults = {
             "Entrypoint": ["/bin/app"],

@@ -4,6 +4,7 @@ import lzma
 import struct
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import zstandard
 
@@ -38,7 +39,7 @@ def package(
         **{f"{top}/kernel/{name}": data for name, data in modules.items()},
     }
     data = tar_of([(tar_member(name), data) for name, data in files.items()])
-    pack = {"xz": lzma.compress, "zst": zstandard.compress}[how]
+    pack: Any = {"xz": lzma.compress, "zst": zstandard.compress}[how]
     path.write_bytes(ar({"debian-binary": b"2.0\n", "control.tar.xz": b"odd", f"data.tar.{how}": pack(data)}))
     return path
 

@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hypothesis import strategies as st
 
@@ -36,7 +36,7 @@ def parts() -> list[tuple[int, bytes]]:
 
 
 def image(
-    sections: list[tuple[int, bytes]],
+    sections: Sequence[tuple[int, bytes]],
     *,
     version: int = 4,
     flags: int = 0,
@@ -45,7 +45,7 @@ def image(
     tail: bytes = b"",
     magic: bytes = b".eif",
     section_flags: int = 0,
-    edit: Callable[[list[int], list[int]], None] = lambda offsets, sizes: None,
+    edit: Callable[[list[int], list[int]], None] = lambda *_: None,
 ) -> bytes:
     """Write an image by hand: any order, a gap before the last section, bytes at the end, an edited table."""
     body, offsets, sizes = bytearray(), [], []

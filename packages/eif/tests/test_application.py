@@ -24,7 +24,7 @@ from nitro_eif import (
 from nitro_eif.application import LINUXKIT_MTIME, dropped_xattrs, resolve_user
 from nitro_eif.testing import tar_member, tar_of
 
-PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\nbroken\n"
+PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\nbroken\n"  # noqa: S105 - a file, no password
 GROUP = "root:x:0:\napp:x:1001:\nextra:x:2000:x,app\nwheel:x:10:app\nother:x:3000:x\n"
 
 

@@ -61,7 +61,7 @@ def test_sections_are_ordered_as_awss_writer_orders_them() -> None:
     eif = Eif.parse(good())
 
     assert [section.type for section in eif.sections] == [KERNEL, CMDLINE, METADATA, RAMDISK, RAMDISK]
-    assert [section.offset for section in eif.sections][0] == 548
+    assert eif.sections[0].offset == 548
     assert (eif.header.default_memory_bytes, eif.header.default_cpus) == (1073741824, 2)
 
 
@@ -81,13 +81,13 @@ def test_sections_are_ordered_as_awss_writer_orders_them() -> None:
         ("sections-too-few", image([K])),
         ("table-unused-entry", image(parts(), count=4)),
         ("section-unlisted", image(parts(), count=4)),
-        ("section-outside", image(parts(), edit=lambda offsets, sizes: offsets.__setitem__(2, 1 << 40))),
-        ("section-outside", image(parts(), edit=lambda offsets, sizes: offsets.__setitem__(0, 0))),
+        ("section-outside", image(parts(), edit=lambda offsets, _: offsets.__setitem__(2, 1 << 40))),
+        ("section-outside", image(parts(), edit=lambda offsets, _: offsets.__setitem__(0, 0))),
         ("section-truncated", good()[:-1]),
-        ("section-truncated", image(parts(), edit=lambda offsets, sizes: sizes.__setitem__(4, 2**64 - 1))),
-        ("section-size-mismatch", image(parts(), edit=lambda offsets, sizes: sizes.__setitem__(1, 3))),
-        ("section-overlap", image(parts(), edit=lambda offsets, sizes: offsets.__setitem__(1, 548))),
-        ("section-order", image([K, C, M, R0], edit=lambda offsets, sizes: offsets.reverse())),
+        ("section-truncated", image(parts(), edit=lambda _, sizes: sizes.__setitem__(4, 2**64 - 1))),
+        ("section-size-mismatch", image(parts(), edit=lambda _, sizes: sizes.__setitem__(1, 3))),
+        ("section-overlap", image(parts(), edit=lambda offsets, _: offsets.__setitem__(1, 548))),
+        ("section-order", image([K, C, M, R0], edit=lambda offsets, _: offsets.reverse())),
         ("gap", image(parts(), gap=bytes(64))),
         ("trailing-bytes", image(parts(), tail=b"x")),
         ("section-type", image([*parts(), (0, b"")])),
@@ -272,7 +272,7 @@ def test_any_bytes_are_an_image_or_a_format_error(data: bytes) -> None:
         try:
             Eif.parse(data, strict=strict)
         except EifFormatError as error:
-            assert 0 <= error.offset <= max(len(data), 548)
+            assert 0 <= error.offset <= max(len(data), 548)  # noqa: PT017
 
 
 def test_every_corrupted_byte_is_found_or_harmless_and_every_truncation_is_found() -> None:

@@ -164,7 +164,7 @@ def test_a_registry_that_sends_other_data_is_found_out(registry: FakeRegistry) -
         registry.container.blobs[name] = data
         with (
             ExitStack() as stack,
-            pytest.raises((EifFormatError, RegistryError), match="the data are not|sends more"),
+            pytest.raises((EifFormatError, RegistryError), match=r"the data are not|sends more"),
         ):
             pull(registry, stack)
 

@@ -158,7 +158,7 @@ def test_malformed_signature_sections_are_told_apart() -> None:
     key, pem = example_key()
     message = sign1(payload(PCR0), KeySigner(key).algorithm, KeySigner(key).sign)
     entry: dict[str, Any] = {"signing_certificate": list(pem), "signature": list(message)}
-    for value in (
+    broken: list[Any] = [
         [],
         {},
         [1],
@@ -168,7 +168,8 @@ def test_malformed_signature_sections_are_told_apart() -> None:
         [entry | {"signature": [256]}],
         [entry | {"signature": ["a"]}],
         [entry | {"signing_certificate": list(b"no PEM")}],
-    ):
+    ]
+    for value in broken:
         assert codes(with_signature(cbor2.dumps(value))) == ["signature-malformed"]
     assert codes(with_signature(cbor2.dumps([entry]) + b"\0")) == ["signature-malformed"]
     assert codes(with_signature(cbor2.dumps([dict(reversed(entry.items()))]))) == ["signature-key-order"]

@@ -54,7 +54,7 @@ def run(lanes: list[Lane], progress: Progress | None = None) -> None:
         try:
             for thread in threads:
                 thread.join()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again below
             pace.stop(error)
             for thread in threads:
                 thread.join()

@@ -1,0 +1,78 @@
+"""Fuzz what reads files from anyone: ``python images.py [-runs=1000000] [CORPUS]``; needs atheris.
+
+The first byte chooses the reader; the rest is its file. Each takes any bytes, or raises the package's errors.
+"""
+
+import sys
+import warnings
+from contextlib import suppress
+
+import atheris
+
+with atheris.instrument_imports():
+    from nitro_eif import Eif, EifError, EifFormatError, Tree, read_ramdisk, tree_of, validate
+    from nitro_eif.cose import parse_sign1
+    from nitro_eif.format import CRC_OFFSET, HEADER, HEADER_BYTES, SECTION_HEADER
+    from nitro_eif.kernelpackage import module_dependencies
+    from nitro_eif.layers import apply_tar
+    from nitro_eif.metadata import Metadata
+
+
+def image(data: bytes) -> None:
+    """Any bytes are an image or a format error."""
+    validate(Eif.salvage(data))
+    try:
+        Eif.parse(data, strict=True)
+    except EifFormatError as error:
+        if not 0 <= error.offset <= max(len(data), HEADER_BYTES):
+            raise AssertionError(f"an error outside of the file: {error}") from error
+
+
+def sections(data: bytes) -> None:
+    """Any sections in a sound file are read; two bytes of the input say type and size of each."""
+    body, offsets, sizes, at = b"", [], [], 0
+    while at + 2 <= len(data) and len(offsets) < 32:
+        kind, size = data[at] % 8, data[at + 1]
+        content = data[at + 2 : at + 2 + size]
+        offsets.append(HEADER_BYTES + len(body))
+        sizes.append(len(content))
+        body += SECTION_HEADER.pack(kind, 0, len(content)) + content
+        at += 2 + size
+    unused = [0] * (32 - len(offsets))
+    header = HEADER.pack(b".eif", 4, 0, 0, 0, 0, len(offsets), *offsets, *unused, *sizes, *unused, 0, 0)
+    image(header[:CRC_OFFSET] + bytes(4) + body)
+
+
+def ramdisk(data: bytes) -> None:
+    """Any bytes are a ramdisk or an error."""
+    tree_of(read_ramdisk(memoryview(data)))
+
+
+def layer(data: bytes) -> None:
+    """Any bytes are a tar archive or an error."""
+    apply_tar(Tree(), memoryview(data))
+
+
+READERS = [
+    image,
+    sections,
+    ramdisk,
+    layer,
+    module_dependencies,
+    Metadata.unpack,
+    parse_sign1,
+]
+
+
+def one_input(data: bytes) -> None:
+    """Give an input to the reader that its first byte chooses."""
+    if not data:
+        return
+    with suppress(EifError):
+        READERS[data[0] % len(READERS)](data[1:])
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    atheris.Setup(sys.argv, one_input)
+    atheris.Fuzz()

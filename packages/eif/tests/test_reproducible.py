@@ -1,0 +1,92 @@
+"""The same inputs make the same file, whoever builds it, where and when."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from containers import Container
+from debian import module, package
+
+BUILD = """
+import os, sys
+import nitro_eif, nitro_eif.cli, nitro_eif.commands.build
+for name in nitro_eif.__all__:
+    getattr(nitro_eif, name)
+user = int(sys.argv[1])
+if user:
+    # Only now: another user may not be allowed to read this interpreter's files.
+    os.setgroups([])
+    os.setgid(user)
+    os.setuid(user)
+sys.exit(nitro_eif.cli.main(sys.argv[2:]))
+"""
+
+
+def build(
+    source: list[str], deb: Path, output: Path, *, cwd: Path, umask: int, user: int, **env: str
+) -> bytes:
+    inputs = [
+        "--kernel-package",
+        str(deb),
+        "--init",
+        str(deb.parent / "init"),
+        "--build-tool-version",
+        "1",
+        "--compress",
+        "gzip",
+    ]
+    subprocess.run(
+        [sys.executable, "-c", BUILD, str(user), "build", *source, *inputs, "--output", str(output)],
+        cwd=cwd,
+        umask=umask,
+        env=os.environ | {"SOURCE_DATE_EPOCH": "1769860800", "HOME": str(cwd)} | env,
+        check=True,
+    )
+    return output.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["image", "archive", "directory"])
+def test_builds_are_the_same_in_any_place_zone_locale_umask_and_for_any_user(
+    tmp_path: Path, kind: str
+) -> None:
+    for parent in (tmp_path, *tmp_path.parents):
+        # The other user must get here; nothing outside of pytest's own directories is changed.
+        if os.getuid() == 0 and parent.owner() == "root" and parent.name.startswith(("test_", "pytest-")):
+            parent.chmod(0o755)
+    container = Container()
+    layout = container.layout(tmp_path / "layout")
+    deb = package(tmp_path / "linux.deb", {"vsock.ko": module(), "nsm.ko": module()})
+    (tmp_path / "init").write_bytes(b"init")
+    root = tmp_path / "root"
+    (root / "bin").mkdir(parents=True)
+    (root / "bin/app").write_bytes(b"app")
+    (tmp_path / "root.tar").write_bytes(container.layers[0])
+    source = {
+        "image": ["--image", f"oci:{layout}"],
+        "archive": ["--rootfs", str(tmp_path / "root.tar"), "--cmd", "/bin/app"],
+        "directory": ["--rootfs", str(root), "--cmd", "/bin/app"],
+    }[kind]
+    places = [tmp_path / "one", tmp_path / "two"]
+    for place in places:
+        place.mkdir()
+    other_user = 65534 if os.getuid() == 0 else 0
+    if other_user:
+        os.chown(places[1], other_user, other_user)
+    (root / "bin/app").chmod(0o755)
+
+    first = build(source, deb, places[0] / "x.eif", cwd=tmp_path, umask=0o022, user=0, TZ="UTC", LC_ALL="C")
+    os.utime(root / "bin/app", (1, 1))
+    second = build(
+        *(source, deb, places[1] / "y.eif"),
+        cwd=places[1],
+        umask=0o077,
+        user=other_user,
+        TZ="Pacific/Chatham",
+        LC_ALL="C.UTF-8",
+        PYTHONHASHSEED="7",
+    )
+
+    assert first == second
