@@ -1,5 +1,7 @@
 """Devices, IO-APIC and local APIC wired as in the machine, and a processor that takes what is pending."""
 
+from functools import partial
+
 import pytest
 
 from nitro_vmm.devices.io_apic import LEVEL, REDIRECTION_TABLE, REGISTER_SELECT, WINDOW, IoApic
@@ -90,9 +92,9 @@ def test_input_in_the_middle_of_an_interrupt_is_not_lost(machine: Machine, when:
     machine.serial.write(Register.INTERRUPT_ENABLE, 1, IER_RECEIVED)
     machine.serial.receive(b"first ")
     steps = {
-        "before the acknowledge": lambda: machine.local_apic.acknowledge(VECTOR),
+        "before the acknowledge": partial(machine.local_apic.acknowledge, VECTOR),
         "in the handler": machine.handle,
-        "before the end": lambda: machine.local_apic.write(EOI, 4, 0),
+        "before the end": partial(machine.local_apic.write, EOI, 4, 0),
     }
 
     for name, step in steps.items():
