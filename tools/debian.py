@@ -70,8 +70,9 @@ class Apt:
         directory: where its state and the packages are kept.
     """
 
-    def __init__(self, directory: Path = CACHE) -> None:
+    def __init__(self, directory: Path = CACHE, *, suite: str = SUITE) -> None:
         self._directory = directory
+        self._suite = suite
         self._updated = False
 
     def package(self, name: str) -> Path:
@@ -139,8 +140,10 @@ class Apt:
         for directory in ("state/lists/partial", "cache/archives/partial"):
             (self._directory / directory).mkdir(parents=True, exist_ok=True)
         (self._directory / "state" / "status").touch()
-        (self._directory / "sources.list").write_text(f"deb [signed-by={KEYRING}] {source} {SUITE} main\n")
-        say(f"reading the index of Debian {SUITE} into {self._directory}")
+        (self._directory / "sources.list").write_text(
+            f"deb [signed-by={KEYRING}] {source} {self._suite} main\n"
+        )
+        say(f"reading the index of Debian {self._suite} into {self._directory}")
         self._run("update")
         self._updated = True
 
@@ -176,7 +179,7 @@ class Apt:
             raise DebianError(
                 f"{command} {arguments[0]} failed, see its messages above. Without a network nothing can be "
                 "fetched the first time; an unknown key means that debian-archive-keyring is too old for "
-                f"{SUITE}; {MIRROR_VARIABLE} can name another mirror"
+                f"{self._suite}; {MIRROR_VARIABLE} can name another mirror"
             ) from error
         return done.stdout or ""
 

@@ -26,7 +26,6 @@ from nitro_vsock.split_queue import QueueLayout
 from nitro_vsock.vhost_user.frontend import FrontendSocket, SharedRegion, SharedRing
 
 HERE = Path(__file__).parent
-CACHE = HERE.parents[2] / ".cache"
 MEMORY_BYTES = 64 << 20
 RING_STRIDE, AVAILABLE, USED = 0x10000, 0x2000, 0x4000  # as in load.c
 FEATURES = 1 << 32 | 1 << 29
@@ -61,6 +60,9 @@ CASES = {
     "conn-host": Case("conn-host"),
 }
 IDLE_CONNECTIONS = 1000
+
+Row = dict[str, float]
+"""Medians; what is per second is bytes for tx and rx, else round trips or connections."""
 
 
 @contextlib.contextmanager
@@ -200,6 +202,28 @@ def compile_load(directory: Path) -> Path:
     return program
 
 
+def compare(
+    ours: list[str], theirs: list[str], program: Path, case: Case, arguments: argparse.Namespace
+) -> Row:
+    """One row: pairs of runs, in turns."""
+    pairs = []
+    for number in range(arguments.rounds):
+        order = [ours, theirs] if number % 2 else [theirs, ours]
+        results = {id(command): rate(command, program, case, arguments.seconds) for command in order}
+        pairs.append((results[id(ours)], results[id(theirs)]))
+    ratios = [mine[0] / other[0] if other[0] else float("inf") for mine, other in pairs]
+    return {
+        "ratio": statistics.median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+        "wanted": case.wanted,
+        "ours_per_s": statistics.median(mine[0] for mine, _ in pairs),
+        "theirs_per_s": statistics.median(other[0] for _, other in pairs),
+        "ours_cpu_s_per_million": statistics.median(mine[1] for mine, _ in pairs),
+        "theirs_cpu_s_per_million": statistics.median(other[1] for _, other in pairs),
+    }
+
+
 def main() -> int:
     """Run the comparison."""
     parser = argparse.ArgumentParser(
@@ -207,43 +231,38 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=5, help="pairs per row (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=1.0, help="per run (default %(default)s)")
-    parser.add_argument("--only", help="rows, with commas between; also 'memory'")
-    parser.add_argument("--ours", action="store_true", help="run only this package's daemon")
+    parser.add_argument("--only", metavar="ROWS", help=f"some of {','.join(CASES)},memory")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     arguments = parser.parse_args()
-    try:
-        theirs = [str(peer.fetch(CACHE / peer.PACKAGE))]
-        directory = tempfile.TemporaryDirectory()
-        program = compile_load(Path(directory.name))
-    except peer.UnavailableError as error:
-        print(f"skipped: {error}", file=sys.stderr)
-        return EXIT_UNAVAILABLE
-    ours = [sys.executable, "-m", "nitro_vsock.cli"]
     rows = arguments.only.split(",") if arguments.only else [*CASES, "memory"]
-    report: dict[str, object] = {}
-    for row in rows:
-        if row == "memory":
-            report[row] = {"ours": memory(ours, program), "theirs": memory(theirs, program)}
-            print(f"{row}: {report[row]}", file=sys.stderr)
-            continue
-        case = CASES[row]
-        pairs = []
-        for number in range(arguments.rounds):
-            order = [ours, theirs] if number % 2 else [theirs, ours]
-            results = {id(command): rate(command, program, case, arguments.seconds) for command in order}
-            pairs.append((results[id(ours)], results[id(theirs)]))
-        ratios = [mine[0] / other[0] if other[0] else float("inf") for mine, other in pairs]
-        report[row] = {
-            "ratio": statistics.median(ratios),
-            "ratios": [round(ratio, 2) for ratio in sorted(ratios)],
-            "wanted": case.wanted,
-            "ours_per_s": statistics.median(mine[0] for mine, _ in pairs),
-            "theirs_per_s": statistics.median(other[0] for _, other in pairs),
-            "ours_cpu_us": statistics.median(mine[1] for mine, _ in pairs),
-            "theirs_cpu_us": statistics.median(other[1] for _, other in pairs),
-        }
-        print(f"{row}: {report[row]}", file=sys.stderr)
-    directory.cleanup()
+    if unknown := set(rows) - {*CASES, "memory"}:
+        parser.error(f"no such row: {', '.join(unknown)}")
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            theirs = [str(peer.fetch())]
+            program = compile_load(Path(directory))
+        except peer.UnavailableError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            return EXIT_UNAVAILABLE
+        ours = [sys.executable, "-m", "nitro_vsock.cli"]
+        report: dict[str, object] = {}
+        if not arguments.json:
+            print(f"{'':14} {'ratio':>6} {'range':>11} {'wanted':>6} {'ours/s':>9} {'theirs/s':>9} CPU s/M")
+        for row in rows:
+            if row == "memory":
+                report[row] = {"ours": memory(ours, program), "theirs": memory(theirs, program)}
+                if not arguments.json:
+                    print(row, json.dumps(report[row], indent=2))
+                continue
+            found = compare(ours, theirs, program, CASES[row], arguments)
+            report[row] = found
+            if not arguments.json:
+                print(
+                    f"{row:14} {found['ratio']:6.2f} {found['lowest']:5.2f}-{found['highest']:5.2f}"
+                    f" {found['wanted']:6.1f} {found['ours_per_s']:9.3g} {found['theirs_per_s']:9.3g}"
+                    f" {found['ours_cpu_s_per_million']:.3g} {found['theirs_cpu_s_per_million']:.3g}",
+                    flush=True,
+                )
     if arguments.json:
         json.dump(report, sys.stdout, indent=2)
         print()

@@ -1,72 +1,38 @@
-"""Fetch vhost-device-vsock, the daemon that ours is compared with, from Debian unstable.
-
-As an ordinary user: apt with lists, cache and state of its own, and the mirror and keyring of this machine.
-"""
+"""Fetch vhost-device-vsock, the daemon that ours is compared with, from Debian unstable."""
 
 import subprocess
+import sys
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.append(str(ROOT / "tools"))
+
+import debian  # noqa: E402
 
 PACKAGE = "vhost-device-vsock"
 SUITE = "sid"
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+CACHE = ROOT / ".cache" / "debian" / SUITE
 
 
 class UnavailableError(Exception):
     """The peer cannot be had here; the message says why."""
 
 
-def mirror() -> str:
-    """The Debian mirror that this machine's apt uses."""
-    listed = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(LABEL)", "Identifier: Packages"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split("\n")
-    for line in listed:
-        uri, _, label = line.partition(" ")
-        if label == "Debian":
-            return uri
-    raise UnavailableError("apt knows no Debian mirror on this machine; run apt-get update")
-
-
-def fetch(cache: Path) -> Path:
-    """The peer's program, below ``cache``; downloaded if it is not there yet.
+def fetch() -> Path:
+    """The peer's program, downloaded if it is not there yet.
 
     Raises:
-        UnavailableError: No apt, no mirror, no network, or no such package for this machine.
+        UnavailableError: It cannot be downloaded, or does not run on this machine.
     """
-    program = cache / "root/usr/bin" / PACKAGE
-    if program.exists():
-        return program
+    root = CACHE / PACKAGE / "root"
+    program = root / "usr/bin" / PACKAGE
     try:
-        for directory in ("lists/partial", "cache/archives/partial", "root", "etc"):
-            (cache / directory).mkdir(parents=True, exist_ok=True)
-        sources = cache / "etc/sources.list"
-        sources.write_text(f"deb [signed-by={KEYRING}] {mirror()} {SUITE} main\n")
-        (cache / "status").touch()
-        options = {
-            "Dir::Etc::sourcelist": sources,
-            "Dir::Etc::sourceparts": "-",
-            "Dir::Etc::preferencesparts": "-",
-            "Dir::State::lists": cache / "lists",
-            "Dir::State::status": cache / "status",
-            "Dir::Cache": cache / "cache",
-            "Dir::Cache::pkgcache": "",
-            "Dir::Cache::srcpkgcache": "",
-            "Acquire::Languages": "none",
-            "APT::Sandbox::User": "",
-            "Debug::NoLocking": "true",
-        }
-        apt = ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in options.items())]
-        subprocess.run([*apt, "update"], check=True, capture_output=True, timeout=300)
-        subprocess.run([*apt, "download", PACKAGE], check=True, capture_output=True, timeout=300, cwd=cache)
-        package = next(cache.glob(f"{PACKAGE}_*.deb"))
-        subprocess.run(["dpkg-deb", "-x", package, cache / "root"], check=True, capture_output=True)
+        if not program.exists():
+            package = debian.Apt(CACHE, suite=SUITE).package(PACKAGE)
+            subprocess.run(["dpkg-deb", "-x", package, root], check=True)
         subprocess.run([program, "--version"], check=True, capture_output=True)
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr or b"").decode(errors="replace").strip().rpartition("\n")[2]
-        raise UnavailableError(f"{error.cmd[0]}: {last or error}") from error
-    except (OSError, StopIteration, subprocess.TimeoutExpired) as error:
-        raise UnavailableError(f"cannot fetch {PACKAGE} from {SUITE}: {error}") from error
+    except debian.DebianError as error:
+        raise UnavailableError(str(error)) from error
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UnavailableError(f"{PACKAGE} of Debian {SUITE} does not run here: {error}") from error
     return program
