@@ -387,7 +387,8 @@ class VsockEngine:
     def _round(self, wait: float | None) -> float | None:
         """One look at everything, after at most ``wait`` seconds; returns how long the next may wait."""
         try:
-            events = self._epoll.poll(wait, EPOLL_EVENTS_MAX)
+            events = self._spin() if wait != 0.0 and self.config.spin_s else []
+            events = events or self._epoll.poll(wait, EPOLL_EVENTS_MAX)
         except (OSError, ValueError):
             if not self._closed:
                 raise
@@ -406,6 +407,13 @@ class VsockEngine:
         for call in calls:
             call()
         return wait
+
+    def _spin(self) -> list[tuple[int, int]]:
+        end = time.perf_counter() + self.config.spin_s
+        events: list[tuple[int, int]] = []
+        while not events and time.perf_counter() < end:
+            events = self._epoll.poll(0, EPOLL_EVENTS_MAX)
+        return events
 
     def _serve_all(self, events: list[tuple[int, int]]) -> bool:
         """Do what these events and the rings ask for; true if another look may find more.

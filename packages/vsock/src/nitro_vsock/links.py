@@ -94,7 +94,8 @@ class Links:
             OSError: The host is out of something; the socket is closed.
         """
         try:
-            sock.setblocking(False)
+            if sock.gettimeout() != 0:
+                sock.setblocking(False)
             if sock.family == socket.AF_UNIX:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             self._epoll.register(sock.fileno(), SOCKET_EVENTS)

@@ -16,7 +16,8 @@ from nitro_vsock.packet import Address, Header, SocketType
 Service = Callable[[socket.socket], None]
 ConnectResult = Callable[[bool], None]
 
-HOST_PORTS: Final = range(1 << 30, 1 << 31)
+HOST_PORT_FIRST: Final = 1 << 30
+HOST_PORT_LAST: Final = (1 << 31) - 1
 """Ports that host programs' connections get at their own end, as with Firecracker."""
 
 
@@ -72,7 +73,7 @@ class Opener:
         self.source_cid = self.config.source_cid or min(self.config.local_cids)
         self.open = False
         """Whether there is a guest to connect to."""
-        self._last_host_port = HOST_PORTS[-1]
+        self._next_host_port = HOST_PORT_FIRST
 
     def guest_connects(self, header: Header) -> None:
         """The guest wants a connection; answer RST, or join it with something of the host's or a sibling."""
@@ -223,9 +224,10 @@ class Opener:
     def free_host_port(self, guest_port: int) -> int:
         """A port for the host's end of a connection to ``guest_port``."""
         while True:
-            self._last_host_port = HOST_PORTS[(self._last_host_port + 1) % len(HOST_PORTS)]
-            if (guest_port, self._last_host_port, self.source_cid) not in self._links.by_address:
-                return self._last_host_port
+            port = self._next_host_port
+            self._next_host_port = port + 1 if port < HOST_PORT_LAST else HOST_PORT_FIRST
+            if (guest_port, port, self.source_cid) not in self._links.by_address:
+                return port
 
 
 def _is_connected(sock: socket.socket) -> bool:
