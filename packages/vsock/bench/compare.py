@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -232,6 +233,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="pairs per row (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=1.0, help="per run (default %(default)s)")
     parser.add_argument("--only", metavar="ROWS", help=f"some of {','.join(CASES)},memory")
+    parser.add_argument(
+        "--ours", default="", metavar="OPTIONS", help="options for our daemon, such as '--spin-us 50'"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     arguments = parser.parse_args()
     rows = arguments.only.split(",") if arguments.only else [*CASES, "memory"]
@@ -244,7 +248,7 @@ def main() -> int:
         except peer.UnavailableError as error:
             print(f"skipped: {error}", file=sys.stderr)
             return EXIT_UNAVAILABLE
-        ours = [sys.executable, "-m", "nitro_vsock.cli"]
+        ours = [sys.executable, "-m", "nitro_vsock.cli", *shlex.split(arguments.ours)]
         report: dict[str, object] = {}
         if not arguments.json:
             print(f"{'':14} {'ratio':>6} {'range':>11} {'wanted':>6} {'ours/s':>9} {'theirs/s':>9} CPU s/M")

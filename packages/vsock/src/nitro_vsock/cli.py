@@ -43,6 +43,7 @@ SINGLE = (
     "ok_port",
     "seqpacket",
     "connections",
+    "spin_us",
     "publish",
     "proxy",
 )
@@ -92,6 +93,11 @@ def parser() -> argparse.ArgumentParser:
         "--seqpacket", action="store_true", default=None, help="offer SEQPACKET connections beside streams"
     )
     one.add_argument("--connections", metavar="N", help="connections at a time (default: 1023)")
+    one.add_argument(
+        "--spin-us",
+        metavar="US",
+        help="look so long for more before every sleep: quicker, for more CPU (default: 0)",
+    )
     one.add_argument(
         "--publish",
         action="append",

@@ -150,6 +150,7 @@ class Guest:
                 buf_alloc=config.tx_buffer_size,
                 connections_max=config.connections,
                 allowed_uids=allowed_uids,
+                spin_s=config.spin_us / 1e6,
             ),
             host_side=self._proxies,
             router=router,
