@@ -34,9 +34,8 @@ def main() -> None:
             ratios.append(ours / single)
             print(f"one sha384 pass {single:.3f} s, PCR0/1/2 and CRC {ours:.3f} s, ratio {ours / single:.2f}")
         processors = len(os.sched_getaffinity(0))
-        print(
-            f"{mebibytes} MiB on {processors} processors: ratio {statistics.median(ratios):.2f} (median of {rounds})"
-        )
+        median = statistics.median(ratios)
+        print(f"{mebibytes} MiB on {processors} processors: ratio {median:.2f} (median of {rounds})")
         print(f"resident beyond the page cache: {_status('RssAnon') / 1024:.1f} MiB")
 
 

@@ -6,8 +6,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
+from containers import zstd
 from nitro_eif.testing import tar_member, tar_of
 
 VERSION = "6.12.1-cloud-amd64"
@@ -39,7 +38,7 @@ def package(
         **{f"{top}/kernel/{name}": data for name, data in modules.items()},
     }
     data = tar_of([(tar_member(name), data) for name, data in files.items()])
-    pack: Any = {"xz": lzma.compress, "zst": zstandard.compress}[how]
+    pack: Any = {"xz": lzma.compress, "zst": zstd}[how]
     path.write_bytes(ar({"debian-binary": b"2.0\n", "control.tar.xz": b"odd", f"data.tar.{how}": pack(data)}))
     return path
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Final
 
+from nitro_eif.digests import Progress
 from nitro_eif.errors import HostError, UsageError
 from nitro_eif.format import (
     CRC_OFFSET,
@@ -73,8 +74,13 @@ def sections_of(contents: Contents) -> list[SectionData]:
     return sections
 
 
-def write_eif(contents: Contents, path: str | os.PathLike[str]) -> None:
+def write_eif(contents: Contents, path: str | os.PathLike[str], *, progress: Progress | None = None) -> None:
     """Write an image file, replacing what is there only when all is written.
+
+    Args:
+        contents: what goes into it.
+        path: the file.
+        progress: called with bytes written and bytes in all.
 
     Raises:
         UsageError: the contents cannot be an image.
@@ -87,7 +93,7 @@ def write_eif(contents: Contents, path: str | os.PathLike[str]) -> None:
     )
     sections = sections_of(contents)
     with replacing(path) as file:
-        write_sections(file, header, sections)
+        write_sections(file, header, sections, progress=progress)
 
 
 def pack_eif(contents: Contents) -> bytes:
@@ -102,14 +108,21 @@ def pack_eif(contents: Contents) -> bytes:
     return b"".join(_pieces(_complete(header, sections), sections))
 
 
-def write_sections(file: IO[bytes], header: Header, sections: Sequence[SectionData]) -> None:
+def write_sections(
+    file: IO[bytes], header: Header, sections: Sequence[SectionData], *, progress: Progress | None = None
+) -> None:
     """Write header and sections in the given order; count, table and checksum are computed.
 
     Raises:
         UsageError: there are more sections than the table has places.
     """
+    total = HEADER_BYTES + sum(SECTION_HEADER_BYTES + len(data) for _, data in sections)
+    done = 0
     for piece in _pieces(_complete(header, sections), sections):
         file.write(piece)
+        done += len(piece)
+        if progress is not None:
+            progress(done, total)
 
 
 @contextmanager

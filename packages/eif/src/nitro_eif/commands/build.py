@@ -81,7 +81,8 @@ def run(options: argparse.Namespace) -> int:
         if signing is not None:
             contents = replace(contents, signature=signing.signature(measurements.pcr0))
             measurements = replace(measurements, pcr8=signing.pcr8)
-        write_eif(contents, options.output)
+        with Meter(f"Writing {options.output}") as meter:
+            write_eif(contents, options.output, progress=meter)
     if options.json:
         print_json({"Measurements": measurements.as_json()})
     else:
