@@ -349,7 +349,7 @@ def _act(guest: HostileGuest, choices: Choices) -> None:
         case 9:
             guest.clock.now += choices.below(40)
         case 10 if not choices.below(8):
-            guest.engine.detach()
+            guest.engine.detach(keep_connections=bool(choices.below(2)))
             guest.attach()
         case 11 if not choices.below(8):
             guest.engine.reset_transport()

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import select
 import socket
 import threading
@@ -1054,6 +1055,51 @@ def test_no_view_of_guest_memory_outlives_detach(bench: Bench) -> None:
         bench.engine.detach()
         del queues
     ram.append(0)  # BufferError if there were views
+
+
+def test_sixty_drivers_one_after_another_leave_nothing(bench: Bench) -> None:
+    bench.start()
+    listener = bench.listen(5000)
+    bench.guest.close()
+    before = open_descriptors()
+    for _ in range(60):
+        guest = FakeGuest(bench.engine)
+        guest.send(Op.REQUEST, 99, 5000)
+        assert ops(guest.packets()) == [Op.RESPONSE]
+        listener.accept()[0].close()
+        guest.close()
+        assert open_descriptors() == before
+
+
+def test_a_paused_guest_finds_its_connections_again(bench: Bench) -> None:
+    guest = bench.start()
+    host = bench.guest_opens()
+    bench.engine.detach(keep_connections=True)
+    host.send(b"while you were away")
+    guest.run()
+    guest._attach()
+    assert data(guest.packets()) == b"while you were away"
+    guest.send(Op.RW, 99, 5000, b"back")
+    assert host.recv(10) == b"back"
+
+
+def test_a_host_without_descriptors_left_is_asked_again_later(bench: Bench) -> None:
+    guest = bench.start()
+    with socket.socket(socket.AF_UNIX) as host:
+        host.settimeout(5)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+        try:
+            host.connect(str(bench.path))
+            host.send(b"CONNECT 52\n")
+            delay = bench.engine.turn()
+            assert delay, "not at once, and not never"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        bench.clock.now += delay
+        assert ops(guest.packets()) == [Op.REQUEST]
 
 
 # Messages

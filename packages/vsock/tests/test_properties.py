@@ -1,14 +1,22 @@
 """Rings against their model, any guest against the device, and two well-behaved ends against each other."""
 
+import random
 from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import hypothesis.strategies as st
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from hostile import SIZE, RingDriver, hostile_guest, hostile_ring
+from nitro_vsock import VsockConfig, VsockEngine
 from nitro_vsock.connection import Connection, State, Verdict
 from nitro_vsock.packet import HEADER, Address, Header, Op, Shutdown, SocketType
+from nitro_vsock.testing import FakeGuest
+
+if TYPE_CHECKING:
+    import socket
 
 U32 = st.integers(0, 2**32 - 1)
 
@@ -258,3 +266,90 @@ def test_two_ends_bring_every_byte_across_in_any_order(
             for side in (0, 1):
                 step(kind, side, 1 << 20)
     assert [end.got for end in ends] == list(reversed(totals)), "stuck"
+
+
+WINDOW = 1 << 20
+STREAM = random.Random(0).randbytes(8 << 20)
+
+
+class Talk:
+    """A guest that keeps the rules and a host program, with the device between; both check what they get."""
+
+    def __init__(self, layout: tuple[int, ...]) -> None:
+        self.hosts: list[socket.socket] = []
+        self.engine = VsockEngine(
+            VsockConfig(guest_cid=16, buf_alloc=WINDOW), services={80: self.hosts.append}
+        )
+        self.guest = FakeGuest(self.engine, receive_buffers=layout)
+        self.guest.send(Op.REQUEST, 1, 80)
+        self.guest.packets()
+        self.host = self.hosts[0]
+        self.host.setblocking(False)
+        self.guest_sent = self.host_got = self.host_sent = self.guest_got = self.credit = self.taken = 0
+
+    def guest_sends(self, size: int) -> None:
+        """The guest sends as much of ``size`` bytes as its credit allows."""
+        size = min(size, WINDOW - (self.guest_sent - self.credit), 64 << 10)
+        piece = STREAM[self.guest_sent : self.guest_sent + size]
+        self.guest.send(Op.RW, 1, 80, piece, fwd_cnt=self.taken)
+        self.guest_sent += size
+
+    def guest_reads(self) -> None:
+        """The guest takes what is in its receive buffers, and says so."""
+        for packet in self.guest.packets():
+            assert packet.op in {Op.RW, Op.CREDIT_UPDATE, Op.CREDIT_REQUEST}
+            assert packet.data == STREAM[self.guest_got : self.guest_got + len(packet.data)]
+            self.guest_got += len(packet.data)
+            self.credit = max(self.credit, packet.header.fwd_cnt)
+        assert self.guest_got - self.taken <= self.guest.buf_alloc, "more than the guest's window"
+        self.taken = self.guest_got
+        self.guest.send(Op.CREDIT_UPDATE, 1, 80, fwd_cnt=self.taken)
+
+    def host_sends(self, size: int) -> None:
+        """The host program writes up to ``size`` bytes."""
+        with suppress(BlockingIOError):
+            self.host_sent += self.host.send(STREAM[self.host_sent : self.host_sent + size])
+        self.guest.run()
+
+    def host_reads(self, size: int) -> None:
+        """The host program reads up to ``size`` bytes."""
+        with suppress(BlockingIOError):
+            data = self.host.recv(size)
+            assert data == STREAM[self.host_got : self.host_got + len(data)]
+            self.host_got += len(data)
+        self.guest.run()
+
+    def close(self) -> None:
+        self.guest.close()
+        self.engine.close()
+        self.host.close()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from([(4140,), (44, 4096), (60, 100), (20, 30, 4000), (65580,)]),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 100_000)), max_size=60),
+)
+def test_whatever_the_order_every_byte_arrives_in_its_place(
+    layout: tuple[int, ...], steps: list[tuple[int, int]]
+) -> None:
+    talk = Talk(layout)
+    try:
+        for kind, size in steps:
+            match kind:
+                case 0:
+                    talk.guest_sends(size)
+                case 1:
+                    talk.guest_reads()
+                case 2:
+                    talk.host_sends(size)
+                case 3:
+                    talk.host_reads(size)
+        for _ in range(400):
+            if talk.host_got == talk.guest_sent and talk.guest_got == talk.host_sent:
+                break
+            talk.host_reads(1 << 20)
+            talk.guest_reads()
+        assert (talk.host_got, talk.guest_got) == (talk.guest_sent, talk.host_sent)
+    finally:
+        talk.close()
