@@ -163,6 +163,30 @@ def test_bulk_to_the_guest(vm: Guest) -> None:
         assert connection.recv(64, socket.MSG_WAITALL).decode() == describe(data, BULK // MIB)
 
 
+def test_messages_keep_their_boundaries(vm: Guest) -> None:
+    with vm.listen(5105, kind=socket.SOCK_SEQPACKET) as listener:
+        vm.order("packets", 2, 5105, 100)
+        connection, _ = listener.accept()
+        with connection:
+            lengths = []
+            while packet := connection.recv(65536):
+                lengths.append(len(packet))
+                connection.send(packet)
+    assert lengths == [1 + number % 500 for number in range(100)]
+    assert vm.answer() == "ok 100 of 100"
+
+
+def test_messages_from_the_host(vm: Guest) -> None:
+    vm.do("echo-packets", 7400)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.connect(f"{vm.uds_path}.seqpacket")
+        connection.send(b"CONNECT 7400\n")
+        assert connection.recv(100).startswith(b"OK ")
+        for length in (1, 5000, 60000):
+            connection.send(bytes(length))
+            assert connection.recv(1 << 20) == bytes(length)
+
+
 def test_a_guest_that_is_powered_off_ends_its_connections(machine: Machine, tmp_path: Path) -> None:
     """And the daemon serves the next one on the same sockets, with nothing left of the first."""
     with daemon(tmp_path, CID) as process:
