@@ -349,7 +349,12 @@ def test_control_characters_of_an_image_do_not_reach_the_terminal(tmp_path: Path
     write_eif(replace(example_contents(), cmdline=b"\x1b[31mred\xff"), path)
 
     assert "\x1b" not in run("describe", path).stdout
-    assert run("describe", path, PYTHONIOENCODING="ascii").returncode == 0
+    odd = example_contents().metadata or b""
+    write_eif(replace(example_contents(), metadata=bytes(odd).replace(b"example", b"\\ud800\\u20ac")), path)
+    for encoding in ("ascii", "utf-8"):
+        for arguments in (["describe"], ["describe", "--json"]):
+            done = run(*arguments, path, PYTHONIOENCODING=encoding)
+            assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_completion_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The command ``eif``: arguments in, one of `nitro_eif.commands` called, errors to exit codes."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +30,10 @@ _Subparsers = "argparse._SubParsersAction[argparse.ArgumentParser]"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # File names and images may hold what the terminal's encoding does not.
+            stream.reconfigure(errors="backslashreplace")
     try:
         run: Callable[[argparse.Namespace], int] = import_module(f"nitro_eif.commands.{options.command}").run
         code = run(options)

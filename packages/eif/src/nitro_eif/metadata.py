@@ -19,6 +19,8 @@ from nitro_eif.errors import EifFormatError, HostError, UsageError
 from nitro_eif.format import CUSTOM_METADATA_BYTES_MAX
 
 BUILD_TOOL: Final = "nitro-eif"
+METADATA_BYTES_MAX: Final = 64 << 20
+"""The format has no limit; a hostile file must not fill the memory with its JSON."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +48,12 @@ class Metadata:
     """An object of the user's own."""
 
     def pack(self) -> bytes:
-        """Give the section's bytes, as AWS's writer orders them."""
-        return json.dumps(
+        """Give the section's bytes, as AWS's writer orders them.
+
+        Raises:
+            UsageError: a text in it is not Unicode.
+        """
+        text = json.dumps(
             {
                 "ImageName": self.image_name,
                 "ImageVersion": self.image_version,
@@ -63,7 +69,13 @@ class Metadata:
             },
             separators=(",", ":"),
             ensure_ascii=False,
-        ).encode()
+        )
+        try:
+            return text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"the metadata has text that is not Unicode: {text[error.start :][:40]!r}"
+            ) from None
 
     @classmethod
     def unpack(cls, data: bytes | memoryview) -> Self:
@@ -114,6 +126,10 @@ def load_json(data: bytes | memoryview) -> dict[str, Any]:
     Raises:
         EifFormatError: it is no JSON object.
     """
+    if len(data) > METADATA_BYTES_MAX:
+        raise EifFormatError(
+            f"the metadata has {len(data)} bytes", offset=METADATA_BYTES_MAX, code="metadata-json"
+        )
     try:
         value = json.loads(bytes(data))
     except json.JSONDecodeError as error:

@@ -5,6 +5,7 @@ sections' order.
 """
 
 import json
+import struct
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -84,9 +85,7 @@ def assemble(directory: Path, output: Path) -> bool:
             raise EifFormatError(
                 f"{MANIFEST} is not as extract writes it: {error!r}", offset=0, path=place
             ) from None
-        except Exception as error:
-            if type(error).__name__ != "error":
-                raise
+        except struct.error as error:
             raise EifFormatError(
                 f"{MANIFEST} has a number out of range: {error}", offset=0, path=place
             ) from None

@@ -137,10 +137,6 @@ def unpack(view: memoryview, name: str, file: IO[bytes], *, offset: int = 0) -> 
             if error.errno is not None:
                 raise HostError(f"cannot unpack a {name} stream: {error.strerror}") from error
             raise EifFormatError(f"the {name} stream is broken: {error}", offset=offset + start) from None
-        except Exception as error:
-            if type(error).__name__ != "ZstdError":
-                raise
-            raise EifFormatError(f"the {name} stream is broken: {error}", offset=offset + start) from None
         if stream.eof:
             return start + len(piece) - len(stream.unused_data)
     raise EifFormatError(f"the {name} stream ends early: truncated", offset=offset + len(view))
@@ -162,7 +158,10 @@ def _feed(stream: Any, name: str, piece: bytes) -> Iterator[bytes]:  # noqa: ANN
         while not stream.needs_input and not stream.eof:
             yield stream.decompress(b"", _PIECE_BYTES)
     else:
-        yield stream.decompress(piece)
+        try:
+            yield stream.decompress(piece)
+        except zstandard().ZstdError as error:
+            raise ValueError(str(error)) from error
 
 
 def map_temporary(file: IO[bytes]) -> memoryview:

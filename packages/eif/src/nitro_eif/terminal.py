@@ -70,13 +70,9 @@ def printable(text: str) -> str:
 
 def print_json(value: object) -> None:
     """Print a value as nitro-cli does."""
-    print(json.dumps(value, indent=2, ensure_ascii=not _is_utf8()))
+    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def story(text: str) -> None:
     """Tell what is going on, on standard error."""
     print(text, file=sys.stderr, flush=True)
-
-
-def _is_utf8() -> bool:
-    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"

@@ -14,6 +14,10 @@ _SYMLINKS_MAX: Final = 40
 """As Linux: more in one path are a loop."""
 
 
+PATHS_MAX: Final = 4_000_000
+"""More than any distribution has; a file of a few GiB could name a hundred times as many."""
+
+
 class Tree:
     """Paths with their nodes; the root itself has none."""
 
@@ -65,6 +69,8 @@ class Tree:
         parent, _, name = path.rpartition("/")
         if name in {"", ".", ".."}:
             raise ValueError(f"{path!r} names no file")
+        if len(self._nodes) >= PATHS_MAX:
+            raise ValueError(f"more than {PATHS_MAX} files")
         parent = self._directory(parent)
         real = f"{parent}/{name}" if parent else name
         old = self._nodes.get(real)
