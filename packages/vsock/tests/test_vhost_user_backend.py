@@ -300,6 +300,14 @@ def test_a_reset_of_the_device_forgets_the_guest(session: Session) -> None:
     assert session.device.log == ["start", "stop", "reset"]
 
 
+def test_a_reset_stops_rings_that_need_not_be_enabled_as_well(session: Session) -> None:
+    session(Request.SET_FEATURES, U64.pack(FEATURES))
+    session.share(need_reply=False)
+    session.rings()
+    session(Request.RESET_OWNER)
+    assert session.device.log == ["start", "stop", "reset"]
+
+
 def test_an_unknown_request_is_refused_only_if_it_wants_an_answer(session: Session) -> None:
     session.realize()
     assert session(99) == b""

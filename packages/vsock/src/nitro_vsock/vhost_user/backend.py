@@ -190,6 +190,8 @@ class Backend:
             case Request.SET_OWNER:
                 pass
             case Request.RESET_OWNER | Request.RESET_DEVICE:
+                # Back to the beginning: nothing runs until features are negotiated and rings enabled again.
+                self._features = None
                 for ring in self._rings:
                     ring.enabled = False
                 self._settle()
