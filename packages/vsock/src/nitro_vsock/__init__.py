@@ -18,13 +18,16 @@ is readable::
             with trio.move_on_after(math.inf if delay is None else delay):
                 await trio.lowlevel.wait_readable(engine.fileno())
 
+Or give it a thread: `VsockEngine.run` sleeps in the engine's own epoll until `VsockEngine.stop`.
+
 **Between machine and engine.** `attach`, `detach`, `close`, `connect`, `adopt`, `reset_transport` and
-`counters` may be called from any thread; `turn` by one thread at a time. A kick is a write to the ring's
-eventfd; the engine does not read it. `Vring.call` raises the interrupt: it is called in the thread of
-`turn`, holding no lock of the engine, and may do a little more than the driver asked for. After `detach` no
-view of guest memory is left, and ``SplitQueue.next_available`` of the queues is what GET_VRING_BASE wants.
-`VsockEngine.failure` says why a ring that the guest broke is not served any more (then: DEVICE_NEEDS_RESET,
-or the vring's error eventfd). `VsockEngine.features` and `config_space` are the device's own.
+`counters` may be called from any thread; `turn` and `run` by one thread at a time. A kick is a write to the
+ring's eventfd; the engine does not read it. `Vring.call` raises the interrupt: it is called in the thread
+of `turn`, holding no lock of the engine, and may do a little more than the driver asked for. After `detach`
+no view of guest memory is left, and ``SplitQueue.next_available`` of the queues is what GET_VRING_BASE
+wants. `VsockEngine.failure` says why a ring that the guest broke is not served any more (then:
+DEVICE_NEEDS_RESET, or the vring's error eventfd). ``detach(keep_connections=True)`` is for a guest that is
+only paused. `VsockEngine.features` and `config_space` are the device's own.
 
 **Where guest connections go.** To a `HostSide`: an object whose ``connect(port, socket_type)`` returns a
 non-blocking socket (connected, or connecting: TCP, AF_VSOCK), or a `concurrent.futures.Future` of one that

@@ -337,7 +337,7 @@ class VsockEngine:
         self._inbox.append(job)
         self._wake()
         if self._closed:
-            with self._lock, suppress(IndexError):
+            with suppress(IndexError):
                 self._inbox.popleft()()
 
     def _wake(self) -> None:
