@@ -386,3 +386,35 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
         out = capsys.readouterr().out
         assert f"example:\n  eif {command}" in out
         assert "exit codes:" in out
+
+
+def test_sigterm_and_full_disks_leave_nothing_behind(image: Path, tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    done = subprocess.run(
+        [
+            "bash",
+            "-c",
+            f"{shlex.quote(sys.executable)} -m nitro_eif.cli describe {shlex.quote(str(image))} >/dev/full",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 4
+    assert done.stderr == "eif: No space left on device\n"
+    code = """
+import os, signal, sys
+import nitro_eif.commands.build, nitro_eif.cli, nitro_eif.writer
+def stop(*_): os.kill(os.getpid(), signal.SIGTERM)
+nitro_eif.writer._pieces = lambda *_: iter([b"half"] + [stop() or b""])
+sys.exit(nitro_eif.cli.main(sys.argv[1:]))
+"""
+    output = tmp_path / "out" / "x.eif"
+    output.parent.mkdir()
+    parts = ["--kernel", str(image), "--cmdline", "c", "--ramdisk", str(image), "--output", str(output)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "build", *parts], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (143, "")
+    assert list(output.parent.iterdir()) == []

@@ -3,8 +3,11 @@
 import argparse
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Final
 
@@ -16,15 +19,15 @@ EXIT_USAGE: Final = 2
 EXIT_BAD_FILE: Final = 3
 EXIT_HOST: Final = 4
 EXIT_INTERRUPTED: Final = 130
+EXIT_TERMINATED: Final = 143
 
 _EXIT_CODES: Final = """exit codes:
   0  done; the answer is yes
   1  it failed, or the answer is no (not valid, not the same, not signed by this key)
   2  wrong usage
   3  an input file is broken
-  4  a file cannot be opened, the network fails, or something is not installed"""
-
-_Subparsers = "argparse._SubParsersAction[argparse.ArgumentParser]"
+  4  a file cannot be opened, the network fails, or something is not installed
+  130, 143  interrupted, terminated"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,9 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # File names and images may hold what the terminal's encoding does not.
             stream.reconfigure(errors="backslashreplace")
     try:
-        run: Callable[[argparse.Namespace], int] = import_module(f"nitro_eif.commands.{options.command}").run
-        code = run(options)
-        sys.stdout.flush()
+        with _terminable():
+            run: Callable[[argparse.Namespace], int]
+            run = import_module(f"nitro_eif.commands.{options.command}").run
+            code = run(options)
+            sys.stdout.flush()
     except BrokenPipeError:
         # The reader of our output has left; nothing more may be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -48,7 +53,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EifError as error:
         print(f"eif: {error}", file=sys.stderr)
         return exit_code(error)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"eif: {place}{error.strerror or error}", file=sys.stderr)
+        return EXIT_HOST
+    except MemoryError:
+        print("eif: not enough memory", file=sys.stderr)
+        return EXIT_HOST
     return code
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the program like an error, so that half-written files are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def exit_code(error: EifError) -> int:

@@ -79,10 +79,25 @@ def validate(
     return sorted(findings, key=lambda finding: (finding.offset, finding.code))
 
 
-def refusals(eif: Eif, *, now: datetime | None = None) -> list[Finding]:
-    """Give the findings for which the hypervisor refuses the image, the gravest kind first."""
+def refusals(
+    eif: Eif,
+    *,
+    measured: tuple[Measurements, Checksums] | None = None,
+    now: datetime | None = None,
+) -> list[Finding]:
+    """Give the findings for which the hypervisor refuses the image, the gravest kind first.
+
+    Args:
+        eif: the image.
+        measured: as for `validate`.
+        now: as for `validate`.
+    """
     order = list(RULES)
-    found = [finding for finding in validate(eif, now=now) if finding.rule.hypervisor is Fate.REFUSES]
+    found = [
+        finding
+        for finding in validate(eif, measured=measured, now=now)
+        if finding.rule.hypervisor is Fate.REFUSES
+    ]
     return sorted(found, key=lambda finding: order.index(finding.code))
 
 
