@@ -1,0 +1,53 @@
+"""The ``CONNECT`` line, in whatever pieces it comes."""
+
+import itertools
+import socket
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from nitro_vsock import SocketType
+from nitro_vsock.handshake import Handshake, HandshakeError, parse_line
+
+
+@given(st.binary(max_size=40))
+def test_any_line_is_a_port_or_refused(line: bytes) -> None:
+    try:
+        port = parse_line(line)
+    except HandshakeError:
+        return
+    assert 0 <= port < 1 << 32
+    assert [word.lower() for word in line.split()] == [b"connect", line.split()[1]]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.binary(max_size=40), st.sets(st.integers(1, 60)))
+def test_pieces_make_no_difference_and_the_rest_is_left(port: int, rest: bytes, cuts: set[int]) -> None:
+    text = b"CONNECT %d\n" % port + rest
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        handshake = Handshake(ours, SocketType.STREAM, deadline=0)
+        found = None
+        edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+        for start, end in itertools.pairwise(edges):
+            theirs.send(text[start:end])
+            if found is None:
+                found = handshake.read()
+        assert found == port
+        assert (ours.recv(100) if rest else b"") == rest
+
+
+@pytest.mark.parametrize("text", [b"", b"CONNECT 5"])
+def test_a_program_that_leaves_early_is_told_from_one_that_is_slow(text: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.setblocking(False)
+        handshake = Handshake(ours, SocketType.STREAM, deadline=0)
+        if text:
+            theirs.send(text)
+        assert handshake.read() is None
+        theirs.close()
+        with pytest.raises(HandshakeError, match="closed before"):
+            handshake.read()
