@@ -35,10 +35,14 @@ def group(name: str) -> list[str]:
     return list(nox.project.dependency_groups(ROOT, name))
 
 
-def local(package: str) -> list[str]:
+def local(package: str, *, extras: bool = False) -> list[str]:
     """Editable installs of one package and of the siblings that it declares, and of no others.
 
     So a package that imports a neighbour which it does not declare fails its own tests.
+
+    Args:
+        package: which one.
+        extras: with all that it may use, besides what it needs.
     """
     found: dict[str, None] = {}
 
@@ -47,7 +51,8 @@ def local(package: str) -> list[str]:
             match = re.match(r"nitro-(\w+)", requirement)
             if match and match[1] in MANIFESTS:
                 visit(match[1])
-        found[f"./packages/{name}"] = None
+        chosen = MANIFESTS[name]["project"]["optional-dependencies"] if extras and name == package else []
+        found[f"./packages/{name}[{','.join(chosen)}]" if chosen else f"./packages/{name}"] = None
 
     visit(package)
     return [argument for path in found for argument in ("-e", path)]
@@ -57,14 +62,15 @@ def local(package: str) -> list[str]:
 @nox.parametrize("package", PACKAGES, ids=PACKAGES)
 def tests(session: nox.Session, package: str) -> None:
     """Test one package with only what it declares."""
-    session.install(*local(package), *group("test"))
+    stand_ins = group(f"test-{package}") if f"test-{package}" in ROOT["dependency-groups"] else []
+    session.install(*local(package, extras=True), *group("test"), *stand_ins)
     session.run("pytest", f"packages/{package}/tests", *session.posargs)
 
 
 @nox.session
 def integration(session: nox.Session) -> None:
     """Test what needs two packages, a real kernel, QEMU or a daemon."""
-    session.install(*local("vmm"), *group("test"))
+    session.install(*local("vmm"), *group("test"), *group("test-integration"))
     session.run("pytest", "integration-tests", *session.posargs)
 
 

@@ -31,6 +31,7 @@ class Ended:
 
 @pytest.fixture(scope="module")
 def kernel() -> Path:
+    pytest.importorskip("nitro_vmm.cli", reason="there is no `vmm run`; install nitro-vmm")
     try:
         return images.nitro_kernel()
     except images.ImageError as error:
