@@ -1001,6 +1001,35 @@ def test_a_closed_engine_is_quiet(bench: Bench) -> None:
         assert host.recv(1) == b""
 
 
+def test_events_seen_before_a_detach_are_not_taken_for_those_of_a_later_socket(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = bench.start()
+    first, listener, epoll = bench.guest_opens(5000, 99), bench.listen(6000), bench.engine._epoll
+    later: list[socket.socket] = []
+
+    class Epoll:
+        """Between seeing that ``first`` is closed and acting on it, another thread detaches and attaches."""
+
+        def poll(self, wait: float, most: int) -> list[tuple[int, int]]:
+            events = epoll.poll(wait, most)
+            monkeypatch.undo()
+            bench.engine.detach()
+            guest._attach()
+            guest.send(Op.REQUEST, 100, 6000, run=False)
+            assert bench.engine._rings is not None
+            bench.engine._rings.transmitter.batch()
+            assert {fd for fd, _ in events} & set(bench.engine._links.by_fd), "the number is used again"
+            later.append(bench.accept(listener))
+            return events
+
+    first.close()
+    monkeypatch.setattr(bench.engine, "_epoll", Epoll())
+    guest.packets()
+    later[0].shutdown(socket.SHUT_WR)
+    assert guest.packets()[-1].header.flags == Shutdown.SEND
+
+
 def test_run_serves_in_a_thread_until_it_is_stopped_or_closed(bench: Bench) -> None:
     guest = bench.start()
     bench.listen(5000)

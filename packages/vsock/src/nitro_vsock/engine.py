@@ -131,6 +131,7 @@ class VsockEngine:
         self._rings: _Rings | None = None
         self._calls: list[Callable[[], None]] = []
         self._bad_chains = 0  # since the rings were attached
+        self._detached = 0  # how many times
         self._event_due = False
         self._handshakes: dict[int, Handshake] = {}
         self._timers: list[tuple[float, int, Link | Handshake | None]] = []
@@ -221,6 +222,7 @@ class VsockEngine:
             keep_connections: The guest is only paused: it will go on with the same rings, at the same place.
         """
         with self._lock:
+            self._detached += 1
             rings, self._rings = self._rings, None
             if rings is None:
                 if not keep_connections:
@@ -386,6 +388,7 @@ class VsockEngine:
 
     def _round(self, wait: float | None) -> float | None:
         """One look at everything, after at most ``wait`` seconds; returns how long the next may wait."""
+        detached = self._detached
         try:
             events = self._spin() if wait != 0.0 and self.config.spin_s else []
             events = events or self._epoll.poll(wait, EPOLL_EVENTS_MAX)
@@ -396,6 +399,8 @@ class VsockEngine:
         with self._lock:
             if self._closed:
                 return None
+            if detached != self._detached:
+                events = self._events_again(events)
             try:
                 busy = self._serve_all(events)
             except QueueError as error:
@@ -408,6 +413,19 @@ class VsockEngine:
             call()
         return wait
 
+    def _events_again(self, events: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Another thread has detached since: a socket may be gone, and a new one have its number.
+
+        What was seen of sockets is dropped, and epoll asked to tell it again.
+        """
+        for fd, _ in events:
+            link, handshake = self._links.by_fd.get(fd), self._handshakes.get(fd)
+            if link is not None:
+                self._links.look_again(link)
+            elif handshake is not None and handshake.registered:
+                self._epoll.modify(fd, SOCKET_EVENTS)
+        return [(fd, event) for fd, event in events if fd in self._listeners]
+
     def _spin(self) -> list[tuple[int, int]]:
         end = time.perf_counter() + self.config.spin_s
         events: list[tuple[int, int]] = []
@@ -416,11 +434,7 @@ class VsockEngine:
         return events
 
     def _serve_all(self, events: list[tuple[int, int]]) -> bool:
-        """Do what these events and the rings ask for; true if another look may find more.
-
-        An event may be of a socket that `detach` has closed meanwhile. No other can have its number yet: only
-        this thread makes new ones.
-        """
+        """Do what these events and the rings ask for; true if another look may find more."""
         for fd, event in events:
             link = self._links.by_fd.get(fd)
             if link is not None:

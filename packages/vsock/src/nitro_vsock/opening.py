@@ -159,6 +159,7 @@ class Opener:
         if link.state is not State.CONNECTING:
             return
         if accepted:
+            self._links.look_again(link)  # at events of which nothing was made before
             self._host_accepted(link)
         else:
             self._links.counters.refused += 1
@@ -173,13 +174,12 @@ class Opener:
             self._links.counters.refused += 1
             self._links.finish(link, reset=True)
         elif _is_connected(sock):
+            self._links.look_again(link)
             self._host_accepted(link)
 
     def _host_accepted(self, link: Link) -> None:
         link.deadline = None
         link.accept()
-        link.readable = True
-        self._links.look_again(link)  # for events of which nothing was made before
         self._links.follow_guest_shutdown(link)
         self._links.queue(link)
 
@@ -218,7 +218,6 @@ class Opener:
         if link.on_result is not None:
             link.on_result(True)
             link.on_result = None
-        link.readable = True
         self._links.queue(link)
 
     def free_host_port(self, guest_port: int) -> int:
