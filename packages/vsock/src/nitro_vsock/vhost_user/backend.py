@@ -12,7 +12,6 @@ that go on where this session never was are those of a guest that had another ba
 are lost, and it has to be told.
 """
 
-import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -94,9 +93,10 @@ class _RingState:
     def call(self) -> None:
         """Interrupt the guest."""
         if self.called >= 0:
-            # Fails when full, so an interrupt is to come, or when what the front-end gave is no eventfd.
-            with contextlib.suppress(OSError):
+            try:  # noqa: SIM105 (for every interrupt: `suppress` takes half as long as the write)
                 os.eventfd_write(self.called, 1)
+            except OSError:
+                pass  # full, so an interrupt is to come; or what the front-end gave is no eventfd
 
     def replace(self, name: str, descriptor: int) -> None:
         old = getattr(self, name)
