@@ -37,10 +37,8 @@ def main() -> None:
         processors = len(os.sched_getaffinity(0))
         median = statistics.median(ratios)
         print(f"{mebibytes} MiB on {processors} processors: ratio {median:.2f} (median of {rounds})")
-        print(
         processor = statistics.median(processor_ratios)
         print(f"processor time: ratio {processor:.2f} (half of it is the best on two)")
-        )
         print(f"resident beyond the page cache: {_status('RssAnon') / 1024:.1f} MiB")
 
 
