@@ -12,7 +12,7 @@ from nitro_vmm.devices.serial import (
     IER_TRANSMITTER_EMPTY,
     IIR_NONE,
     LSR_RECEIVED,
-    MCR_DTR,
+    MCR_OUT2,
     Register,
     Serial,
 )
@@ -35,7 +35,7 @@ class Machine:
         self.io_apic.write(REGISTER_SELECT, 4, REDIRECTION_TABLE + 2 * IRQ)
         self.io_apic.write(WINDOW, 4, trigger | VECTOR)
         self.serial.write(Register.FIFO_CONTROL, 1, FCR_ENABLE)
-        self.serial.write(Register.MODEM_CONTROL, 1, MCR_DTR)
+        self.serial.write(Register.MODEM_CONTROL, 1, MCR_OUT2)
         self.to_send = bytearray()
         self.got = bytearray()
         self.interrupts = 0

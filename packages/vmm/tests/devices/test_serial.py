@@ -64,10 +64,11 @@ class Bench:
 
 
 def opened() -> Bench:
-    """A port as an open terminal leaves it, without interrupts."""
+    """A port as an open terminal leaves it."""
     bench = Bench()
+    bench.put(Register.INTERRUPT_ENABLE, IER_RECEIVED)
     bench.put(Register.FIFO_CONTROL, FCR_ENABLE)
-    bench.put(Register.MODEM_CONTROL, MCR_DTR | MCR_RTS)
+    bench.put(Register.MODEM_CONTROL, MCR_DTR | MCR_OUT2)
     return bench
 
 
@@ -176,11 +177,18 @@ def test_input_comes_before_output_in_urgency() -> None:
 def test_input_is_refused_until_a_terminal_is_open() -> None:
     bench = Bench()
     assert bench.port.receive(b"early") == 0
-
     bench.put(Register.MODEM_CONTROL, MCR_DTR)
+    bench.put(Register.INTERRUPT_ENABLE, 0x0F)
+    bench.put(Register.INTERRUPT_ENABLE, 0)
+    bench.put(Register.FIFO_CONTROL, FCR_ENABLE | FCR_CLEAR_RECEIVED)
+    bench.put(Register.FIFO_CONTROL, 0)
+    bench.put(Register.MODEM_CONTROL, MCR_DTR | MCR_OUT2)
+    assert bench.ready == 0
 
+    bench.put(Register.INTERRUPT_ENABLE, IER_RECEIVED)
     assert bench.ready == 1
     assert bench.port.receive(b"early") == 5
+    bench.put(Register.FIFO_CONTROL, FCR_ENABLE)
     assert bench.read_all() == b"early"
 
 

@@ -4,8 +4,9 @@ Source: National Semiconductor PC16550D datasheet. The line is infinitely fast: 
 once, so the transmitter is always empty and a polling guest never waits. Bytes for the guest are held in a
 queue deeper than the chip's FIFO, which no guest can tell, as it reads until the line status says "no more".
 
-Input is taken only while the guest asserts DTR, which Linux does when somebody opens the terminal. What was
-typed (or piped in) during the boot therefore waits on the host, where the real chip would lose it.
+Input is taken only while it could interrupt: enabled in IER, and connected by OUT2 as a PC wires it. Linux
+has both once somebody has opened the terminal and the FIFOs are cleared. What was typed, or piped in, during
+the boot therefore waits on the host, where the real chip would lose it.
 """
 
 from collections import deque
@@ -103,7 +104,7 @@ class Serial:
 
     def receive(self, data: bytes) -> int:
         """Give the guest input; returns how many bytes were taken, from the start of ``data``."""
-        room = INPUT_BYTES_MAX - len(self._input) if self._modem_control & MCR_DTR else 0
+        room = INPUT_BYTES_MAX - len(self._input) if self._listening() else 0
         taken = data[:room]
         self._refused = len(taken) < len(data)
         self._input.extend(taken)
@@ -196,8 +197,11 @@ class Serial:
             self._transmitter_empty_due = bool(self._enabled & IER_TRANSMITTER_EMPTY)
             self._update()
 
+    def _listening(self) -> bool:
+        return bool(self._modem_control & MCR_OUT2 and self._enabled & IER_RECEIVED)
+
     def _accept_again(self) -> None:
-        if self._refused and self._modem_control & MCR_DTR:
+        if self._refused and self._listening():
             self._refused = False
             self._ready()
 
@@ -209,6 +213,7 @@ class Serial:
         elif not value & IER_TRANSMITTER_EMPTY:
             self._transmitter_empty_due = False
         self._update()
+        self._accept_again()
 
     def _read_interrupt_identification(self) -> int:
         cause = self._cause()
@@ -218,11 +223,12 @@ class Serial:
         return cause | IIR_FIFOS_ENABLED if self._fifos else cause
 
     def _write_fifo_control(self, value: int) -> None:
-        fifos = bool(value & FCR_ENABLE)
-        if fifos != self._fifos or value & FCR_CLEAR_RECEIVED:
+        # The chip also clears them when they are switched on or off, which Linux does right after it has
+        # enabled the interrupt; the host's input is not lost to that.
+        if value & FCR_CLEAR_RECEIVED:
             self._input.clear()
-        self._fifos = fifos
-        self._trigger = FCR_TRIGGERS[value >> 6] if fifos else 1
+        self._fifos = bool(value & FCR_ENABLE)
+        self._trigger = FCR_TRIGGERS[value >> 6] if self._fifos else 1
         self._update()
         self._accept_again()
 
