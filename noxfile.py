@@ -4,6 +4,7 @@ A session installs what it needs into an environment of its own. Sessions that t
 build a kernel are run by hand and keep what they made in ``.cache``.
 """
 
+import hashlib
 import re
 import shutil
 import sys
@@ -58,6 +59,19 @@ def local(package: str, *, extras: bool = False) -> list[str]:
     return [argument for path in found for argument in ("-e", path)]
 
 
+def install_once(session: nox.Session) -> None:
+    """Install everything, unless that was done and nothing has changed that an installation is made of.
+
+    So a second run needs no network. Python files are not copied by an editable installation.
+    """
+    sources = [*Path("packages").glob("*/pyproject.toml"), *Path("packages/eif/init").glob("*.[chp]*")]
+    state = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
+    stamp = Path(session.virtualenv.location, "installed")
+    if not stamp.exists() or stamp.read_text() != state:
+        session.install(*local("vmm"))
+        stamp.write_text(state)
+
+
 @nox.session
 @nox.parametrize("package", PACKAGES, ids=PACKAGES)
 def tests(session: nox.Session, package: str) -> None:
@@ -105,7 +119,7 @@ def build(session: nox.Session) -> None:
 @nox.session
 def hello(session: nox.Session) -> None:
     """Build an enclave image from Debian's kernel and boot it; ``-- --kernel nitro`` for one like AWS's."""
-    session.install(*local("vmm"))
+    install_once(session)
     session.run("python", "tools/hello.py", *session.posargs)
 
 
@@ -118,14 +132,14 @@ def guest_kernel(session: nox.Session) -> None:
 @nox.session
 def soak(session: nox.Session) -> None:
     """Boot the hello image again and again, and count what comes up."""
-    session.install(*local("vmm"))
+    install_once(session)
     session.run("python", "tools/soak.py", *session.posargs)
 
 
 @nox.session
 def userland(session: nox.Session) -> None:
     """Compute in a Debian user space in the guest, and compare with this machine's results."""
-    session.install(*local("vmm"))
+    install_once(session)
     session.run("python", "tools/userland.py", *session.posargs)
 
 
