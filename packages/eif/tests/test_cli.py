@@ -272,6 +272,18 @@ def test_diff_names_the_file_that_differs_and_the_registers(
     ]
 
 
+def test_diff_says_when_only_bytes_outside_of_sections_differ(
+    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer = tmp_path / "longer.eif"
+    longer.write_bytes(image.read_bytes() + b"!")
+
+    assert main(["diff", str(image), str(longer)]) == 1
+    out = capsys.readouterr().out
+    assert f"file: bytes outside of sections differ, from byte {image.stat().st_size:#x}" in out
+    assert "No register changes" in out
+
+
 def test_pcr_prints_as_nitro_cli_does(signing: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pcr", "--input", signing[1], *signing[2:], "--instance-id", "i-0123456789abcdef0"]) == 0
     values = json.loads(capsys.readouterr().out)

@@ -25,7 +25,7 @@ class Difference:
     """One thing that differs."""
 
     part: str
-    """``kernel``, ``cmdline``, ``ramdisk 1``, ``metadata``, ``signature``, ``header`` or ``order``."""
+    """``kernel``, ``cmdline``, ``ramdisk N``, ``metadata``, ``signature``, ``header``, ``order``, ``file``."""
     what: str
     path: str | None = None
     """A file in a ramdisk, or a member of the metadata."""
@@ -38,11 +38,17 @@ class Difference:
 
 
 def compare(a: Eif, b: Eif) -> Iterator[Difference]:
-    """Yield what differs between two images, measured parts first.
+    """Yield what differs between two images, measured parts first; nothing only if all bytes are equal."""
+    found = False
+    for difference in _compare(a, b):
+        found = True
+        yield difference
+    if not found and not same_bytes(a.view, b.view):
+        at = _first_difference(a.view, b.view)
+        yield Difference("file", f"bytes outside of sections differ, from byte {at:#x}")
 
-    Raises:
-        HostError: a ramdisk is compressed in a way that is not supported here.
-    """
+
+def _compare(a: Eif, b: Eif) -> Iterator[Difference]:
     for kind in (SectionType.KERNEL, SectionType.CMDLINE):
         yield from _simple(kind.name.lower(), _data(a, kind), _data(b, kind), _BOOT)
     for index, (left, right) in enumerate(zip_longest(a.ramdisks, b.ramdisks)):

@@ -19,7 +19,7 @@ def run(options: argparse.Namespace) -> int:
             registers.append(measurements.as_json())
         differences = list(compare(a, b))
         changed = [name for name in _PARTS if registers[0].get(name) != registers[1].get(name)]
-        same = not differences and not changed and a.view.nbytes == b.view.nbytes
+        same = not differences and not changed
     if options.json:
         print_json(
             {
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
             }
         )
     elif same:
-        print("The images have the same contents.")
+        print("The images are the same.")
     else:
         _print(differences, changed, registers)
     return 0 if same else 1
@@ -39,8 +39,6 @@ def _print(differences: list[Difference], changed: list[str], registers: list[di
     for difference in differences:
         path = f"{printable(difference.path)}: " if difference.path is not None else ""
         print(f"{difference.part}: {path}{printable(difference.what)}")
-    if not differences:
-        print("Only bytes outside of sections differ.")
     if not changed:
         print("No register changes: the images measure the same.")
         return
