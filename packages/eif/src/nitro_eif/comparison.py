@@ -25,7 +25,7 @@ class Difference:
     """One thing that differs."""
 
     part: str
-    """``kernel``, ``cmdline``, ``ramdisk N``, ``metadata``, ``signature``, ``header``, ``order``, ``file``."""
+    """What of the image: ``kernel``, ``ramdisk 1``, ``metadata``, ``order``, ``file`` and so on."""
     what: str
     path: str | None = None
     """A file in a ramdisk, or a member of the metadata."""
