@@ -177,7 +177,9 @@ class Guest:
         for published in self.config.publish:
             self._publish(published)
         for port in self.config.forward_listen:
-            self._carry(forward.listen(port), port)
+            carried = forward.listen(port)
+            self._closing.callback(carried.close)
+            self._carry(carried, port)
 
     def _take_descriptor(self, descriptor: int) -> None:
         try:
