@@ -41,7 +41,7 @@ def _no_vsock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_no_vsock")
 def test_a_host_without_vsock_is_told_what_to_do() -> None:
-    with pytest.raises(HostError, match="no AF_VSOCK .*--uds-path"):
+    with pytest.raises(HostError, match=r"no AF_VSOCK .*--uds-path"):
         forward.check_available()
 
 
