@@ -19,3 +19,27 @@ class ImageError(VmmError):
         super().__init__(f"{message} ({place})")
         self.section = section
         self.offset = offset
+
+
+class HostError(VmmError):
+    """The operating system, a library or a file of the host is in the way.
+
+    Attributes:
+        hint: What to do.
+    """
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(VmmError):
+    """The caller asked for what cannot be.
+
+    Attributes:
+        hint: What to do.
+    """
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint

@@ -1,0 +1,49 @@
+"""What can be chosen about one enclave."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MEMORY_MIB_MIN = 64
+"""nitro_enclaves.ko refuses less."""
+MEMORY_MIB_DEFAULT = 512
+MEMORY_PER_IMAGE_BYTE = 4
+"""nitro-cli refuses less memory than four times the image's size (its error E26)."""
+
+
+class EnclaveConfig(BaseModel):
+    """One enclave, as ``vmm run`` launches it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    eif_path: Path
+    """The image."""
+
+    memory_mib: Annotated[int, Field(ge=MEMORY_MIB_MIN, le=1 << 20)] | None = None
+    """The enclave's memory; None: 512 MiB, or four times the image's size if that is more."""
+
+    cid: Annotated[int, Field(ge=4, lt=0xFFFF_FFFF)] = 16
+    """The enclave's vsock address; 0 to 2 and 2**32-1 are reserved, 3 is the parent's."""
+
+    cmdline_append: str = ""
+    """Added to the image's kernel command line, and not measured."""
+
+    vsock_path: Path | None = None
+    """Unix socket that programs connect to and say ``CONNECT port``; with ``_port`` appended, the sockets
+    that the enclave's connections to its parent go to. None: there are none."""
+
+    vhost_user_path: Path | None = None
+    """A vhost-user-vsock daemon's socket: it serves vsock, instead of this process."""
+
+    boot_timeout_s: Annotated[float, Field(gt=0)] = 180.0
+    """How long the heartbeat may take, as long as nitro-cli waits at least."""
+
+    debug_mode: bool = False
+    """Report PCR0, PCR1, PCR2 and PCR8 as zero, as AWS does for an enclave with a console."""
+
+    role_arn: str | None = None
+    """The parent instance's IAM role, measured into PCR3."""
+
+    instance_id: Annotated[str, Field(pattern=r"^i-[0-9a-f]{1,17}$")] | None = None
+    """The parent instance, measured into PCR4."""

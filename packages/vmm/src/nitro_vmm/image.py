@@ -1,0 +1,45 @@
+"""What is asked of an image file before it boots."""
+
+from nitro_eif import Architecture, Eif, Measurements, measure_and_checksum, refusals
+from nitro_vmm.config import MEMORY_MIB_DEFAULT, MEMORY_PER_IMAGE_BYTE, EnclaveConfig
+from nitro_vmm.errors import ImageError, UsageError
+
+MIB = 1 << 20
+
+
+def choose_memory_mib(config: EnclaveConfig) -> int:
+    """The enclave's memory, MiB.
+
+    Raises:
+        UsageError: It is less than the image needs.
+        OSError: There is no image.
+    """
+    image_bytes = config.eif_path.stat().st_size
+    needed_mib = -(-MEMORY_PER_IMAGE_BYTE * image_bytes // MIB)
+    if config.memory_mib is None:
+        return max(MEMORY_MIB_DEFAULT, needed_mib)
+    if config.memory_mib < needed_mib:
+        raise UsageError(
+            f"{config.eif_path} has {image_bytes} bytes and needs four times as much memory, {needed_mib} MiB; "
+            f"it was given {config.memory_mib}",
+            hint=f"--memory-mib {needed_mib}",
+        )
+    return config.memory_mib
+
+
+def measure(eif: Eif) -> Measurements:
+    """Measure an image that the hypervisor would boot.
+
+    Raises:
+        ImageError: It would not.
+    """
+    if eif.architecture is not Architecture.X86_64:
+        raise ImageError(
+            f"the image is for {eif.architecture.value}, and this machine is an x86_64", section="header", offset=6
+        )
+    measured = measure_and_checksum(eif, ignore_bad_signature=True)
+    if found := refusals(eif, measured=measured):
+        first = found[0]
+        section = "header" if first.section is None else f"section {first.section}"
+        raise ImageError(f"Nitro would not boot it: {first.message}", section=section, offset=first.offset)
+    return measured[0]

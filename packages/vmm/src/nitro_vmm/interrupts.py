@@ -1,0 +1,130 @@
+"""Where processor, APICs, timer and other threads meet: the bus lock, and who tells whom of an interrupt.
+
+The guest runs without the lock. Each of its accesses to a device takes it (`Interrupts.enter`), and so does
+every other thread that touches devices (`Interrupts.locked`). On the way in, an interrupt that the processor has
+taken meanwhile is acknowledged to the local APIC; on the way out, the next one is offered.
+
+While an offer stands and the guest runs, nobody can know which vector the processor is about to read. So only
+the processor's own thread may change or withdraw an offer; others leave it, and the more urgent interrupt
+follows when the guest signals the end of the first.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+from nitro_vmm.address_map import IO_APIC_ID, IO_APIC_PINS, LOCAL_APIC_ID
+from nitro_vmm.cpu import Cpu
+from nitro_vmm.devices.io_apic import IoApic
+from nitro_vmm.devices.local_apic import LocalApic
+
+NS_PER_S = 1_000_000_000
+
+
+class Interrupts:
+    """Both APICs, the timer's thread, and the bus lock.
+
+    Args:
+        timer_hz: What the local APIC's timer counts at.
+    """
+
+    def __init__(self, *, timer_hz: int) -> None:
+        self.local_apic = LocalApic(time.monotonic_ns, timer_hz, self._wake_timer, apic_id=LOCAL_APIC_ID)
+        self.io_apic = IoApic(self.local_apic.accept, pins=IO_APIC_PINS, io_apic_id=IO_APIC_ID)
+        self.local_apic.end_of_level_interrupt = self.io_apic.end_of_interrupt
+        self._cpu: Cpu | None = None
+        self._lock = threading.RLock()
+        self._offered: int | None = None
+        self._halted = threading.Condition(self._lock)
+        self._timer = threading.Condition(self._lock)
+        self._sleeps_until_ns: float = 0
+        self._closed = self._woken = False
+        self._timer_thread = threading.Thread(target=self._run_timer, name="local APIC timer", daemon=True)
+
+    def start(self, cpu: Cpu) -> None:
+        """Interrupt this processor from now on."""
+        self._cpu = cpu
+        self._timer_thread.start()
+
+    def close(self) -> None:
+        """End the timer's thread."""
+        with self._lock:
+            self._closed = True
+            self._timer.notify()
+        if self._timer_thread.is_alive():
+            self._timer_thread.join()
+
+    def enter(self) -> None:
+        """Begin an access of the guest, in the processor's thread: the guest stands still."""
+        self._lock.acquire()
+        self._acknowledge()
+
+    def leave(self) -> None:
+        """End an access of the guest."""
+        self.settle()
+        self._lock.release()
+
+    def locked(self, function: Callable[[], None]) -> None:
+        """Call a function that touches devices, in any other thread."""
+        with self._lock:
+            self._acknowledge()
+            function()
+            if self._offered is None:
+                self.settle()
+
+    def settle(self) -> None:
+        """Offer what the local APIC has for the processor; under the lock, while the guest stands still."""
+        vector = self.local_apic.pending_vector()
+        if vector == self._offered:
+            return
+        cpu = self._cpu
+        if cpu is None:
+            return
+        self._offered = vector
+        if vector is None:
+            cpu.withdraw()
+        else:
+            cpu.offer(vector)
+            self._halted.notify()
+
+    def wait(self) -> None:
+        """Sleep in HLT until there is an interrupt, or `wake`."""
+        with self._lock:
+            while not self._woken:
+                self._acknowledge()
+                self.settle()
+                if self._offered is not None:
+                    return
+                self._halted.wait()
+
+    def wake(self) -> None:
+        """Let `wait` return, because the machine is to end."""
+        with self._lock:
+            self._woken = True
+            self._halted.notify()
+
+    def _acknowledge(self) -> None:
+        if self._offered is not None and self._cpu is not None and self._cpu.taken:
+            vector, self._offered = self._offered, None
+            self.local_apic.acknowledge(vector)
+
+    def _wake_timer(self) -> None:
+        deadline_ns = self.local_apic.deadline_ns
+        if deadline_ns is not None and deadline_ns < self._sleeps_until_ns:
+            self._timer.notify()
+
+    def _run_timer(self) -> None:
+        with self._lock:
+            while not self._closed:
+                self._acknowledge()
+                now_ns = time.monotonic_ns()
+                self.local_apic.tick(now_ns)
+                if self._offered is None:
+                    self.settle()
+                deadline_ns = self.local_apic.deadline_ns
+                if deadline_ns is None:
+                    self._sleeps_until_ns = float("inf")
+                    self._timer.wait()
+                else:
+                    self._sleeps_until_ns = deadline_ns
+                    self._timer.wait(max(deadline_ns - now_ns, 0) / NS_PER_S)
