@@ -29,7 +29,7 @@ class AddressSpace:
         self._pages: dict[int, _Place] = {}
 
     def add_ports(self, base: int, count: int, device: Device, *, device_base: int | None = None) -> None:
-        """Put a device at ``count`` ports from ``base``; its offsets count from ``device_base`` or ``base``."""
+        """Put a device at ``count`` ports from ``base``; offsets count from ``device_base`` or ``base``."""
         for port in range(base, base + count):
             self._ports[port] = _Place(device, base if device_base is None else device_base)
 

@@ -67,10 +67,13 @@ def parser() -> argparse.ArgumentParser:
         "--vsock-path",
         metavar="PREFIX",
         type=Path,
-        help="unix sockets of the parent: PREFIX to connect into the enclave, PREFIX_PORT for its connections",
+        help="unix sockets of the parent: PREFIX leads into the enclave, PREFIX_PORT gets its connections",
     )
     run.add_argument(
-        "--vsock", metavar="vhost-user:PATH", type=_vhost_user, help="let a vhost-user-vsock daemon serve vsock"
+        "--vsock",
+        metavar="vhost-user:PATH",
+        type=_vhost_user,
+        help="let a vhost-user-vsock daemon serve vsock",
     )
     run.add_argument(
         "--boot-timeout-s", metavar="S", type=float, help="how long the heartbeat may take (default: 180)"
@@ -183,7 +186,9 @@ def _run(arguments: argparse.Namespace, started_s: float) -> int:
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
-        return _complain(f"{option} {first['input']}: {first['msg']}", hint="vmm run --help", code=ExitCode.USAGE)
+        return _complain(
+            f"{option} {first['input']}: {first['msg']}", hint="vmm run --help", code=ExitCode.USAGE
+        )
     except UsageError as error:
         return _complain(error, hint=error.hint, code=ExitCode.USAGE)
     except ImageError as error:

@@ -20,8 +20,8 @@ def choose_memory_mib(config: EnclaveConfig) -> int:
         return max(MEMORY_MIB_DEFAULT, needed_mib)
     if config.memory_mib < needed_mib:
         raise UsageError(
-            f"{config.eif_path} has {image_bytes} bytes and needs four times as much memory, {needed_mib} MiB; "
-            f"it was given {config.memory_mib}",
+            f"{config.eif_path} has {image_bytes} bytes and needs four times as much memory, "
+            f"{needed_mib} MiB; it was given {config.memory_mib}",
             hint=f"--memory-mib {needed_mib}",
         )
     return config.memory_mib
@@ -35,7 +35,9 @@ def measure(eif: Eif) -> Measurements:
     """
     if eif.architecture is not Architecture.X86_64:
         raise ImageError(
-            f"the image is for {eif.architecture.value}, and this machine is an x86_64", section="header", offset=6
+            f"the image is for {eif.architecture.value}, and this machine is an x86_64",
+            section="header",
+            offset=6,
         )
     measured = measure_and_checksum(eif, ignore_bad_signature=True)
     if found := refusals(eif, measured=measured):

@@ -1,8 +1,8 @@
 """Where processor, APICs, timer and other threads meet: the bus lock, and who tells whom of an interrupt.
 
 The guest runs without the lock. Each of its accesses to a device takes it (`Interrupts.enter`), and so does
-every other thread that touches devices (`Interrupts.locked`). On the way in, an interrupt that the processor has
-taken meanwhile is acknowledged to the local APIC; on the way out, the next one is offered.
+every other thread that touches devices (`Interrupts.locked`). On the way in, an interrupt that the processor
+has taken meanwhile is acknowledged to the local APIC; on the way out, the next one is offered.
 
 While an offer stands and the guest runs, nobody can know which vector the processor is about to read. So only
 the processor's own thread may change or withdraw an offer; others leave it, and the more urgent interrupt

@@ -14,11 +14,11 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -34,6 +34,9 @@ from nitro_vmm.image import MIB, choose_memory_mib, measure
 from nitro_vmm.machine import End, Machine, Memory
 from nitro_vsock import HostSide, SocketType, UnixHostSide, VsockConfig, VsockEngine
 from nitro_vsock.vhost_user.frontend import SharedRegion
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +200,9 @@ class Enclave:
         )
         return Nsm(config, root=ensure_test_root())
 
-    def _vsock_device(self, memory: Memory, regions: list[SharedRegion]) -> VsockDevice | VhostUserVsockDevice:
+    def _vsock_device(
+        self, memory: Memory, regions: list[SharedRegion]
+    ) -> VsockDevice | VhostUserVsockDevice:
         locked = self._machine.locked
         if self._config.vhost_user_path is not None:
             return VhostUserVsockDevice(self._config.vhost_user_path, memory.guest, regions, locked=locked)
@@ -301,7 +306,9 @@ class Enclave:
         fd = sys.stdin.fileno() if sys.stdin is not None and not sys.stdin.closed else -1
         if fd < 0 or not _may_read(fd):
             return
-        waits = not stat.S_ISREG(os.fstat(fd).st_mode) and os.fstat(fd).st_rdev != os.stat(os.devnull).st_rdev
+        waits = (
+            not stat.S_ISREG(os.fstat(fd).st_mode) and os.fstat(fd).st_rdev != Path(os.devnull).stat().st_rdev
+        )
         while True:
             if waits:
                 await trio.lowlevel.wait_readable(fd)

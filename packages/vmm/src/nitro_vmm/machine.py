@@ -6,7 +6,7 @@ vsock device come from outside. `Machine.run` is the processor's thread.
 
 import mmap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import Enum
 
 from nitro_nsm import Nsm
@@ -58,7 +58,8 @@ class Memory:
             for buffer in self.buffers:
                 buffer.madvise(mmap.MADV_HUGEPAGE)
         self.guest = GuestMemory(
-            (address, memoryview(buffer)) for (address, _), buffer in zip(self.ranges, self.buffers, strict=True)
+            (address, memoryview(buffer))
+            for (address, _), buffer in zip(self.ranges, self.buffers, strict=True)
         )
 
 
@@ -113,7 +114,7 @@ class Machine:
         self._devices.add_page(slot.address, transport)
 
     def locked(self, function: Callable[[], None]) -> None:
-        """Call a function that touches devices under the bus lock, from another thread than the processor's."""
+        """Call a function that touches devices under the bus lock; not for the processor's thread."""
         self._interrupts.locked(function)
 
     def type(self, data: bytes) -> int:

@@ -1,4 +1,4 @@
-"""How fast the guest's time stamp counter runs: it is the host's, which no interface tells the frequency of."""
+"""How fast the guest's time stamp counter runs: it is the host's, and no interface names its frequency."""
 
 import time
 from typing import Final, NamedTuple

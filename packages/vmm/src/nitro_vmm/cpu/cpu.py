@@ -2,7 +2,7 @@
 
 Unicorn translates and runs; `PrivateState` reaches what it hides. Here is what a processor has to do besides:
 
-* Exceptions: QEMU's own delivery, called from the interrupt hook, after `obstacle` has seen that it cannot fault.
+* Exceptions: QEMU's own delivery, called from the hook, after `obstacle` has seen that it cannot fault.
 * Interrupts: `Cpu.offer` leaves a vector that QEMU takes at the next block boundary when the guest allows
   interrupts; it tells nobody, so `Cpu.taken` has to be asked. Both may be called while the guest runs.
 * SYSCALL, CPUID and port accesses: hooks.
@@ -11,6 +11,7 @@ Unicorn translates and runs; `PrivateState` reaches what it hides. Here is what 
 
 import ctypes
 import mmap
+import threading
 from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Final, Protocol
@@ -99,11 +100,14 @@ class Cpu:
         uc.ctl_exits_enabled(True)
         self._bus = bus
         self._leaves = identity.leaves(tsc_hz)
-        self._stopping = self._triple_fault = False
+        self._stop_asked = threading.Event()
+        self._triple_fault = False
         self._words: list[tuple[int, int, memoryview]] = []
         self._pins = [ctypes.c_char.from_buffer(buffer) for _, buffer in ram]
         end = 0
-        for (address, size), pin, buffer in ((where, pin, mem) for (where, mem), pin in zip(ram, self._pins, strict=True)):
+        for (address, size), pin, buffer in (
+            (where, pin, mem) for (where, mem), pin in zip(ram, self._pins, strict=True)
+        ):
             self._map_bus(end, address)
             uc.mem_map_ptr(address, size, unicorn.UC_PROT_ALL, ctypes.addressof(pin))
             self._words.append((address, address + size, memoryview(buffer).cast("Q")))
@@ -140,7 +144,7 @@ class Cpu:
 
     def run(self) -> Stopped:
         """Run the guest until it stops. The thread that calls this is the processor's."""
-        if self._stopping:
+        if self._stop_asked.is_set():
             return Stopped.ASKED
         try:
             self._uc.emu_start(self._private.rip.value, 0)
@@ -150,11 +154,11 @@ class Cpu:
         self._private.halted.value = 0
         if self._triple_fault:
             return Stopped.TRIPLE_FAULT
-        return Stopped.ASKED if self._stopping else Stopped.HALTED
+        return Stopped.ASKED if self._stop_asked.is_set() else Stopped.HALTED
 
     def stop(self) -> None:
         """Let `run` return soon. From another thread, call it again until it has."""
-        self._stopping = True
+        self._stop_asked.set()
         self._uc.emu_stop()
 
     @property
@@ -170,7 +174,7 @@ class Cpu:
         return not self._private.interrupt_pending.value
 
     def offer(self, vector: int) -> None:
-        """Interrupt the guest as soon as it lets us. Not while an earlier offer stands, unless from a hook."""
+        """Interrupt the guest as soon as it lets us; not while an earlier offer stands, but in a hook."""
         self._vector.value = vector
         self._private.interrupt_pending.value = 1
         self._private.leave_block.value = 0xFFFF
@@ -203,7 +207,7 @@ class Cpu:
     def _on_cpuid(self, _uc: unicorn.Uc, _data: object) -> int:
         registers = self._private.registers
         leaf, subleaf = registers[0] & 0xFFFF_FFFF, registers[RCX] & 0xFFFF_FFFF
-        values = self._leaves.get(leaf) if not subleaf or leaf != 7 else None  # noqa: PLR2004
+        values = self._leaves.get(leaf) if not subleaf or leaf != 7 else None
         registers[0], registers[3], registers[RCX], registers[2] = values or (0, 0, 0, 0)
         return 1
 
@@ -227,7 +231,7 @@ class Cpu:
         self._raise(Fault(INVALID_OPCODE))
         return True
 
-    def _on_exception(self, uc: unicorn.Uc, vector: int, _data: object) -> None:
+    def _on_exception(self, _uc: unicorn.Uc, vector: int, _data: object) -> None:
         private = self._private
         fault = Fault(vector, private.error_code.value)
         if not private.exception_is_int.value:

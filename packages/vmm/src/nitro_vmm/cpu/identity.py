@@ -2,8 +2,8 @@
 
 The identity is chosen for a short boot, and is no lie about what programs can use:
 
-* Intel, so that leaf 0x15 gives Linux the frequencies of the time stamp counter and of the local APIC's timer,
-  and nothing is calibrated against a timer chip that is not there; leaf 0x16 for the processor's own.
+* Intel, so that leaf 0x15 gives Linux the frequencies of the time stamp counter and of the local APIC's
+  timer, and nothing is calibrated against a timer chip that is not there; leaf 0x16 for the processor's own.
 * An Atom of the first generation (family 6, model 0x1C): it executes in order, so Linux knows it to be
   immune to speculation and leaves its mitigations out. An emulator does not speculate.
 * A KVM signature with no features: Linux then skips the test of the IO-APIC's timer pin, which has none.

@@ -119,7 +119,7 @@ class PrivateState:
         self.halted = _u32(cpu + CPU_HALTED)
         self.interrupt_pending = _u8(cpu + CPU_INTERRUPT_REQUEST + INTERRUPT_VIRQ_BYTE)
         self.leave_block = ctypes.c_uint16.from_address(icount + 2)
-        """Write 0xFFFF, from any thread, and the processor looks at ``interrupt_pending`` at the next block."""
+        """Write 0xFFFF, from any thread, and ``interrupt_pending`` is looked at before the next block."""
         self._env = env
         self._cpu = cpu
         self._do_interrupt = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(function)
@@ -169,7 +169,9 @@ class PrivateState:
             *(x86.UC_X86_REG_RSP, x86.UC_X86_REG_RBP, x86.UC_X86_REG_RSI, x86.UC_X86_REG_RDI),
             *range(x86.UC_X86_REG_R8, x86.UC_X86_REG_R8 + 8),
         )
-        places = [(f"register {index}", register, self._env + 8 * index) for index, register in enumerate(general)]
+        places = [
+            (f"register {index}", register, self._env + 8 * index) for index, register in enumerate(general)
+        ]
         places += [
             ("RIP", x86.UC_X86_REG_RIP, self._env + ENV_EIP),
             ("CR2", x86.UC_X86_REG_CR2, self._env + ENV_CR + 16),
@@ -201,7 +203,11 @@ class PrivateState:
             if (found.base, found.limit) != (0x1234_5000, 0x765):
                 raise _mismatch(f"{name} is elsewhere")
             uc.reg_write(register, before)
-        if _u64(self._env + ENV_VM_VMCB).value or self.exception_index.value != -1 or self.interrupt_pending.value:
+        if (
+            _u64(self._env + ENV_VM_VMCB).value
+            or self.exception_index.value != -1
+            or self.interrupt_pending.value
+        ):
             raise _mismatch("a fresh processor has exceptions or interrupts pending")
 
 
@@ -222,7 +228,7 @@ def _check_build() -> None:
 def _mismatch(what: str) -> HostError:
     return HostError(
         f"this build of Unicorn is laid out differently: {what}",
-        hint=f"install the wheel from PyPI: pip install --force-reinstall --only-binary :all: unicorn=={UNICORN_VERSION}",
+        hint=f"pip install --force-reinstall --only-binary :all: unicorn=={UNICORN_VERSION}",
     )
 
 
