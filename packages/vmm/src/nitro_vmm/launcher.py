@@ -7,9 +7,9 @@ waits for signals and time-outs.
 import logging
 import math
 import os
+import select
 import signal
 import socket
-import stat
 import sys
 import termios
 import time
@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -306,9 +305,7 @@ class Enclave:
         fd = sys.stdin.fileno() if sys.stdin is not None and not sys.stdin.closed else -1
         if fd < 0 or not _may_read(fd):
             return
-        waits = (
-            not stat.S_ISREG(os.fstat(fd).st_mode) and os.fstat(fd).st_rdev != Path(os.devnull).stat().st_rdev
-        )
+        waits = _pollable(fd)
         while True:
             if waits:
                 await trio.lowlevel.wait_readable(fd)
@@ -334,6 +331,16 @@ class _HeartbeatWatch:
         if port == HEARTBEAT_PORT:
             self._notice()
         return connection
+
+
+def _pollable(fd: int) -> bool:
+    """Whether the descriptor can be waited for; files and /dev/null are always ready."""
+    with select.epoll() as epoll:
+        try:
+            epoll.register(fd, select.EPOLLIN)
+        except PermissionError:
+            return False
+    return True
 
 
 def _may_read(fd: int) -> bool:

@@ -2,8 +2,8 @@
 
 QEMU delivers exceptions natively, but when the IDT, the TSS or the stack is not there it raises the next
 one by a long jump, over the Python frames of the hook that called it. So the way is walked here first, with
-the checks of the Intel SDM vol. 3A ("Interrupt and Exception Handling in 64-bit mode"), and what would fault is combined
-into a double or triple fault ("Conditions for Generating a Double Fault") before QEMU is asked.
+the checks of the Intel SDM vol. 3A ("Interrupt and Exception Handling in 64-bit mode"), and what would fault
+is combined into a double or triple fault ("Conditions for Generating a Double Fault") before QEMU is asked.
 """
 
 from collections.abc import Callable
