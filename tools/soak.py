@@ -34,7 +34,7 @@ def boot(image: Path, pcrs: list[str], tally: Tally, vmm_options: list[str]) -> 
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     console = done.stdout.decode(errors="replace").replace("\r", "")
     random = re.findall(r"NSM: 256 random bytes, the first are ([0-9a-f]{16})$", console, re.MULTILINE)
-    heartbeat = "heartbeat" in done.stderr.decode(errors="replace")
+    heartbeat = "heartbeat after" in done.stderr.decode(errors="replace")
     answered = (
         re.findall(r"NSM: PCR\d ([0-9a-f]{96})$", console, re.MULTILINE) == pcrs
         and len(random) == 1
