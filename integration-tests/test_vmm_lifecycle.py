@@ -369,19 +369,16 @@ def test_a_socket_in_use(tmp_path: Path) -> None:
 
         ended = run(image, "--vsock-path", str(path))
 
-    assert (ended.code, ended.console) == (4, "")
-    assert str(path) in ended.said
+    check_refusal(ended, 4, str(path), "is in use")
 
 
 def test_a_vsock_path_in_no_directory(tmp_path: Path) -> None:
     ended = run(small_image(tmp_path), "--vsock-path", str(tmp_path / "absent" / "vsock"))
 
-    assert (ended.code, ended.console) == (4, "")
-    assert str(tmp_path / "absent" / "vsock") in ended.said
+    check_refusal(ended, 4, str(tmp_path / "absent" / "vsock"))
 
 
 def test_no_vhost_user_daemon(tmp_path: Path) -> None:
     ended = run(small_image(tmp_path), "--vsock", f"vhost-user:{tmp_path / 'absent'}")
 
-    assert (ended.code, ended.console) == (4, "")
-    assert str(tmp_path / "absent") in ended.said
+    check_refusal(ended, 4, str(tmp_path / "absent"), "start the daemon first")

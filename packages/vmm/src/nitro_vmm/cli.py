@@ -198,7 +198,10 @@ def _run(arguments: argparse.Namespace, started_s: float) -> int:
         return _complain(error, hint=f"was {path} copied whole? eif describe {path}", code=ExitCode.IMAGE)
     except HostError as error:
         return _complain(error, hint=error.hint, code=ExitCode.HOST)
-    except (VsockError, NsmError) as error:
+    except VsockError as error:
+        hint = "start the daemon first" if arguments.vsock else "give another --vsock-path"
+        return _complain(error, hint=hint, code=ExitCode.HOST)
+    except NsmError as error:
         return _complain(error, code=ExitCode.HOST)
     except OSError as error:
         if error.filename is not None and Path(error.filename) == path:
