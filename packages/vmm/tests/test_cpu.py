@@ -1,0 +1,359 @@
+"""The processor runs a few bytes of guest code on a bus that remembers."""
+
+import mmap
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from nitro_vmm.address_map import BOOT_GDT, BOOT_PAGE_TABLES, MIB, RamRange
+from nitro_vmm.boot import long_mode
+from nitro_vmm.boot.loader import EntryState
+from nitro_vmm.cpu import Cpu, Stopped, measure_tsc_hz, private, read_tsc
+from nitro_vmm.errors import HostError
+
+MEMORY_BYTES = 4 * MIB
+TSC_HZ = 2_500_000_000
+CODE = 0x20_0000
+HANDLER = 0x20_1000
+IDT = 0x20_2000
+RESULT = 0x20_3000
+STACK = 0x20_8000
+HLT = "f4"
+STORE_RAX = "48890425 00302000"  # mov [RESULT],rax
+INTERRUPT_GATE = 0x8E00
+TRAP_GATE_FOR_USERS = 0xEF00
+
+
+class Ram:
+    """One region from 0."""
+
+    def __init__(self) -> None:
+        self.buffer = mmap.mmap(-1, MEMORY_BYTES)
+
+    def slice(self, address: int, length: int) -> memoryview:
+        return memoryview(self.buffer)[address : address + length]
+
+
+class RememberingBus:
+    """Answers each read with the same number, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[object, ...]] = []
+        self.answer = 0x1122_3344_5566_7788
+
+    def read_port(self, port: int, size: int) -> int:
+        self.asked.append(("in", port, size))
+        return self.answer & (1 << 8 * size) - 1
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        self.asked.append(("out", port, size, value))
+
+    def read_memory(self, address: int, size: int) -> int:
+        self.asked.append(("load", address, size))
+        return self.answer & (1 << 8 * size) - 1
+
+    def write_memory(self, address: int, size: int, value: int) -> None:
+        self.asked.append(("store", address, size, value))
+
+
+class Guest:
+    """A processor in 64-bit mode with an IDT that is empty, and some code."""
+
+    def __init__(self) -> None:
+        self.ram = Ram()
+        self.bus = RememberingBus()
+        self.cpu = Cpu([(RamRange(0, MEMORY_BYTES), self.ram.buffer)], self.bus, tsc_hz=TSC_HZ)
+        long_mode.write(self.ram)
+
+    def put(self, address: int, code: str) -> None:
+        data = bytes.fromhex(code)
+        self.ram.slice(address, len(data))[:] = data
+
+    def gate(self, vector: int, handler: str, *, kind: int = INTERRUPT_GATE) -> None:
+        """A handler; the code must load the IDT."""
+        address = HANDLER + 0x40 * (vector % 0x20)
+        self.put(address, handler)
+        gate = struct.pack("<HHHHII", address & 0xFFFF, 0x10, kind, address >> 16, 0, 0)
+        self.ram.slice(IDT + 16 * vector, 16)[:] = gate
+
+    def run(self, code: str) -> Stopped:
+        self.put(CODE, code)
+        self.cpu.enter(
+            EntryState(
+                rip=CODE,
+                rsi=0x7000,
+                rsp=STACK,
+                cr3=BOOT_PAGE_TABLES,
+                gdt_address=BOOT_GDT,
+                gdt_limit=long_mode.GDT_LIMIT,
+                code_selector=long_mode.CODE_SELECTOR,
+                data_selector=long_mode.DATA_SELECTOR,
+                command_line=b"",
+            )
+        )
+        return self.cpu.run()
+
+    @property
+    def result(self) -> int:
+        (value,) = struct.unpack("<Q", self.ram.slice(RESULT, 8))
+        assert isinstance(value, int)
+        return value
+
+
+# lidt [IDT_POINTER]: limit 0xFFF, base IDT
+IDT_POINTER = 0x20_4000
+LIDT = "0f011c25 00402000"
+
+
+@pytest.fixture
+def guest() -> Iterator[Guest]:
+    guest = Guest()
+    guest.ram.slice(IDT_POINTER, 10)[:] = struct.pack("<HQ", 0xFFF, IDT)
+    yield guest
+    guest.cpu.stop()
+
+
+def test_hlt_stops(guest: Guest) -> None:
+    assert guest.run(HLT) is Stopped.HALTED
+    assert not guest.cpu.interrupts_enabled
+
+
+def test_the_kernel_finds_its_registers(guest: Guest) -> None:
+    assert guest.run("4889f0" + STORE_RAX + HLT) is Stopped.HALTED  # mov rax,rsi
+
+    assert guest.result == 0x7000
+
+
+@pytest.mark.parametrize(
+    ("code", "asked"),
+    [
+        ("66baf803 b041 ee", ("out", 0x3F8, 1, 0x41)),  # mov dx,0x3f8; mov al,0x41; out dx,al
+        ("66ba1000 66b83412 66ef", ("out", 0x10, 2, 0x1234)),  # out dx,ax
+        ("66ba1000 b878563412 ef", ("out", 0x10, 4, 0x12345678)),  # out dx,eax
+        ("e664", ("out", 0x64, 1, 0)),  # out 0x64,al
+    ],
+)
+def test_out(guest: Guest, code: str, asked: tuple[object, ...]) -> None:
+    assert guest.run(f"31c0 {code} {HLT}") is Stopped.HALTED
+
+    assert guest.bus.asked == [asked]
+
+
+@pytest.mark.parametrize(
+    ("code", "size", "value"),
+    [("ec", 1, 0xFFFF_FF88), ("66ed", 2, 0xFFFF_7788), ("ed", 4, 0x5566_7788)],  # in al/ax/eax,dx
+)
+def test_in(guest: Guest, code: str, size: int, value: int) -> None:
+    assert guest.run(f"66baf803 b8ffffffff {code} {STORE_RAX} {HLT}") is Stopped.HALTED
+
+    assert guest.bus.asked == [("in", 0x3F8, size)]
+    assert guest.result == value
+
+
+def test_an_address_without_ram_goes_to_the_bus(guest: Guest) -> None:
+    # mov ebx,0xfee00020; mov eax,[rbx]; mov [rbx+0x90],eax
+    assert guest.run(f"bb2000e0fe 8b03 898390000000 {STORE_RAX} {HLT}") is Stopped.HALTED
+
+    assert guest.bus.asked == [("load", 0xFEE0_0020, 4), ("store", 0xFEE0_00B0, 4, 0x5566_7788)]
+    assert guest.result == 0x5566_7788
+
+
+def test_code_outside_ram_crashes(guest: Guest) -> None:
+    assert guest.run("b8000000d0 ffe0") is Stopped.CRASHED  # mov eax,0xd0000000; jmp rax
+
+    assert "0xd0000000" in guest.cpu.crash
+
+
+def test_cpuid(guest: Guest) -> None:
+    # mov eax,0x15; cpuid; mov eax,ecx
+    assert guest.run(f"b815000000 0fa2 89c8 {STORE_RAX} {HLT}") is Stopped.HALTED
+
+    assert guest.result == TSC_HZ
+
+
+def test_cpuid_of_a_leaf_that_is_not_there(guest: Guest) -> None:
+    # mov eax,0xdead; cpuid; or eax,ebx; or eax,ecx; or eax,edx
+    assert guest.run(f"b8adde0000 0fa2 09d8 09c8 09d0 {STORE_RAX} {HLT}") is Stopped.HALTED
+
+    assert guest.result == 0
+
+
+def test_syscall_and_sysret(guest: Guest) -> None:
+    entry = HANDLER.to_bytes(4, "little").hex()
+    guest.put(HANDLER, f"4889c8 {STORE_RAX} 9c 58 48890425 08302000 {HLT}")  # RCX, and the flags
+    wrmsr = "0f30"
+    code = (
+        f"b9800000c0 0f32 83c801 {wrmsr} "  # EFER.SCE
+        f"b9810000c0 31c0 ba10001000 {wrmsr} "  # STAR: kernel code 0x10
+        f"b9820000c0 b8{entry} 31d2 {wrmsr} "  # LSTAR
+        f"b9840000c0 b800020000 {wrmsr} "  # FMASK: IF
+        "fb "  # sti
+    )
+    syscall_at = CODE + len(bytes.fromhex(code))
+    assert guest.run(f"{code} 0f05") is Stopped.HALTED
+
+    assert guest.result == syscall_at + 2
+    (flags,) = struct.unpack("<Q", guest.ram.slice(RESULT + 8, 8))
+    assert not flags & 1 << 9
+
+
+def test_syscall_without_sce_is_an_invalid_opcode(guest: Guest) -> None:
+    guest.gate(6, f"488b0424 {STORE_RAX} {HLT}")  # the address that it returns to
+
+    assert guest.run(f"{LIDT} 0f05") is Stopped.HALTED
+
+    assert guest.result == CODE + len(bytes.fromhex(LIDT))
+
+
+def test_an_exception_reaches_its_handler_and_returns(guest: Guest) -> None:
+    guest.gate(6, "4883042402 48cf")  # add qword [rsp],2; iretq
+
+    assert guest.run(f"{LIDT} 0f0b b82a000000 {STORE_RAX} {HLT}") is Stopped.HALTED
+
+    assert guest.result == 42
+
+
+def test_a_page_fault_has_its_address_and_error_code(guest: Guest) -> None:
+    guest.gate(14, f"0f20d0 {STORE_RAX} 58 48890425 08302000 {HLT}")  # mov rax,cr2; and the error code
+    address = 0x0000_1234_5678_9ABC
+
+    # mov rbx,address; mov [rbx],eax
+    assert guest.run(f"{LIDT} 48bb{address.to_bytes(8, 'little').hex()} 8903") is Stopped.HALTED
+
+    assert guest.result == address
+    assert struct.unpack("<Q", guest.ram.slice(RESULT + 8, 8)) == (2,)
+
+
+def test_a_software_interrupt_returns_behind_itself(guest: Guest) -> None:
+    guest.gate(0x80, "48cf", kind=TRAP_GATE_FOR_USERS)
+
+    assert guest.run(f"{LIDT} cd80 b82b000000 {STORE_RAX} {HLT}") is Stopped.HALTED
+
+    assert guest.result == 0x2B
+
+
+def test_a_software_interrupt_without_a_gate_is_a_protection_fault_at_itself(guest: Guest) -> None:
+    guest.gate(13, f"58 {STORE_RAX} 58 48890425 08302000 {HLT}")  # the error code, and the address
+
+    assert guest.run(f"{LIDT} cd81") is Stopped.HALTED
+
+    assert guest.result == 0x81 * 8 + 2
+    assert struct.unpack("<Q", guest.ram.slice(RESULT + 8, 8)) == (CODE + len(bytes.fromhex(LIDT)),)
+
+
+def test_an_exception_without_a_gate_becomes_a_double_fault(guest: Guest) -> None:
+    guest.gate(8, f"58 {STORE_RAX} {HLT}")
+
+    # xor ecx,ecx; div ecx
+    assert guest.run(f"{LIDT} 31c9 f7f1") is Stopped.HALTED
+
+    assert guest.result == 0
+
+
+def test_an_invalid_opcode_without_a_gate_becomes_a_protection_fault(guest: Guest) -> None:
+    guest.gate(13, f"58 {STORE_RAX} {HLT}")
+
+    assert guest.run(f"{LIDT} 0f0b") is Stopped.HALTED
+
+    assert guest.result == 6 * 8 + 2
+
+
+def test_without_any_gate_it_is_a_triple_fault(guest: Guest) -> None:
+    assert guest.run(f"{LIDT} 0f0b") is Stopped.TRIPLE_FAULT
+
+
+def test_an_offered_interrupt_is_taken_when_the_guest_allows_it(guest: Guest) -> None:
+    guest.gate(0x31, f"b801000000 {STORE_RAX} {HLT}")
+    assert guest.cpu.taken
+
+    guest.cpu.offer(0x31)
+    assert not guest.cpu.taken
+    assert guest.run(f"{LIDT} fb ebfe") is Stopped.HALTED  # sti; jmp $
+
+    assert guest.cpu.taken
+    assert guest.result == 1
+
+
+def test_an_offered_interrupt_waits_while_interrupts_are_off(guest: Guest) -> None:
+    guest.gate(0x31, f"b801000000 {STORE_RAX} {HLT}")
+
+    guest.cpu.offer(0x31)
+    assert guest.run(f"{LIDT} fa 90 {HLT}") is Stopped.HALTED
+
+    assert not guest.cpu.taken
+    assert guest.result == 0
+    guest.cpu.withdraw()
+    assert guest.cpu.taken
+
+
+def test_a_halted_guest_goes_on_with_an_interrupt(guest: Guest) -> None:
+    guest.gate(0x31, "48cf")
+    assert guest.run(f"{LIDT} fb {HLT} b807000000 {STORE_RAX} fa {HLT}") is Stopped.HALTED
+    assert guest.cpu.interrupts_enabled
+    assert guest.result == 0
+
+    guest.cpu.offer(0x31)
+    assert guest.cpu.run() is Stopped.HALTED
+
+    assert not guest.cpu.interrupts_enabled
+    assert guest.result == 7
+
+
+def test_a_processor_that_was_stopped_does_not_start(guest: Guest) -> None:
+    guest.cpu.stop()
+
+    assert guest.run("ebfe") is Stopped.ASKED
+
+
+def test_a_hook_can_stop_the_guest(guest: Guest) -> None:
+    def write_port(_port: int, _size: int, _value: int) -> None:
+        guest.cpu.stop()
+
+    guest.bus.write_port = write_port  # type: ignore[method-assign]
+
+    assert guest.run("e664 ebfe") is Stopped.ASKED  # out 0x64,al; jmp $
+
+
+def test_the_time_stamp_counter_advances() -> None:
+    first = read_tsc()
+
+    hz = measure_tsc_hz(first)
+
+    assert hz % 1000 == 0
+    assert 100_000_000 < hz < 10_000_000_000
+    assert read_tsc().ticks > first.ticks
+
+
+# Builds of Unicorn that are not the one we know.
+
+
+def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private, "version", lambda _name: "2.1.3")
+
+    with pytest.raises(HostError, match=r"this is Unicorn 2\.1\.3") as caught:
+        Guest()
+
+    assert caught.value.hint == "pip install unicorn==2.1.4"
+
+
+def test_another_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private.platform, "machine", lambda: "aarch64")
+
+    with pytest.raises(HostError, match="not known for Linux on aarch64"):
+        Guest()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("UC_CPU", "CPU_ENV", "CPU_CLASS", "CLASS_DO_INTERRUPT"),
+        *("CPU_EXCEPTION_INDEX", "ENV_EIP", "ENV_CR", "ENV_STAR", "ENV_LSTAR", "ENV_FMASK"),
+        *("ENV_TR", "ENV_GDT", "ENV_IDT"),
+    ],
+)
+def test_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(private, name, getattr(private, name) + 8)
+
+    with pytest.raises(HostError, match="laid out differently"):
+        Guest()
