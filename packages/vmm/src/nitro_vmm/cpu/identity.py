@@ -8,6 +8,8 @@ The identity is chosen for a short boot, and is no lie about what programs can u
   immune to speculation and leaves its mitigations out. An emulator does not speculate.
 * A KVM signature with no features: Linux then skips the test of the IO-APIC's timer pin, which has none.
 * TSC_ADJUST and an invariant time stamp counter: Linux then trusts the counter and starts no watchdog.
+* A timer of the local APIC that runs in every sleep (ARAT): else Linux, which has no other timer to wake it,
+  keeps a periodic tick, and a guest that waits keeps the host busy.
 * No x2APIC, TSC deadline, XSAVE or AVX: Unicorn does not have them.
 """
 
@@ -34,6 +36,7 @@ STRUCTURED_EBX: Final = sum(1 << bit for bit in (0, 1, 3, 7, 8, 9))
 # Leaf 0x80000001: LAHF LZCNT; SYSCALL NX RDTSCP LM.
 EXTENDED_ECX: Final = sum(1 << bit for bit in (0, 5))
 EXTENDED_EDX: Final = sum(1 << bit for bit in (11, 20, 27, 29))
+ALWAYS_RUNNING_APIC_TIMER: Final = 1 << 2
 INVARIANT_TSC: Final = 1 << 8
 ADDRESS_BITS: Final = 48 << 8 | 40
 """Linear and physical."""
@@ -53,6 +56,7 @@ def leaves(tsc_hz: int) -> dict[int, Leaf]:
     return {
         0: (0x16, *_vendor(VENDOR)),
         1: (signature, CLFLUSH_64_BYTES | ONE_LOGICAL_PROCESSOR, FEATURES_ECX, FEATURES_EDX),
+        6: (ALWAYS_RUNNING_APIC_TIMER, 0, 0, 0),
         7: (0, STRUCTURED_EBX, 0, 0),
         0x15: (1, 1, tsc_hz, 0),
         0x16: (mhz, mhz, 0, 0),

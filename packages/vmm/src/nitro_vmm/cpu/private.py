@@ -42,7 +42,6 @@ ENV_REGS: Final = 0
 ENV_EIP: Final = 128
 ENV_HFLAGS: Final = 176
 ENV_SEGS: Final = 184
-SEGMENT_BYTES: Final = 24
 ENV_TR: Final = 352
 ENV_GDT: Final = 376
 ENV_IDT: Final = 400
@@ -76,6 +75,21 @@ class Segment(NamedTuple):
     limit: int
     flags: int
     """The high half of the descriptor, as in memory."""
+
+
+class SegmentCache(ctypes.Structure):
+    """QEMU's struct of that name."""
+
+    _fields_ = (
+        ("selector", ctypes.c_uint32),
+        ("base", ctypes.c_uint64),
+        ("limit", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+    )
+    selector: int
+    base: int
+    limit: int
+    flags: int
 
 
 class PrivateState:
@@ -120,6 +134,11 @@ class PrivateState:
         self.interrupt_pending = _u8(cpu + CPU_INTERRUPT_REQUEST + INTERRUPT_VIRQ_BYTE)
         self.leave_block = ctypes.c_uint16.from_address(icount + 2)
         """Write 0xFFFF, from any thread, and ``interrupt_pending`` is looked at before the next block."""
+        self._segments = (SegmentCache * 6).from_address(env + ENV_SEGS)
+        self.task_register = SegmentCache.from_address(env + ENV_TR)
+        self.gdt = SegmentCache.from_address(env + ENV_GDT)
+        """Only base and limit have a meaning, as for the IDT."""
+        self.idt = SegmentCache.from_address(env + ENV_IDT)
         self._env = env
         self._cpu = cpu
         self._do_interrupt = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(function)
@@ -132,36 +151,10 @@ class PrivateState:
         """QEMU's own delivery of ``exception_index``. Must not fault: it would jump over Python's frames."""
         self._do_interrupt(self._cpu)
 
-    def segment(self, index: int) -> Segment:
-        """A segment register, in the order ES CS SS DS FS GS."""
-        return self._segment_at(ENV_SEGS + SEGMENT_BYTES * index)
-
     def set_segment(self, index: int, segment: Segment) -> None:
-        """Load a segment register without its descriptor."""
-        at = self._env + ENV_SEGS + SEGMENT_BYTES * index
-        _u32(at).value = segment.selector
-        _u64(at + 8).value = segment.base
-        _u32(at + 16).value = segment.limit
-        _u32(at + 20).value = segment.flags
-
-    @property
-    def task_register(self) -> Segment:
-        """Where the TSS is."""
-        return self._segment_at(ENV_TR)
-
-    @property
-    def gdt(self) -> Segment:
-        """Where the GDT is; only base and limit have a meaning."""
-        return self._segment_at(ENV_GDT)
-
-    @property
-    def idt(self) -> Segment:
-        """Where the IDT is; only base and limit have a meaning."""
-        return self._segment_at(ENV_IDT)
-
-    def _segment_at(self, offset: int) -> Segment:
-        at = self._env + offset
-        return Segment(_u32(at).value, _u64(at + 8).value, _u32(at + 16).value, _u32(at + 20).value)
+        """Load a segment register, in the order ES CS SS DS FS GS, without its descriptor."""
+        cache = self._segments[index]
+        cache.selector, cache.base, cache.limit, cache.flags = segment
 
     def _prove(self, uc: unicorn.Uc) -> None:
         general = (
@@ -192,14 +185,13 @@ class PrivateState:
             if _u64(self._env + at).value & 0xFFFF_FFFF != 0x1234_5678:
                 raise _mismatch(f"{name} is elsewhere")
             uc.reg_write(x86.UC_X86_REG_MSR, (msr, 0))
-        for name, register, at in (
-            ("TR", x86.UC_X86_REG_TR, ENV_TR),
-            ("GDTR", x86.UC_X86_REG_GDTR, ENV_GDT),
-            ("IDTR", x86.UC_X86_REG_IDTR, ENV_IDT),
+        for name, register, found in (
+            ("TR", x86.UC_X86_REG_TR, self.task_register),
+            ("GDTR", x86.UC_X86_REG_GDTR, self.gdt),
+            ("IDTR", x86.UC_X86_REG_IDTR, self.idt),
         ):
             before = uc.reg_read(register)
             uc.reg_write(register, (0, 0x1234_5000, 0x765, 0))
-            found = self._segment_at(at)
             if (found.base, found.limit) != (0x1234_5000, 0x765):
                 raise _mismatch(f"{name} is elsewhere")
             uc.reg_write(register, before)
