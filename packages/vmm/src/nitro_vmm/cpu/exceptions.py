@@ -33,6 +33,8 @@ FAULT_PROTECTION: Final = 1 << 0
 FAULT_WRITE: Final = 1 << 1
 FAULT_RESERVED: Final = 1 << 3
 
+PAGE_MASK: Final = (1 << 64) - 4096
+
 FRAME_BYTES_MAX: Final = 48
 """SS RSP RFLAGS CS RIP and an error code."""
 
@@ -123,8 +125,10 @@ def _walk_delivery(state: State, vector: int, read: ReadPhysical, *, software: b
     else:
         stack = state.rsp
     stack &= ~0xF
-    for address in {(stack - FRAME_BYTES_MAX) & ~0xFFF, (stack - 8) & ~0xFFF}:
-        _translate(state, address & (1 << 64) - 1, read, write=True)
+    for address in {(stack - FRAME_BYTES_MAX) & PAGE_MASK, (stack - 8) & PAGE_MASK}:
+        if not _is_canonical(address):
+            raise _Refused(Fault(STACK_FAULT))
+        _translate(state, address, read, write=True)
 
 
 def _code_segment(state: State, selector: int, read: ReadPhysical) -> int:
@@ -164,9 +168,13 @@ def _quadword(state: State, address: int, read: ReadPhysical) -> int:
     return value
 
 
+def _is_canonical(address: int) -> bool:
+    return address >> 47 in (0, 0x1_FFFF)
+
+
 def _translate(state: State, address: int, read: ReadPhysical, *, write: bool) -> int:
     """The physical address of supervisor data; the page must be RAM."""
-    if (address >> 47) not in (0, 0x1_FFFF):
+    if not _is_canonical(address):
         raise _Refused(Fault(GENERAL_PROTECTION))
     access = FAULT_WRITE if write else 0
 
