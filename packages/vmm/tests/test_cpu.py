@@ -306,11 +306,8 @@ def test_a_processor_that_was_stopped_does_not_start(guest: Guest) -> None:
     assert guest.run("ebfe") is Stopped.ASKED
 
 
-def test_a_hook_can_stop_the_guest(guest: Guest) -> None:
-    def write_port(_port: int, _size: int, _value: int) -> None:
-        guest.cpu.stop()
-
-    guest.bus.write_port = write_port  # type: ignore[method-assign]
+def test_a_hook_can_stop_the_guest(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest.bus, "write_port", lambda *_: guest.cpu.stop())
 
     assert guest.run("e664 ebfe") is Stopped.ASKED  # out 0x64,al; jmp $
 
@@ -338,7 +335,7 @@ def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(private.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
 
     with pytest.raises(HostError, match="not known for Linux on aarch64"):
         Guest()
