@@ -1,0 +1,55 @@
+"""The processor that CPUID describes."""
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nitro_vmm.cpu.identity import leaves
+
+TSC_HZ = 2_199_999_000
+LEAVES = leaves(TSC_HZ)
+
+
+def test_leaves_are_those_that_the_highest_ones_promise() -> None:
+    assert max(leaf for leaf in LEAVES if leaf < 0x4000_0000) == LEAVES[0][0]
+    assert max(LEAVES) == LEAVES[0x8000_0000][0]
+
+
+def test_vendor_and_hypervisor() -> None:
+    _, ebx, ecx, edx = LEAVES[0]
+    assert struct.pack("<III", ebx, edx, ecx) == b"GenuineIntel"
+    assert struct.pack("<III", *LEAVES[0x4000_0000][1:]) == b"KVMKVMKVM\0\0\0"
+
+
+def test_the_brand_is_text_that_ends() -> None:
+    words = [word for leaf in (0x8000_0002, 0x8000_0003, 0x8000_0004) for word in LEAVES[leaf]]
+    brand = struct.pack("<12I", *words)
+    assert brand.rstrip(b"\0").isascii()
+    assert brand.endswith(b"\0")
+
+
+@pytest.mark.parametrize(
+    ("leaf", "register", "bits", "there"),
+    [
+        pytest.param(1, 2, [0, 9, 13, 19, 20, 23], True, id="x86-64-v2"),
+        pytest.param(0x8000_0001, 2, [0], True, id="x86-64-v2: LAHF"),
+        pytest.param(1, 3, [0, 8, 15, 23, 24, 25, 26], True, id="x86-64"),
+        pytest.param(0x8000_0001, 3, [11, 20, 29], True, id="SYSCALL NX LM"),
+        pytest.param(1, 2, [12, 26, 27, 28, 29], False, id="no FMA XSAVE OSXSAVE AVX F16C"),
+        pytest.param(1, 2, [21, 24], False, id="no x2APIC, no TSC deadline"),
+        pytest.param(7, 1, [5, 16], False, id="no AVX2 AVX512"),
+    ],
+)
+def test_features(leaf: int, register: int, bits: list[int], there: bool) -> None:  # noqa: FBT001
+    assert [bool(LEAVES[leaf][register] & 1 << bit) for bit in bits] == [there] * len(bits)
+
+
+@given(st.integers(1_000_000, (1 << 32) - 1))
+def test_the_frequency_is_told(tsc_hz: int) -> None:
+    denominator, numerator, crystal_hz, _ = leaves(tsc_hz)[0x15]
+
+    assert crystal_hz * numerator // denominator == tsc_hz
+    assert leaves(tsc_hz)[0x16][0] == tsc_hz // 1_000_000
+    assert all(0 <= word < 1 << 32 for leaf in leaves(tsc_hz).values() for word in leaf)
