@@ -302,7 +302,7 @@ class Enclave:
                 await trio.lowlevel.wait_readable(self._vsock.fileno())
 
     async def _feed_console(self) -> None:
-        fd = sys.stdin.fileno() if sys.stdin is not None and not sys.stdin.closed else -1
+        fd = _stdin_fd()
         if fd < 0 or not _may_read(fd):
             return
         waits = _pollable(fd)
@@ -333,6 +333,14 @@ class _HeartbeatWatch:
         return connection
 
 
+def _stdin_fd() -> int:
+    """Standard input's descriptor; -1 if it is closed, or no file as in a notebook."""
+    try:
+        return -1 if sys.stdin is None else sys.stdin.fileno()
+    except ValueError:  # UnsupportedOperation is one
+        return -1
+
+
 def _pollable(fd: int) -> bool:
     """Whether the descriptor can be waited for; files and /dev/null are always ready."""
     with select.epoll() as epoll:
@@ -351,7 +359,7 @@ def _may_read(fd: int) -> bool:
 @contextmanager
 def terminal_without_echo() -> Iterator[None]:
     """Leave echo and line editing to the guest while a terminal is its console; Ctrl-C stays ours."""
-    fd = sys.stdin.fileno() if sys.stdin is not None and not sys.stdin.closed else -1
+    fd = _stdin_fd()
     if fd < 0 or not os.isatty(fd) or not _may_read(fd):
         yield
         return
