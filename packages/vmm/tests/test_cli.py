@@ -1,0 +1,239 @@
+"""The command line's manners: help, codes, JSON; and what is asked of images and options before a boot."""
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from nitro_eif import Architecture, BuildMetadata, Contents, Eif, Metadata, measure, write_eif
+from nitro_vmm import Enclave, EnclaveConfig, ExitCode, UsageError, VmmError
+from nitro_vmm.cli import main, parser
+from nitro_vmm.image import MIB, choose_memory_mib
+from nitro_vmm.image import measure as measure_for_boot
+
+ENTRY = 0x20_0000
+METADATA = Metadata(image_name="test", build=BuildMetadata(build_time="2026-01-31T12:00:00+00:00")).pack()
+# mov dx,0x3f8; mov al,'h'; out dx,al; mov al,'i'; out dx,al; cli; hlt
+SAY_HI_AND_HALT = bytes.fromhex("66baf803 b068ee b069ee faf4")
+
+
+def small_kernel(code: bytes = SAY_HI_AND_HALT) -> bytes:
+    """An ELF file of one segment."""
+    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    head = struct.pack("<16sHHIQQQIHHHHHH", ident, 2, 62, 1, ENTRY, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    return head + struct.pack("<IIQQQQQQ", 1, 7, 120, ENTRY, ENTRY, len(code), 0x1000, 0x1000) + code
+
+
+@pytest.fixture
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    path = tmp_path / "small.eif"
+    contents = Contents(kernel=small_kernel(), cmdline=b"quiet", ramdisks=[bytes(1 << 20)], metadata=METADATA)
+    write_eif(contents, path)
+    return path
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "import sys; from nitro_vmm.cli import main; sys.exit(main())", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
+def test_help_has_an_example_and_the_exit_codes(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+
+    said = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert "vmm run hello.eif --vsock-path /tmp/hello.vsock" in said
+    for code in ExitCode:
+        assert str(int(code)) in said.partition("exit codes:")[2]
+
+
+def test_help_loads_no_processor() -> None:
+    code = (
+        "import sys; from nitro_vmm.cli import parser; parser().format_help(); "
+        "sys.exit(', '.join({'unicorn', 'trio', 'pydantic', 'cryptography'} & set(sys.modules)))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.stderr == "\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["walk"], ["run", "a.eif", "--memory-mib", "much"], ["run", "--vsock", "tcp:1", "a.eif"]],
+)
+def test_bad_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+
+    assert caught.value.code == 2
+    assert "usage: vmm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run"], "give one image"),
+        (["run", "a.eif", "--eif-path", "b.eif"], "give one image"),
+        (["run", "a.eif", "--vsock", "vhost-user:/x", "--vsock-path", "/y"], "exclude each other"),
+        (["run", "a.eif", "--memory", "1"], "--memory-mib 1: "),
+        (["run", "a.eif", "--enclave-cid", "2"], "--cid 2: "),
+        (["run", "a.eif", "--instance-id", "server"], "--instance-id server: "),
+    ],
+)
+def test_options_that_cannot_be(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == ExitCode.USAGE
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("vmm: error: ")
+    assert said in err
+    assert "\n  hint: " in err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("vmm ")
+
+
+def test_completion(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+
+    assert main(["completion", "bash"]) == ExitCode.HOST
+    assert "pip install 'nitro-vmm[completion]'" in capsys.readouterr().err
+
+
+def test_nitro_cli_spellings() -> None:
+    arguments = parser().parse_args(
+        ["run", "--eif-path", "a.eif", "--memory", "256", "--enclave-cid", "7", "--debug-mode"]
+    )
+
+    assert (arguments.eif_path, arguments.memory_mib, arguments.cid) == (Path("a.eif"), 256, 7)
+
+
+def test_the_console_is_the_output(image: Path) -> None:
+    done = call("run", str(image))
+
+    assert (done.returncode, done.stdout) == (0, "hi")
+    assert f"vmm: booting {image}" in done.stderr
+    assert "halted for good" in done.stderr
+
+
+def test_json(image: Path) -> None:
+    done = call("run", str(image), "--json", "--quiet", "--cid", "21", "--memory-mib", "64")
+
+    report = json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (0, "hi")
+    assert list(report) == [
+        *("ExitCode", "Outcome", "Reason", "Seconds", "HeartbeatSeconds"),
+        *("EnclaveID", "EnclaveCID", "MemoryMiB", "Measurements"),
+    ]
+    assert (report["Outcome"], report["EnclaveCID"], report["MemoryMiB"]) == ("ENDED", 21, 64)
+    with Eif.open(image) as eif:
+        assert report["Measurements"]["PCR0"] == measure(eif).pcr0.hex()
+
+
+def test_a_missing_image(tmp_path: Path) -> None:
+    path = tmp_path / "absent.eif"
+
+    done = call("run", str(path))
+
+    assert (done.returncode, done.stdout) == (ExitCode.IMAGE, "")
+    assert f"vmm: error: {path}: No such file" in done.stderr
+
+
+# Images and configurations.
+
+
+def test_memory_by_default(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"")
+    assert choose_memory_mib(EnclaveConfig(eif_path=path)) == 512
+
+    with path.open("wb") as image:
+        image.truncate(200 * MIB + 1)
+    assert choose_memory_mib(EnclaveConfig(eif_path=path)) == 801
+
+
+def test_memory_must_be_four_times_the_image(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    with path.open("wb") as image:
+        image.truncate(20 * MIB)
+    assert choose_memory_mib(EnclaveConfig(eif_path=path, memory_mib=80)) == 80
+
+    with pytest.raises(
+        UsageError, match="needs four times as much memory, 80 MiB; it was given 79"
+    ) as caught:
+        choose_memory_mib(EnclaveConfig(eif_path=path, memory_mib=79))
+
+    assert caught.value.hint == "--memory-mib 80"
+
+
+def test_an_image_is_measured(image: Path) -> None:
+    with Eif.open(image) as eif:
+        assert measure_for_boot(eif) == measure(eif)
+
+
+def test_an_image_for_another_architecture(tmp_path: Path) -> None:
+    path = tmp_path / "arm.eif"
+    contents = Contents(
+        kernel=b"k",
+        cmdline=b"quiet",
+        ramdisks=[b"r"],
+        metadata=METADATA,
+        architecture=Architecture.AARCH64,
+    )
+    write_eif(contents, path)
+
+    with Eif.open(path) as eif, pytest.raises(VmmError, match="aarch64"):
+        measure_for_boot(eif)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("memory_mib", 63),
+        ("cid", 3),
+        ("cid", 0xFFFF_FFFF),
+        ("boot_timeout_s", 0),
+        ("boot_timeout_s", float("nan")),
+        ("instance_id", "i-xyz"),
+        ("colour", "red"),
+    ],
+)
+def test_configurations_that_cannot_be(name: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=name):
+        EnclaveConfig.model_validate({"eif_path": "a.eif", name: value})
+
+
+def test_a_configuration_does_not_change() -> None:
+    config = EnclaveConfig(eif_path=Path("a.eif"))
+
+    with pytest.raises(ValidationError):
+        config.cid = 5  # type: ignore[misc]
+
+
+def test_two_enclaves_one_after_the_other(image: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    results = [Enclave(EnclaveConfig(eif_path=image)).run() for _ in range(2)]
+
+    assert [result.exit_code for result in results] == [ExitCode.ENDED] * 2
+    assert results[0].module_id != results[1].module_id
+    assert results[0].measurements == results[1].measurements
+    assert capfd.readouterr().out == "hihi"
