@@ -1,4 +1,4 @@
-"""What is run at length by hand (`nox -s soak`, `nox -s userland`), as far as every change can wait for it."""
+"""What runs at length by hand (`nox -s soak`, `nox -s userland`), as far as every change can wait for it."""
 
 import subprocess
 import sys
