@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
@@ -178,6 +179,8 @@ def _run(arguments: argparse.Namespace, started_s: float) -> int:
         if not arguments.quiet:
             print(f"{PROGRAM}: {text}", file=sys.stderr, flush=True)
 
+    level = logging.ERROR if arguments.quiet else logging.WARNING
+    logging.basicConfig(format=f"{PROGRAM}: %(message)s", level=level)
     try:
         given = {name: value for name, value in options.items() if value is not None}
         config = EnclaveConfig(eif_path=path, debug_mode=arguments.debug_mode, **given)

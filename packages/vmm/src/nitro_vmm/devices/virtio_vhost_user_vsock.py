@@ -170,7 +170,7 @@ class VhostUserVsockDevice:
         def resume() -> None:
             self._daemon, self._retry_at_s = daemon, None
             self._epoll.register(daemon.fileno(), select.EPOLLIN)
-            logger.info("vsock: the back-end at %s is back", self._path)
+            logger.warning("vsock: the back-end at %s is back", self._path)
             if self._config != before:
                 self._tell_transport_reset()
             self._start([self._used_index(layout) for layout in self._rings])
