@@ -287,6 +287,17 @@ def test_an_offered_interrupt_waits_while_interrupts_are_off(guest: Guest) -> No
     assert guest.cpu.taken
 
 
+def test_an_interrupt_whose_stack_is_in_no_tss_is_an_invalid_tss(guest: Guest) -> None:
+    guest.gate(0x31, HLT, kind=INTERRUPT_GATE | 1)
+    guest.gate(10, f"58 {STORE_RAX} b801000000 48890425 08302000 {HLT}")
+
+    guest.cpu.offer(0x31)
+    assert guest.run(f"{LIDT} fb ebfe") is Stopped.HALTED
+
+    assert guest.result == 0
+    assert struct.unpack("<Q", guest.ram.slice(RESULT + 8, 8)) == (1,)
+
+
 def test_a_halted_guest_goes_on_with_an_interrupt(guest: Guest) -> None:
     guest.gate(0x31, "48cf")
     assert guest.run(f"{LIDT} fb {HLT} b807000000 {STORE_RAX} fa {HLT}") is Stopped.HALTED

@@ -51,6 +51,8 @@ RFLAGS_RESERVED: Final = 2
 FLAT_CODE: Final = 0x00A0_9B00
 FLAT_DATA: Final = 0x00C0_9300
 FLAT_LIMIT: Final = 0xFFFF_FFFF
+EMPTY_TSS: Final = 0x8B00
+"""Present and busy, as after a reset: QEMU aborts the process when an interrupt needs one that is not."""
 
 
 class Bus(Protocol):
@@ -133,6 +135,7 @@ class Cpu:
         uc.reg_write(x86.UC_X86_REG_MSR, (MSR_EFER, EFER_LONG_MODE))
         uc.reg_write(x86.UC_X86_REG_CR0, CR0_PG_ET_PE)
         uc.reg_write(x86.UC_X86_REG_GDTR, (0, entry.gdt_address, entry.gdt_limit, 0))
+        uc.reg_write(x86.UC_X86_REG_TR, (0, 0, 0, EMPTY_TSS))
         for index in range(6):
             code = index == CS
             selector = entry.code_selector if code else entry.data_selector
