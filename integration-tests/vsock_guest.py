@@ -1,4 +1,4 @@
-"""A real guest on the vsock daemon: QEMU, a kernel, and guest/vsock_agent.c as its first process.
+"""A real guest with a vsock device: a machine, a kernel, and guest/vsock_agent.c as its first process.
 
 The agent takes orders over a vsock connection of its own, so a test reads like what it makes the guest do.
 """
@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -30,20 +31,61 @@ import images  # noqa: E402
 
 CONTROL_PORT = 9999
 ORDER_TIMEOUT_S = 300.0
+MEMORY_MIB = 256
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 MODULES = ("vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport")
 """In the order in which they have to be loaded."""
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(Protocol):
     """A kind of machine, with a kernel that finds its devices."""
+
+    def command(self, directory: Path, cid: int) -> list[str]:
+        """How to start it, with its console on standard output."""
+        ...
+
+
+@dataclass(frozen=True)
+class Qemu:
+    """QEMU, on the daemon."""
 
     kernel: Path
     initramfs: Path
     options: tuple[str, ...]
     device: str
     append: str = "console=ttyS0 quiet panic=-1"
+
+    def command(self, directory: Path, cid: int) -> list[str]:
+        return [
+            *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"),
+            *("-accel", "tcg", "-no-reboot"),
+            *self.options,
+            *("-m", f"{MEMORY_MIB}M", "-smp", "1"),
+            *("-object", f"memory-backend-memfd,id=memory,size={MEMORY_MIB}M,share=on"),
+            *("-serial", "stdio"),
+            *("-kernel", str(self.kernel), "-initrd", str(self.initramfs), "-append", self.append),
+            *("-chardev", f"socket,id=vhost,path={directory}/vhost{cid}"),
+            *("-device", f"{self.device},chardev=vhost"),
+        ]
+
+
+@dataclass(frozen=True)
+class Vmm:
+    """Our own machine: on the daemon, or with vsock in its process."""
+
+    image: Path
+    on_daemon: bool
+
+    def command(self, directory: Path, cid: int) -> list[str]:
+        vsock = (
+            ["--vsock", f"vhost-user:{directory}/vhost{cid}"]
+            if self.on_daemon
+            else ["--vsock-path", f"{directory}/vsock{cid}", "--cid", str(cid)]
+        )
+        # The agent sends no heartbeat.
+        timeout = ["--boot-timeout-s", str(24 * 3600)]
+        memory = ["--memory-mib", str(MEMORY_MIB)]
+        return [images.command("vmm"), "run", str(self.image), *memory, *timeout, *vsock]
 
 
 def build_agent(directory: Path) -> bytes:
@@ -73,14 +115,28 @@ def write_initramfs(path: Path, agent: bytes, modules: list[tuple[str, bytes]]) 
     return path
 
 
-def microvm(directory: Path, *, legacy: bool) -> Machine:
-    """QEMU's microvm, which its nitro-enclave is made of: virtio-mmio, and a kernel like AWS's."""
+def nitro_kernel() -> Path:
+    """A kernel like AWS's, or a skip."""
     try:
-        kernel = images.nitro_kernel()
+        return images.nitro_kernel()
     except images.ImageError as error:
         pytest.skip(str(error))
-    return Machine(
-        kernel,
+
+
+def vmm_image(directory: Path) -> Path:
+    """An enclave image of the agent."""
+    image = directory / "agent.eif"
+    ramdisk = write_initramfs(directory / "agent.cpio", build_agent(directory), [])
+    build = [images.command("eif"), "build", "--kernel", nitro_kernel(), "--ramdisk", ramdisk]
+    options = ["--cmdline", "console=ttyS0 quiet panic=-1 reboot=k", "--output", image]
+    subprocess.run([*build, *options], check=True, stdout=subprocess.DEVNULL)
+    return image
+
+
+def microvm(directory: Path, *, legacy: bool) -> Qemu:
+    """QEMU's microvm, which its nitro-enclave is made of: virtio-mmio, and a kernel like AWS's."""
+    return Qemu(
+        nitro_kernel(),
         write_initramfs(directory / "microvm.cpio", build_agent(directory), []),
         (
             *("-M", "microvm,acpi=off,memory-backend=memory"),
@@ -91,7 +147,7 @@ def microvm(directory: Path, *, legacy: bool) -> Machine:
     )
 
 
-def q35(directory: Path) -> Machine:
+def q35(directory: Path) -> Qemu:
     """An ordinary PC with PCI, and Debian's kernel."""
     try:
         package = debian.Apt().package(KERNEL_PACKAGE)
@@ -102,7 +158,7 @@ def q35(directory: Path) -> Machine:
     modules = [
         (f"{name}.ko", lzma.decompress(next(root.rglob(f"{name}.ko.xz")).read_bytes())) for name in MODULES
     ]
-    return Machine(
+    return Qemu(
         next(root.glob("boot/vmlinuz-*")),
         write_initramfs(directory / "q35.cpio", build_agent(directory), modules),
         ("-M", "q35,memory-backend=memory"),
@@ -117,6 +173,7 @@ class Guest:
     process: subprocess.Popen[bytes]
     directory: Path
     cid: int
+    listener: socket.socket
     control: socket.socket = field(init=False)
     _lines: io.TextIOWrapper = field(init=False)
 
@@ -124,13 +181,13 @@ class Guest:
     def uds_path(self) -> Path:
         return self.directory / f"vsock{self.cid}"
 
-    def wait(self, listener: socket.socket) -> None:
-        """Until the agent has connected."""
-        listener.settimeout(ORDER_TIMEOUT_S)
+    def wait(self) -> None:
+        """Until the agent has connected, for the first time or again."""
+        self.listener.settimeout(ORDER_TIMEOUT_S)
         try:
-            self.control, _ = listener.accept()
+            self.control, _ = self.listener.accept()
         except TimeoutError:
-            pytest.fail(f"the guest did not come up:\n{self.console()[-2000:]}")
+            pytest.fail(f"the guest did not come up:\n{self.log()}{self.console()[-2000:]}")
         self.control.settimeout(ORDER_TIMEOUT_S)
         self._lines = self.control.makefile("r")
 
@@ -139,6 +196,10 @@ class Guest:
         if hasattr(self, "control"):
             self._lines.close()
             self.control.close()
+
+    def log(self) -> str:
+        """What the machine said of itself."""
+        return (self.directory / f"machine{self.cid}.log").read_text(errors="replace")
 
     def console(self) -> str:
         return (self.directory / f"console{self.cid}").read_text(errors="replace")
@@ -152,7 +213,7 @@ class Guest:
         try:
             return self._lines.readline().strip()
         except TimeoutError:
-            pytest.fail(f"the guest does not answer:\n{self.console()[-2000:]}")
+            pytest.fail(f"the guest does not answer:\n{self.log()}{self.console()[-2000:]}")
 
     def do(self, *words: object) -> str:
         self.order(*words)
@@ -201,8 +262,9 @@ def daemon(directory: Path, *cids: int, options: tuple[str, ...] = ()) -> Iterat
     try:
         wait_for_sockets(process, *(directory / f"vhost{cid}" for cid in cids))
         yield process
-        process.terminate()
-        assert process.wait(30) == 0, (directory / "daemon.log").read_text()
+        if process.returncode is None:  # the test has not killed it
+            process.terminate()
+            assert process.wait(30) == 0, (directory / "daemon.log").read_text()
     finally:
         process.kill()
         process.wait()
@@ -217,32 +279,21 @@ def wait_for_sockets(process: subprocess.Popen[bytes], *paths: Path) -> None:
 
 
 @contextlib.contextmanager
-def guest(machine: Machine, directory: Path, cid: int, *, memory_mib: int = 256) -> Iterator[Guest]:
+def guest(machine: Machine, directory: Path, cid: int) -> Iterator[Guest]:
     """A guest whose agent has connected."""
-    qemu = shutil.which("qemu-system-x86_64")
-    if qemu is None:
-        pytest.skip("no qemu-system-x86_64; Debian's package is qemu-system-x86")
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         control = directory / f"vsock{cid}_{CONTROL_PORT}"
         control.unlink(missing_ok=True)
         listener.bind(os.fspath(control))
         listener.listen(1)
-        process = subprocess.Popen(
-            [
-                *(qemu, "-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg", "-no-reboot"),
-                *machine.options,
-                *("-m", f"{memory_mib}M", "-smp", "1"),
-                *("-object", f"memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
-                *("-serial", f"file:{directory}/console{cid}"),
-                *("-kernel", machine.kernel, "-initrd", machine.initramfs, "-append", machine.append),
-                *("-chardev", f"socket,id=vhost,path={directory}/vhost{cid}"),
-                *("-device", f"{machine.device},chardev=vhost"),
-            ]
-        )
-        running = Guest(process, directory, cid)
+        console = stack.enter_context((directory / f"console{cid}").open("wb"))
+        log = stack.enter_context((directory / f"machine{cid}.log").open("wb"))
+        command = machine.command(directory, cid)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=log)
+        running = Guest(process, directory, cid, listener)
         try:
-            running.wait(listener)
+            running.wait()
             yield running
         finally:
             process.kill()

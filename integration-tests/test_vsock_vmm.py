@@ -1,0 +1,63 @@
+"""Our own machine: vsock in its process, and on the daemon, which may die and come back."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("nitro_vmm.cli", reason="there is no `vmm run`; install nitro-vmm")
+
+from vsock_guest import Guest, Vmm, daemon, echoing, guest, vmm_image
+from vsock_scenarios import CID, MIB, DaemonScenarios, Scenarios
+
+BULK = 32 * MIB
+"""The guest's own checksums and copies are what takes long."""
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return vmm_image(tmp_path_factory.mktemp("image"))
+
+
+@pytest.fixture(scope="class")
+def machine(request: pytest.FixtureRequest, image: Path) -> Vmm:
+    return Vmm(image, on_daemon=issubclass(request.cls, DaemonScenarios))
+
+
+@pytest.fixture(scope="class")
+def vm(machine: Vmm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    directory = tmp_path_factory.mktemp("vm")
+    host = daemon(directory, CID) if machine.on_daemon else contextlib.nullcontext()
+    with host, guest(machine, directory, CID) as running:
+        yield running
+
+
+class TestInProcess(Scenarios):
+    """``--vsock-path``."""
+
+    bulk = BULK
+
+
+class TestOnDaemon(DaemonScenarios):
+    """``--vsock vhost-user:PATH``."""
+
+    bulk = BULK
+
+    def test_a_daemon_that_dies_and_comes_back(self, machine: Vmm, tmp_path: Path) -> None:
+        with daemon(tmp_path, CID) as first, guest(machine, tmp_path, CID) as vm:
+            vm.do("echo", 7000)
+            with vm.connect(7000) as connection:
+                first.kill()
+                assert connection.recv(1) == b""
+            first.wait()
+            vm.close()
+            with daemon(tmp_path, CID):
+                vm.wait()
+                assert f"vmm: vsock: the back-end at {tmp_path}/vhost{CID} is gone" in vm.log()
+                assert f"vmm: vsock: the back-end at {tmp_path}/vhost{CID} is back\n" in vm.log()
+                with vm.connect(7000) as connection:
+                    connection.sendall(b"hello")
+                    assert connection.recv(5) == b"hello"
+                with echoing(vm.listen(5000)):
+                    assert vm.do("many", 2, 5000, 20).startswith("ok 20 of 20")
