@@ -25,6 +25,7 @@ MANIFESTS = {
 PACKAGES = list(MANIFESTS)
 BENCHES = {
     "launch": "tools/bench_boot.py",
+    "idle": "tools/bench_idle.py",
     "eif": "packages/eif/bench/measure.py",
     "nsm": "packages/nsm/bench/rates.py",
     "vsock": "packages/vsock/bench/compare.py",
