@@ -1,6 +1,6 @@
 """Measure what an enclave costs that waits: ``python tools/bench_idle.py``.
 
-The application sleeps; what counts is the processor time of the whole machine between two words that it prints.
+The application sleeps; what counts is the whole machine's processor time between two words that it prints.
 """
 
 import argparse
