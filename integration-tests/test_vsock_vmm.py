@@ -9,10 +9,7 @@ import pytest
 pytest.importorskip("nitro_vmm.cli", reason="there is no `vmm run`; install nitro-vmm")
 
 from vsock_guest import Guest, Vmm, daemon, echoing, guest, vmm_image
-from vsock_scenarios import CID, MIB, DaemonScenarios, Scenarios
-
-BULK = 32 * MIB
-"""The guest's own checksums and copies are what takes long."""
+from vsock_scenarios import CID, DaemonScenarios, Scenarios
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +33,9 @@ def vm(machine: Vmm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest
 class TestInProcess(Scenarios):
     """``--vsock-path``."""
 
-    bulk = BULK
-
 
 class TestOnDaemon(DaemonScenarios):
     """``--vsock vhost-user:PATH``."""
-
-    bulk = BULK
 
     def test_a_daemon_that_dies_and_comes_back(self, machine: Vmm, tmp_path: Path) -> None:
         with daemon(tmp_path, CID) as first, guest(machine, tmp_path, CID) as vm:

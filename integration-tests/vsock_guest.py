@@ -127,8 +127,8 @@ def vmm_image(directory: Path) -> Path:
     """An enclave image of the agent."""
     image = directory / "agent.eif"
     ramdisk = write_initramfs(directory / "agent.cpio", build_agent(directory), [])
-    build = [images.command("eif"), "build", "--kernel", nitro_kernel(), "--ramdisk", ramdisk]
-    options = ["--cmdline", "console=ttyS0 quiet panic=-1 reboot=k", "--output", image]
+    build = [images.command("eif"), "build", "--kernel", str(nitro_kernel()), "--ramdisk", str(ramdisk)]
+    options = ["--cmdline", "console=ttyS0 quiet panic=-1 reboot=k", "--output", str(image)]
     subprocess.run([*build, *options], check=True, stdout=subprocess.DEVNULL)
     return image
 
