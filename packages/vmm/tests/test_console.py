@@ -98,7 +98,7 @@ def test_everything_arrives_in_order() -> None:
 
     for piece in pieces:
         writer.write(piece)
-    writer.close(timeout_s=30)
+    writer.close()
     os.close(write_end)
     reader.join()
     os.close(read_end)
@@ -123,7 +123,7 @@ def test_a_writer_waits_for_its_reader_until_it_is_abandoned() -> None:
     thread.join()
 
     assert done.is_set()
-    writer.close(timeout_s=0)
+    writer.close()
     os.close(read_end)  # the writer's thread ends, because nobody reads any more
     writer._thread.join()
     os.close(write_end)
@@ -136,7 +136,25 @@ def test_nobody_reads() -> None:
 
     writer.write(b"lost")
     writer.write(b"lost, too")
-    writer.close(timeout_s=30)
+    writer.close()
 
     assert not writer._thread.is_alive()
     os.close(write_end)
+
+
+def test_a_descriptor_that_does_not_block_loses_nothing() -> None:
+    text = bytes(range(256)) * 1000
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    arrived: list[bytes] = []
+    writer = ConsoleWriter(write_end)
+    writer.write(text)
+    reader = threading.Thread(target=lambda: arrived.append(read_all(read_end)))
+    reader.start()
+
+    writer.close()
+    os.close(write_end)
+    reader.join()
+    os.close(read_end)
+
+    assert arrived == [text]

@@ -2,12 +2,15 @@
 
 import os
 import re
+import select
 import threading
 import time
 from typing import Final
 
 BUFFER_BYTES_MAX: Final = 256 << 10
 BATCH_S: Final = 0.005
+ABANDONED_S: Final = 0.5
+"""How long the last output may take to be written when the machine was told to end."""
 LINE_BYTES_MAX: Final = 1024
 
 PANIC: Final = re.compile(rb"(?:^|\] )Kernel panic - not syncing: ?(.*)")
@@ -43,12 +46,12 @@ class ConsoleWriter:
             self._abandoned = True
             self._changed.notify_all()
 
-    def close(self, timeout_s: float = 0.5) -> None:
-        """Write what is left, unless the reader takes too long."""
+    def close(self) -> None:
+        """Write what is left, however long the reader takes; after `abandon`, only what it takes at once."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(timeout_s)
+        self._thread.join(ABANDONED_S if self._abandoned else None)
 
     def _run(self) -> None:
         while True:
@@ -64,7 +67,10 @@ class ConsoleWriter:
                 self._changed.notify_all()
             try:
                 while data:
-                    del data[: os.write(self._fd, data)]
+                    try:
+                        del data[: os.write(self._fd, data)]
+                    except BlockingIOError:  # whoever shares the descriptor made it non-blocking
+                        select.select([], [self._fd], [])
             except OSError:  # nobody reads any more
                 self._fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
@@ -82,7 +88,7 @@ class PanicWatch:
         self._line = bytearray()
 
     def feed(self, data: bytes) -> bool:
-        """Look at output; true once, when the kernel has said all it had to say about its panic."""
+        """Look at output; true when the kernel has said all it had to say about its panic."""
         over = False
         for piece in data.splitlines(keepends=True):
             self._line += piece[: LINE_BYTES_MAX - len(self._line)]

@@ -70,7 +70,8 @@ class Machine:
         memory: Its RAM, with the kernel loaded.
         tsc_hz: The frequency of the time stamp counter.
         nsm: The security module, virtio device 0.
-        console: Called with what the guest prints, in the processor's thread.
+        console: Called with what the guest prints, in the processor's thread; it may wait, for the bus
+            lock is not held.
         console_ready: Called when the console takes input again after it has refused some.
 
     Raises:
@@ -92,7 +93,9 @@ class Machine:
         self._devices = AddressSpace()
         self._slots = 0
         line = self._interrupts.io_apic.line
-        self._serial = Serial(line(at.COM1_IRQ), console, console_ready)
+        self._console = console
+        self._printed = bytearray()
+        self._serial = Serial(line(at.COM1_IRQ), self._printed.extend, console_ready)
         self._devices.add_ports(at.COM1, COM1_PORTS, self._serial)
         i8042 = I8042(lambda: self._finish(End.REBOOT))
         for port in I8042_PORTS:
@@ -177,6 +180,10 @@ class Machine:
             self._devices.write_port(port, size, value)
         finally:
             self._interrupts.leave()
+        if self._printed:
+            data = bytes(self._printed)
+            self._printed.clear()
+            self._console(data)
 
     def read_memory(self, address: int, size: int) -> int:
         """A load outside RAM."""
