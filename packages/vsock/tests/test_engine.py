@@ -6,6 +6,7 @@ import resource
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, nullcontext, suppress
@@ -102,7 +103,7 @@ class Bench:
         """A connection that the host opened, and the port of its end."""
         sock = self.dial(b"CONNECT %d\n" % port)
         (request,) = self.guest.packets()
-        assert request.op is Op.REQUEST
+        assert request.op == Op.REQUEST
         self.guest.send(Op.RESPONSE, port, request.header.src_port)
         assert sock.recv(100) == b"OK %d\n" % port
         return sock, request.header.src_port
@@ -114,7 +115,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         yield Bench(tmp_path, stack)
 
 
-def ops(packets: list[Packet]) -> list[Op]:
+def ops(packets: list[Packet]) -> list[int]:
     return [packet.op for packet in packets]
 
 
@@ -130,7 +131,7 @@ def test_a_guest_connects_to_a_unix_socket_under_either_host_cid(bench: Bench, c
     guest, listener = bench.start(), bench.listen(9000)
     guest.send(Op.REQUEST, 99, 9000, host_cid=cid)
     (response,) = guest.packets()
-    assert response.op is Op.RESPONSE
+    assert response.op == Op.RESPONSE
     assert (response.header.src_cid, response.header.dst_cid) == (cid, CID)
     assert (response.header.src_port, response.header.dst_port) == (9000, 99)
     assert response.header.buf_alloc == WINDOW
@@ -148,7 +149,7 @@ def test_a_port_where_nobody_listens_is_refused_at_once(bench: Bench) -> None:
     guest = bench.start()
     guest.send(Op.REQUEST, 99, 5000)
     (reset,) = guest.packets()
-    assert reset.op is Op.RST
+    assert reset.op == Op.RST
     assert (reset.header.src_cid, reset.header.src_port, reset.header.dst_port) == (2, 5000, 99)
 
 
@@ -207,7 +208,7 @@ def test_what_follows_the_connect_line_is_delivered(bench: Bench) -> None:
     host = bench.dial(b"CONNECT 52\nearly ")
     host.send(b"bird")
     (request,) = guest.packets()
-    assert request.op is Op.REQUEST
+    assert request.op == Op.REQUEST
     guest.send(Op.RESPONSE, 52, request.header.src_port)
     assert data(guest.packets()) == b"early bird"
 
@@ -273,7 +274,7 @@ def test_hundreds_that_connect_and_close_at_once_leave_nothing(bench: Bench) -> 
         else:
             guest.send(Op.RESPONSE, 52, request.header.src_port)
             (shutdown,) = guest.packets()
-            assert shutdown.op is Op.SHUTDOWN
+            assert shutdown.op == Op.SHUTDOWN
             assert shutdown.header.flags == Shutdown.BOTH
             guest.send(Op.RST, 52, request.header.src_port)
     assert open_descriptors() == before
@@ -298,7 +299,7 @@ def test_a_packet_of_no_connection_is_answered_with_rst(bench: Bench, op: int) -
     guest = bench.start()
     guest.send(op, 99, 5000, b"data" if op == Op.RW else b"", host_cid=3)
     (reset,) = guest.packets()
-    assert reset.op is Op.RST
+    assert reset.op == Op.RST
     assert (reset.header.src_cid, reset.header.dst_cid) == (3, CID)
     assert (reset.header.src_port, reset.header.dst_port) == (5000, 99)
 
@@ -503,7 +504,7 @@ def test_a_host_program_that_ends_its_stream_still_gets_the_answer(bench: Bench)
     guest.send(Op.RW, 99, 5000, b"answer")
     assert host.recv(100) == b"answer"
     guest.send(Op.SHUTDOWN, 99, 5000, flags=Shutdown.BOTH)
-    assert ops(guest.packets())[-1] is Op.RST
+    assert ops(guest.packets())[-1] == Op.RST
     assert host.recv(100) == b""
 
 
@@ -562,7 +563,7 @@ def test_all_that_a_guest_sent_before_it_closed_arrives_at_a_slow_reader(bench: 
     for block in sent:
         guest.send(Op.RW, 99, 5000, block)
     guest.send(Op.SHUTDOWN, 99, 5000, flags=Shutdown.BOTH)
-    assert ops(guest.packets())[-1] is Op.RST
+    assert ops(guest.packets())[-1] == Op.RST
     assert bench.engine.counters().buffered_bytes > 0
     received = drain(host, guest)
     assert received == b"".join(sent)
@@ -586,7 +587,7 @@ def test_a_host_program_that_closes_with_data_unread_resets(bench: Bench) -> Non
     host = bench.guest_opens()
     guest.send(Op.RW, 99, 5000, b"unread")
     host.close()
-    assert ops(guest.packets())[-1] is Op.RST
+    assert ops(guest.packets())[-1] == Op.RST
 
 
 def test_a_host_program_that_stops_reading_is_told_to_the_guest(bench: Bench) -> None:
@@ -611,6 +612,22 @@ def test_a_slow_host_program_does_not_block_the_ring(bench: Bench) -> None:
         guest.send(Op.RW, 99, 5000, bytes(64 << 10))
     guest.send(Op.RW, 100, 6000, b"others go on")
     assert fast.recv(100) == b"others go on"
+
+
+def test_a_host_program_that_was_slow_once_has_room_for_the_window(bench: Bench) -> None:
+    bench.start()
+    host = bench.guest_opens()
+    held = []
+    for _ in range(2):
+        for _ in range(4):
+            bench.guest.send(Op.RW, 99, 5000, bytes(WINDOW // 4))
+        held.append(bench.engine.counters().buffered_bytes)
+        left = WINDOW
+        while left:
+            left -= len(host.recv(left))
+            bench.guest.packets()
+    assert held[0] > 0
+    assert held[1] == 0
 
 
 def test_credit_comes_back_as_the_host_program_reads(bench: Bench) -> None:
@@ -657,7 +674,7 @@ def test_no_more_is_sent_than_the_guest_has_room_for(bench: Bench) -> None:
     host.sendall(payload)
     got = guest.packets()
     assert data(got) == payload[:10_000]
-    assert ops(got)[-1] is Op.CREDIT_REQUEST
+    assert ops(got)[-1] == Op.CREDIT_REQUEST
     assert not readable(bench.engine), "no spinning"
     guest.send(Op.CREDIT_UPDATE, 99, 5000, buf_alloc=10_000, fwd_cnt=10_000)
     assert data(guest.packets()) == payload[10_000:20_000]
@@ -684,9 +701,9 @@ def test_small_packets_are_metered(bench: Bench) -> None:
     for _ in range(390):
         host.send(b"x" * 200)
         got += guest.packets()
-    in_flight = len([packet for packet in got if packet.op is Op.RW])
+    in_flight = len([packet for packet in got if packet.op == Op.RW])
     assert in_flight * 600 <= 0.76 * WINDOW
-    assert ops(got)[-1] is Op.CREDIT_REQUEST
+    assert ops(got)[-1] == Op.CREDIT_REQUEST
     taken = len(data(got))
     guest.send(Op.CREDIT_UPDATE, 99, 5000, fwd_cnt=taken)
     assert taken + len(data(guest.packets())) == 390 * 200
@@ -699,7 +716,7 @@ def test_a_guest_that_is_silent_about_small_packets_is_asked_again(bench: Bench)
     for _ in range(390):
         host.send(b"x" * 20)
         last = guest.packets() or last
-    assert ops(last)[-1] is Op.CREDIT_REQUEST
+    assert ops(last)[-1] == Op.CREDIT_REQUEST
     delay = bench.engine.turn()
     assert delay is not None
     bench.clock.now += delay
@@ -857,7 +874,7 @@ def test_connect_gives_a_socket_joined_with_the_guest(bench: Bench) -> None:
         assert host.recv(100) == b"answer"
     with bench.engine.connect(53) as host:
         host.settimeout(5)
-        (request,) = [packet for packet in guest.packets() if packet.op is Op.REQUEST]
+        (request,) = [packet for packet in guest.packets() if packet.op == Op.REQUEST]
         guest.send(Op.RST, 53, request.header.src_port)
         assert host.recv(100) == b""
 
@@ -869,7 +886,7 @@ def test_adopt_tells_whether_the_guest_accepted(bench: Bench) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             bench.engine.adopt(ours, 52, on_result=results.append)
-            (request,) = [packet for packet in guest.packets() if packet.op is Op.REQUEST]
+            (request,) = [packet for packet in guest.packets() if packet.op == Op.REQUEST]
             guest.send(answer, 52, request.header.src_port)
     assert results == [True, False]
     bench.engine.detach()
@@ -1041,6 +1058,23 @@ def test_run_serves_in_a_thread_until_it_is_stopped_or_closed(bench: Bench) -> N
         end()
         thread.join(10)
         assert not thread.is_alive()
+
+
+def test_an_engine_that_looks_before_it_sleeps_still_sleeps(bench: Bench) -> None:
+    bench.start(spin_s=0.01)
+    thread = threading.Thread(target=bench.engine.run)
+    thread.start()
+    with socket.socket(socket.AF_UNIX) as host:
+        host.connect(str(bench.path))
+        for byte in b"CONNECT 52\n":
+            host.send(bytes([byte]))  # short sleeps make it look
+    before = time.process_time()
+    time.sleep(0.5)
+    used = time.process_time() - before
+    bench.engine.stop()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert used < 0.25, "looking for 10 ms after each of a few events is not half a second of it"
 
 
 def test_an_interrupt_may_take_a_lock_that_the_machine_holds_while_it_attaches(bench: Bench) -> None:
@@ -1226,7 +1260,7 @@ def test_messages_longer_than_the_window_reset(bench: Bench) -> None:
     bench.accept(listener)
     for _ in range(3):
         guest.send(Op.RW, 99, 5000, bytes(32768), type=2)
-    assert ops(guest.packets())[-1] is Op.RST
+    assert ops(guest.packets())[-1] == Op.RST
 
 
 # Siblings
@@ -1276,7 +1310,7 @@ def test_siblings_exchange_packets_cut_to_the_receivers_buffers(kind: int) -> No
 
         a.send(Op.SHUTDOWN, 7, 80, host_cid=101, type=kind, flags=Shutdown.BOTH)
         run()
-        assert ops(a.packets())[-1] is Op.RST
+        assert ops(a.packets())[-1] == Op.RST
         assert b.packets()[-1].header.flags == Shutdown.BOTH
 
 

@@ -216,7 +216,7 @@ class Guest:
         while True:
             header, _ = self.receive()
             if header.op not in {Op.CREDIT_UPDATE, Op.CREDIT_REQUEST}:
-                assert header.op == op, f"{Op(header.op).name} instead of {Op(op).name}"
+                assert header.op == op, f"op {header.op} instead of {op}"
                 return header
 
     def connect(self, guest_port: int, host_port: int, **fields: int) -> None:
@@ -250,7 +250,7 @@ class Guest:
             elif header.op == Op.CREDIT_REQUEST:
                 self.send(Op.CREDIT_UPDATE, header.dst_port, header.src_port, dst_cid=header.src_cid)
             else:
-                assert header.op == Op.CREDIT_UPDATE, f"{Op(header.op).name} instead of data"
+                assert header.op == Op.CREDIT_UPDATE, f"op {header.op} instead of data"
         return data
 
 

@@ -96,7 +96,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--spin-us",
         metavar="US",
-        help="look so long for more before every sleep: quicker, for more CPU (default: 0)",
+        help="look so long for more before going to sleep, while that is worth it "
+        "(default: 30 for one guest on several processors, else 0)",
     )
     one.add_argument(
         "--publish",

@@ -68,8 +68,8 @@ class VsockConfig(BaseModel):
     """How long a host program may take to read what a guest sent before it closed the connection."""
 
     spin_s: Annotated[float, Field(ge=0, le=0.01)] = 0.0
-    """How long to look for work before going to sleep in `VsockEngine.run`: some 0.00005 make answers
-    faster where a processor is to spare, and keep it busy."""
+    """How long to look for work before going to sleep in `VsockEngine.run`, as long as looking pays: some
+    0.00003 make answers faster where a processor is to spare. An idle guest costs nothing either way."""
 
     allowed_uids: frozenset[int] = frozenset()
     """Users besides root and the one we run as whose programs may connect to the unix sockets."""

@@ -21,7 +21,6 @@ does not cover. What Linux makes of it, and we must fit:
 """
 
 from collections import deque
-from enum import Enum, auto
 from typing import Final
 
 from nitro_vsock.packet import COUNTER_MASK, HEADER, Address, Op, Shutdown, SocketType
@@ -36,32 +35,32 @@ CONTROL_ORDER: Final = (Op.REQUEST, Op.RESPONSE, Op.CREDIT_UPDATE, Op.CREDIT_REQ
 """Due control packets go out in this order. By the time SHUTDOWN is due, all data went before."""
 
 
-class State(Enum):
+class State:
     """Where a connection is in its life."""
 
-    REQUESTED = auto()
+    REQUESTED: Final = 1
     """We sent REQUEST, the guest has not answered."""
-    CONNECTING = auto()
+    CONNECTING: Final = 2
     """The guest sent REQUEST, the host's end is not there yet."""
-    ESTABLISHED = auto()
-    CLOSING = auto()
+    ESTABLISHED: Final = 3
+    CLOSING: Final = 4
     """We said that we neither send nor receive; the guest's RST is missing. Its data is dropped."""
-    CLOSED = auto()
+    CLOSED: Final = 5
 
 
-class Verdict(Enum):
+class Verdict:
     """What a packet from the guest means for the connection."""
 
-    NOTHING = auto()
-    ACCEPTED = auto()
+    NOTHING: Final = 1
+    ACCEPTED: Final = 2
     """The guest took our request: the connection is established."""
-    SHUTDOWN = auto()
+    SHUTDOWN: Final = 3
     """The guest will send or receive no more; see `Connection.guest_shutdown`."""
-    FINISHED = auto()
+    FINISHED: Final = 4
     """Over by agreement: answer RST and forget it."""
-    RESET = auto()
+    RESET: Final = 5
     """The guest reset it: forget it, answer nothing."""
-    VIOLATION = auto()
+    VIOLATION: Final = 6
     """Against the protocol: answer RST and forget it."""
 
 
@@ -99,7 +98,7 @@ class Connection:
     )
 
     def __init__(
-        self, address: Address, *, guest_cid: int, socket_type: SocketType, state: State, buf_alloc: int
+        self, address: Address, *, guest_cid: int, socket_type: SocketType, state: int, buf_alloc: int
     ) -> None:
         self.address = address
         self.guest_cid = guest_cid
@@ -124,31 +123,31 @@ class Connection:
         self.guest_shutdown = self.shutdown_sent = 0
         self.guest_may_send = False
         """The connection is established (or closing), and the guest has not ended its stream."""
-        self.pending = 1 << Op.REQUEST if state is State.REQUESTED else 0
+        self.pending = 1 << Op.REQUEST if state == State.REQUESTED else 0
 
     # What the guest sends
 
-    def receive(self, op: int, flags: int, buf_alloc: int, fwd_cnt: int) -> Verdict:
-        """Take in any packet but RW."""
+    def receive(self, op: int, flags: int, buf_alloc: int, fwd_cnt: int) -> int:
+        """Take in any packet but RW; returns a `Verdict`."""
         self.update_credit(buf_alloc, fwd_cnt)
         state = self.state
         match op:
             case Op.RST:
                 self.state = State.CLOSED
                 return Verdict.RESET
-            case Op.RESPONSE if state is State.REQUESTED:
+            case Op.RESPONSE if state == State.REQUESTED:
                 self.state, self.guest_may_send = State.ESTABLISHED, True
                 return Verdict.ACCEPTED
-            case Op.SHUTDOWN if state is not State.REQUESTED:
+            case Op.SHUTDOWN if state != State.REQUESTED:
                 self.guest_shutdown |= flags & Shutdown.BOTH
-                self.guest_may_send &= not flags & Shutdown.SEND
+                self.guest_may_send = self.guest_may_send and not flags & Shutdown.SEND
                 if self.guest_shutdown == Shutdown.BOTH:
                     self.state = State.CLOSED
                     return Verdict.FINISHED
                 return Verdict.SHUTDOWN
-            case Op.CREDIT_UPDATE if state in {State.ESTABLISHED, State.CLOSING}:
+            case Op.CREDIT_UPDATE if state in (State.ESTABLISHED, State.CLOSING):
                 return Verdict.NOTHING
-            case Op.CREDIT_REQUEST if state in {State.ESTABLISHED, State.CLOSING}:
+            case Op.CREDIT_REQUEST if state in (State.ESTABLISHED, State.CLOSING):
                 self.pending |= 1 << Op.CREDIT_UPDATE
                 return Verdict.NOTHING
         self.state = State.CLOSED
@@ -236,8 +235,9 @@ class Connection:
 
     def next_control(self) -> bytes | None:
         """The header of the control packet that is due first; None when none is."""
-        for op in CONTROL_ORDER:
-            if self.pending & 1 << op:
-                self.pending &= ~(1 << op)
-                return self.header(op, 0, self.shutdown_sent if op is Op.SHUTDOWN else 0)
+        if self.pending:
+            for op in CONTROL_ORDER:
+                if self.pending & 1 << op:
+                    self.pending &= ~(1 << op)
+                    return self.header(op, 0, self.shutdown_sent if op == Op.SHUTDOWN else 0)
         return None

@@ -39,6 +39,7 @@ from nitro_vsock.host_side import (
     HostSide,
     UnixHostSide,
     UnixListener,
+    allowed_users,
     may_connect,
 )
 from nitro_vsock.link import Link
@@ -61,10 +62,12 @@ from nitro_vsock.transmit import TRANSMIT_BATCH, Transmitter
 ROUNDS_PER_TURN: Final = 16
 """Then the caller gets a word in, and calls again at once."""
 EPOLL_EVENTS_MAX: Final = 256
-ACCEPTS_PER_ROUND: Final = 16
 
 BAD_CHAINS_MAX: Final = 1024
 """Then the guest's driver is taken for broken, and the device stops."""
+
+SHORT_SLEEPS: Final = 3
+"""A sleep is short up to so many times the time to look for events instead; waking up is a part of it."""
 
 ACCEPT_RETRY_S: Final = 0.5
 """How long not to accept after the host ran out of descriptors."""
@@ -125,6 +128,9 @@ class VsockEngine:
         """Why the rings are not served any more, until `detach`; None while all is well."""
         self._router = router
         self._clock = clock
+        self._spin_s = config.spin_s
+        self._spin_pays = False
+        self._users = allowed_users(config.allowed_uids)
         self._lock = threading.RLock()
         self._wake_lock = threading.Lock()
         self._closed = self._stopping = self._running = False
@@ -149,7 +155,6 @@ class VsockEngine:
         self._links = Links(config, self._epoll, self._counters, self._schedule)
         self._opener = Opener(self._links, host_side, services or {}, self._find_sibling, self._post)
         self._listeners: dict[int, UnixListener] = {}
-        self._accepting: set[int] = set()
         try:
             if path is not None:
                 self._listen(path, SocketType.STREAM)
@@ -162,7 +167,7 @@ class VsockEngine:
     def _listen(self, path: Path, socket_type: SocketType) -> None:
         listener = UnixListener(path, socket_type)
         self._listeners[listener.socket.fileno()] = listener
-        self._epoll.register(listener.socket.fileno(), select.EPOLLIN | select.EPOLLET)
+        self._epoll.register(listener.socket.fileno(), select.EPOLLIN)
 
     def _find_sibling(self, cid: int) -> "VsockEngine | None":
         return self._router.find(cid, seen_from=self) if self._router is not None else None
@@ -390,8 +395,10 @@ class VsockEngine:
         """One look at everything, after at most ``wait`` seconds; returns how long the next may wait."""
         detached = self._detached
         try:
-            events = self._spin() if wait != 0.0 and self.config.spin_s else []
-            events = events or self._epoll.poll(wait, EPOLL_EVENTS_MAX)
+            if wait != 0.0 and self._spin_s:
+                events = self._spin(wait)
+            else:
+                events = self._epoll.poll(wait, EPOLL_EVENTS_MAX)
         except (OSError, ValueError):
             if not self._closed:
                 raise
@@ -426,11 +433,21 @@ class VsockEngine:
                 self._epoll.modify(fd, SOCKET_EVENTS)
         return [(fd, event) for fd, event in events if fd in self._listeners]
 
-    def _spin(self) -> list[tuple[int, int]]:
-        end = time.perf_counter() + self.config.spin_s
-        events: list[tuple[int, int]] = []
-        while not events and time.perf_counter() < end:
-            events = self._epoll.poll(0, EPOLL_EVENTS_MAX)
+    def _spin(self, wait: float | None) -> list[tuple[int, int]]:
+        """Look for events for a while before going to sleep, as long as that is worth it.
+
+        It is until a look finds nothing, and again once a sleep turns out to have been a short one.
+        """
+        poll, begin = self._epoll.poll, time.perf_counter()
+        if self._spin_pays:
+            end = begin + self._spin_s
+            while begin < end:
+                events: list[tuple[int, int]] = poll(0, EPOLL_EVENTS_MAX)
+                if events:
+                    return events
+                begin = time.perf_counter()
+        events = poll(wait, EPOLL_EVENTS_MAX)
+        self._spin_pays = time.perf_counter() - begin < SHORT_SLEEPS * self._spin_s
         return events
 
     def _serve_all(self, events: list[tuple[int, int]]) -> bool:
@@ -442,16 +459,13 @@ class VsockEngine:
             elif fd in self._handshakes:
                 self._on_handshake(self._handshakes[fd])
             elif fd in self._listeners:
-                self._accepting.add(fd)
-        if self._accepting:
-            for fd in list(self._accepting):
-                self._accept(fd, self._listeners[fd])
+                self._accept(self._listeners[fd])
         if self._inbox:
             for _ in range(len(self._inbox)):
                 self._inbox.popleft()()
         if self._timers:
             self._expire()
-        busy = bool(self._accepting or self._inbox)
+        busy = bool(self._inbox)
         rings = self._rings
         if rings is None or self.failure:
             return busy
@@ -487,21 +501,22 @@ class VsockEngine:
 
     # Host programs that connect
 
-    def _accept(self, fd: int, listener: UnixListener) -> None:
+    def _accept(self, listener: UnixListener) -> None:
+        """Take one; if there are more, the next look at the events tells."""
         try:
-            for _ in range(ACCEPTS_PER_ROUND):
-                sock, _ = listener.socket.accept()
-                self._greet(sock, listener.socket_type)
+            sock, _ = listener.socket.accept()
         except BlockingIOError:
-            self._accepting.discard(fd)
+            return
         except OSError:  # no descriptors left: level with it later, not in a loop
-            self._accepting.discard(fd)
+            self._epoll.modify(listener.socket.fileno(), 0)
             self._schedule(None, ACCEPT_RETRY_S)
+            return
+        self._greet(sock, listener.socket_type)
 
     def _greet(self, sock: socket.socket, socket_type: SocketType) -> None:
         sock.setblocking(False)
         full = len(self._handshakes) >= self.config.half_open_max or self._links.full
-        if not self._opener.open or full or not may_connect(sock, self.config.allowed_uids):
+        if not self._opener.open or full or not may_connect(sock, self._users):
             self._counters.refused += 1
             sock.close()
             return
@@ -540,7 +555,7 @@ class VsockEngine:
     # From the host
 
     def _on_socket(self, link: Link, events: int) -> None:
-        if link.state is State.CONNECTING and link.socket is not None:
+        if link.state == State.CONNECTING and link.socket is not None:
             self._opener.host_connected(link)
             return
         if events & (select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
@@ -555,7 +570,7 @@ class VsockEngine:
                 if link.guest_shutdown & Shutdown.RECEIVE:
                     self._links.host_closed(link)
                     return
-            if not link.queued and link.state is State.ESTABLISHED:
+            if not link.queued and link.state == State.ESTABLISHED:
                 self._links.queue(link)
         if events & select.EPOLLOUT and link.holding:
             self._links.flush(link)
@@ -573,7 +588,8 @@ class VsockEngine:
         while self._timers and self._timers[0][0] <= now:
             deadline, _, what = heapq.heappop(self._timers)
             if what is None:
-                self._accepting.update(self._listeners)
+                for fd in self._listeners:
+                    self._epoll.modify(fd, select.EPOLLIN)
             elif isinstance(what, Handshake):
                 if self._handshakes.get(what.socket.fileno()) is what:
                     self._counters.refused += 1

@@ -112,9 +112,14 @@ def peer_uid(sock: socket.socket) -> int:
     return uid
 
 
-def may_connect(sock: socket.socket, allowed_uids: Iterable[int]) -> bool:
-    """Whether the other end is root, the user we run as, or one of those."""
-    return peer_uid(sock) in {0, os.geteuid(), *allowed_uids}
+def allowed_users(more: Iterable[int]) -> frozenset[int]:
+    """Whose programs may connect: root's, those of the user we run as now, and ``more``."""
+    return frozenset({0, os.geteuid(), *more})
+
+
+def may_connect(sock: socket.socket, users: frozenset[int]) -> bool:
+    """Whether the program at the other end is one of theirs."""
+    return peer_uid(sock) in users
 
 
 def _check_length(path: str, suffix_bytes: int) -> None:

@@ -21,6 +21,9 @@ IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 WIDTH_MIN: Final = 2
 WIDTH_MAX: Final = 64
 """Receive buffers of the guest filled by one system call."""
+SEND_BUFFER_BYTES: Final = 256 << 10
+"""What a unix socket's own buffer may hold, from the first time that the usual is too little: the default
+window, so a host program in its stride costs us no copy."""
 
 
 class Link(Connection):
@@ -30,6 +33,7 @@ class Link(Connection):
         "backlog",
         "deadline",
         "ending",
+        "fd",
         "greeting",
         "hangup",
         "lengths",
@@ -42,17 +46,21 @@ class Link(Connection):
         "segments",
         "socket",
         "stalled",
+        "stream",
+        "widened",
         "width",
         "write_closed",
     )
 
     def __init__(
-        self, address: Address, *, guest_cid: int, socket_type: SocketType, state: State, buf_alloc: int
+        self, address: Address, *, guest_cid: int, socket_type: SocketType, state: int, buf_alloc: int
     ) -> None:
         super().__init__(
             address, guest_cid=guest_cid, socket_type=socket_type, state=state, buf_alloc=buf_alloc
         )
+        self.stream = socket_type is SocketType.STREAM
         self.socket: socket.socket | None = None
+        self.fd = -1
         self.greeting = b""
         """What the host program is told when the guest accepts."""
         self.on_result: Callable[[bool], None] | None = None
@@ -68,6 +76,8 @@ class Link(Connection):
         """Of the messages in it."""
         self.write_closed = False
         """The host's socket takes no more."""
+        self.widened = False
+        """The socket's buffer is larger than usual."""
         self.lingering = False
         """The connection is over; the backlog is still to be delivered."""
         # From the host to the guest
@@ -90,7 +100,7 @@ class Link(Connection):
         return (
             self.readable
             and not self.stalled
-            and self.state is State.ESTABLISHED
+            and self.state == State.ESTABLISHED
             and not self.guest_shutdown & Shutdown.RECEIVE
         )
 
@@ -118,19 +128,34 @@ class Link(Connection):
         while segments and not self.backlog:
             batch, segments = segments[:IOV_MAX], segments[IOV_MAX:]
             try:
-                sent = self.socket.sendmsg(batch, (), socket.MSG_NOSIGNAL)
+                if len(batch) == 1:
+                    sent = self.socket.send(batch[0], socket.MSG_NOSIGNAL)
+                else:
+                    sent = self.socket.sendmsg(batch, (), socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 sent = 0
             except OSError:
                 self._stop_writing()
                 raise
-            if sent < sum(map(len, batch)):
-                for segment in batch:
+            for segment in batch:
+                length = len(segment)
+                if sent >= length:
+                    sent -= length
+                else:
                     self.backlog += segment[sent:]
-                    sent = max(0, sent - len(segment))
+                    sent = 0
         for segment in segments:
             self.backlog += segment
+        if self.backlog and not self.widened:
+            self._widen()
         self.forwarded(len(self.backlog))
+
+    def _widen(self) -> None:
+        """Let the socket hold more; that there is room now is an event like any other."""
+        self.widened = True
+        if self.socket is not None and self.socket.family == socket.AF_UNIX:
+            with suppress(OSError):
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
     def deliver_message(self) -> None:
         """The message is complete: pass it on, after what is held.
@@ -177,7 +202,7 @@ class Link(Connection):
         Of messages it gets it back when none is held, for then all that arrived is with the host or the
         beginning of one message; so what is held is bounded by the window and one message.
         """
-        if self.socket_type is SocketType.STREAM:
+        if self.stream:
             self.forwarded(len(self.backlog), drained=drained)
         elif not self.holding:
             self.forwarded(0, drained=drained)

@@ -17,14 +17,12 @@ from nitro_vsock.config import VsockConfig
 from nitro_vsock.connection import State
 from nitro_vsock.counters import Counters
 from nitro_vsock.link import Link
-from nitro_vsock.packet import Address, Header, Op, Shutdown, SocketType
+from nitro_vsock.packet import HEADER, Address, Op, Shutdown, SocketType
 
 RESETS_MAX: Final = 256
 """RSTs that wait for receive buffers; beyond it nothing is taken from the transmit ring, so that a guest that
 sends nonsense and offers no buffers cannot fill our memory (virtio 1.3 §5.10.6.1.2 wants such a bound)."""
 
-SEND_BUFFER_BYTES: Final = 256 << 10
-"""A unix socket's own buffer takes the default window, so a host program in its stride costs us no copy."""
 WINDOW_MIN: Final = 16 << 10
 """Window of connections that are opened while host programs leave much unread."""
 STALL_PROBE_S: Final = 0.2
@@ -52,6 +50,8 @@ class Links:
     ) -> None:
         self.config, self.counters, self.schedule = config, counters, schedule
         self._epoll = epoll
+        self._connections_max, self._guest_cid = config.connections_max, config.guest_cid
+        self._buf_alloc, self._buffered_bytes_max = config.buf_alloc, config.buffered_bytes_max
         self.by_address: dict[tuple[int, int, int], Link] = {}
         self.by_fd: dict[int, Link] = {}
         self.lingering: set[Link] = set()
@@ -67,22 +67,22 @@ class Links:
     @property
     def full(self) -> bool:
         """Whether there may be no more."""
-        return len(self) >= self.config.connections_max
+        return len(self.by_address) + len(self.lingering) >= self._connections_max
 
     @property
     def choked(self) -> bool:
         """Whether the guest has to take some RSTs before it may send on."""
         return len(self.resets) >= RESETS_MAX
 
-    def new(self, address: Address, socket_type: SocketType, state: State) -> Link:
+    def new(self, address: Address, socket_type: SocketType, state: int) -> Link:
         """A new connection, without its socket yet."""
-        left = self.config.buffered_bytes_max - self.counters.buffered_bytes
+        left = self._buffered_bytes_max - self.counters.buffered_bytes
         link = Link(
             address,
-            guest_cid=self.config.guest_cid,
+            guest_cid=self._guest_cid,
             socket_type=socket_type,
             state=state,
-            buf_alloc=max(min(self.config.buf_alloc, left // 4), min(self.config.buf_alloc, WINDOW_MIN)),
+            buf_alloc=max(min(self._buf_alloc, left // 4), min(self._buf_alloc, WINDOW_MIN)),
         )
         self.by_address[address] = link
         return link
@@ -93,22 +93,21 @@ class Links:
         Raises:
             OSError: The host is out of something; the socket is closed.
         """
+        fd = sock.fileno()
         try:
             if sock.gettimeout() != 0:
                 sock.setblocking(False)
-            if sock.family == socket.AF_UNIX:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-            self._epoll.register(sock.fileno(), SOCKET_EVENTS)
+            self._epoll.register(fd, SOCKET_EVENTS)
         except OSError:
             sock.close()
             raise
-        link.socket = sock
-        self.by_fd[sock.fileno()] = link
+        link.socket, link.fd = sock, fd
+        self.by_fd[fd] = link
 
     def look_again(self, link: Link) -> None:
         """Have epoll tell again what is true of the link's socket."""
         if link.socket is not None:
-            self._epoll.modify(link.socket.fileno(), SOCKET_EVENTS)
+            self._epoll.modify(link.fd, SOCKET_EVENTS)
 
     def queue(self, link: Link) -> None:
         """The link has something for the guest: let it wait for its turn."""
@@ -116,22 +115,11 @@ class Links:
             link.queued = True
             self.ready.append(link)
 
-    def refuse(self, header: Header) -> None:
-        """Answer with RST (virtio 1.3 §5.10.6.4): the same type, the addresses the other way round."""
-        self.counters.refused += header.op == Op.REQUEST
+    def refuse(self, address: Address, kind: int) -> None:
+        """Answer a packet of the guest with RST, of the same type (virtio 1.3 §5.10.6.4)."""
+        guest_port, host_port, host_cid = address
         self.resets.append(
-            Header(
-                src_cid=header.dst_cid,
-                dst_cid=header.src_cid,
-                src_port=header.dst_port,
-                dst_port=header.src_port,
-                len=0,
-                type=header.type,
-                op=Op.RST,
-                flags=0,
-                buf_alloc=0,
-                fwd_cnt=0,
-            ).pack()
+            HEADER.pack(host_cid, self._guest_cid, host_port, guest_port, 0, kind, Op.RST, 0, 0, 0)
         )
 
     # From the guest to the host
@@ -184,7 +172,7 @@ class Links:
         now = len(link.backlog)
         if now != before:
             counters.buffered_bytes += now - before
-            if now > before and counters.buffered_bytes > self.config.buffered_bytes_max:
+            if now > before and counters.buffered_bytes > self._buffered_bytes_max:
                 counters.budget_resets += 1
                 self._drop_backlog(link)
                 self.finish(link, reset=True)
@@ -193,11 +181,11 @@ class Links:
 
     def _host_refuses(self, link: Link, error: OSError) -> None:
         """The host program takes no more; it may still send. A message that is too long ends everything."""
-        if link.lingering or link.state is State.CLOSED:
+        if link.lingering or link.state == State.CLOSED:
             return
         if error.errno == errno.EMSGSIZE:
             self.finish(link, reset=True)
-        elif link.state is State.ESTABLISHED:
+        elif link.state == State.ESTABLISHED:
             link.shut_down(Shutdown.RECEIVE)
             if link.shutdown_sent == Shutdown.BOTH:
                 self._await_guest_close(link)
@@ -205,7 +193,7 @@ class Links:
 
     def follow_guest_shutdown(self, link: Link) -> None:
         """The guest has said that it will not send or not receive: the host program should see that."""
-        if link.socket is None or link.state is not State.ESTABLISHED:
+        if link.socket is None or link.state != State.ESTABLISHED:
             return
         if link.guest_shutdown & Shutdown.SEND and not link.holding and not link.write_closed:
             link.close_write()
@@ -238,7 +226,7 @@ class Links:
             self.host_closed(link)
         else:
             link.shut_down(Shutdown.SEND)
-            if link.state is State.CLOSING:
+            if link.state == State.CLOSING:
                 self._await_guest_close(link)
             self.queue(link)
 
@@ -280,7 +268,7 @@ class Links:
         for link in list(self.by_address.values()):
             if link.segments:
                 self.deliver(link)
-            if link.state is not State.CLOSED:
+            if link.state != State.CLOSED:
                 self.finish(link, reset=False)
         self.ready.clear()
         self.resets.clear()
@@ -295,7 +283,7 @@ class Links:
     def _close_socket(self, link: Link) -> None:
         self._drop_backlog(link)
         if link.socket is not None:
-            del self.by_fd[link.socket.fileno()]
+            del self.by_fd[link.fd]
             link.socket.close()
             link.socket = None
 
@@ -308,10 +296,10 @@ class Links:
         link.deadline = None
         if link.lingering:
             self.drop_socket(link)
-        elif link.stalled and link.state is State.ESTABLISHED:
+        elif link.stalled and link.state == State.ESTABLISHED:
             link.pending |= 1 << Op.CREDIT_REQUEST
             self.queue(link)
             self.schedule(link, STALL_PROBE_S)
-        elif link.state is not State.CLOSED:
-            self.counters.refused += link.state in {State.REQUESTED, State.CONNECTING}
+        elif link.state != State.CLOSED:
+            self.counters.refused += link.state in (State.REQUESTED, State.CONNECTING)
             self.finish(link, reset=True)

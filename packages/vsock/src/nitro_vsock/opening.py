@@ -8,10 +8,10 @@ from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 from nitro_vsock.connection import State
-from nitro_vsock.host_side import UNIX_TYPES, HostSide
+from nitro_vsock.host_side import UNIX_TYPES, HostSide, UnixHostSide
 from nitro_vsock.link import Link
 from nitro_vsock.links import Links
-from nitro_vsock.packet import Address, Header, SocketType
+from nitro_vsock.packet import Address, SocketType
 
 Service = Callable[[socket.socket], None]
 ConnectResult = Callable[[bool], None]
@@ -70,82 +70,106 @@ class Opener:
         self._links, self._host_side, self._services = links, host_side, dict(services)
         self._siblings, self._post = siblings, post
         self.config = links.config
-        self.source_cid = self.config.source_cid or min(self.config.local_cids)
+        self._local_cids, self._guest_cid = self.config.local_cids, self.config.guest_cid
+        self._seqpacket = self.config.seqpacket
+        self.source_cid = self.config.source_cid or min(self._local_cids)
         self.open = False
         """Whether there is a guest to connect to."""
         self._next_host_port = HOST_PORT_FIRST
 
-    def guest_connects(self, header: Header) -> None:
-        """The guest wants a connection; answer RST, or join it with something of the host's or a sibling."""
-        kinds = (SocketType.STREAM, SocketType.SEQPACKET)[: 1 + self.config.seqpacket]
-        if header.type not in kinds or self._links.full:
-            self._links.refuse(header)
+    def guest_connects(self, address: Address, kind: int, buf_alloc: int, fwd_cnt: int) -> None:
+        """The guest wants a connection; answer RST, or join it with something of the host's or a sibling.
+
+        Args:
+            address: Its ends.
+            kind: What the guest says that it is: a `SocketType`, or not.
+            buf_alloc: The guest's first credit, as all packets have it.
+            fwd_cnt: The same.
+        """
+        links = self._links
+        if kind == SocketType.STREAM:
+            socket_type = SocketType.STREAM
+        elif kind == SocketType.SEQPACKET and self._seqpacket:
+            socket_type = SocketType.SEQPACKET
+        else:
+            self._refuse(address, kind)
             return
-        address = Address(header.src_port, header.dst_port, header.dst_cid)
-        link = self._links.new(address, SocketType(header.type), State.CONNECTING)
-        link.update_credit(header.buf_alloc, header.fwd_cnt)
+        if links.full:
+            self._refuse(address, kind)
+            return
+        link = links.new(address, socket_type, State.CONNECTING)
+        link.update_credit(buf_alloc, fwd_cnt)
         try:
-            host = self._open_host_end(link)
-            if isinstance(host, socket.socket):
-                self._links.join(link, host)
+            connected = self._join_host_end(link)
         except OSError:
-            del self._links.by_address[address]
+            del links.by_address[address]
             link.state = State.CLOSED
-            self._links.refuse(header)
+            self._refuse(address, kind)
             return
-        if isinstance(host, Future):
-            host.add_done_callback(lambda future: self._post(partial(self._host_answered, link, future)))
-        self._links.counters.opened_by_guest += 1
-        if host is not None and not isinstance(host, Future) and _is_connected(host):
+        links.counters.opened_by_guest += 1
+        if connected:
             self._host_accepted(link)
         else:
-            self._links.schedule(link, self.config.connect_timeout_s)
+            links.schedule(link, self.config.connect_timeout_s)
 
-    def _open_host_end(self, link: Link) -> "socket.socket | Future[socket.socket] | None":
-        """What the guest's connection is joined with; None: `_sibling_answered` will tell.
+    def _refuse(self, address: Address, kind: int) -> None:
+        self._links.counters.refused += 1
+        self._links.refuse(address, kind)
+
+    def _join_host_end(self, link: Link) -> bool:
+        """Join the guest's connection with what it is for; false if that has not accepted it yet.
 
         Raises:
             OSError: Nobody wants the connection.
         """
         guest_port, port, cid = link.address
-        if cid not in self.config.local_cids:
-            sibling = self._siblings(cid)
-            if sibling is None:
-                raise ConnectionRefusedError
-            ours, theirs = socket.socketpair(
-                socket.AF_UNIX, UNIX_TYPES[link.socket_type] | socket.SOCK_NONBLOCK
-            )
-            self._links.join(link, ours)
-            sibling.adopt(
-                theirs,
-                port,
-                link.socket_type,
-                source=(self.config.guest_cid, guest_port),
-                on_result=lambda accepted: self._post(partial(self._sibling_answered, link, accepted)),
-            )
-            return None
+        if cid not in self._local_cids:
+            self._ask_sibling(link, guest_port, port, cid)
+            return False
         if self._host_side is not None:
             try:
-                return self._host_side.connect(port, link.socket_type)
+                host = self._host_side.connect(port, link.socket_type)
             except FileNotFoundError:
                 if port not in self._services:
                     raise
+            else:
+                if isinstance(host, Future):
+                    host.add_done_callback(
+                        lambda future: self._post(partial(self._host_answered, link, future))
+                    )
+                    return False
+                self._links.join(link, host)
+                return isinstance(self._host_side, UnixHostSide) or _is_connected(host)
         if port not in self._services:
             raise ConnectionRefusedError
         ours, theirs = socket.socketpair(socket.AF_UNIX, UNIX_TYPES[link.socket_type])
-        ours.setblocking(False)
         self._services[port](theirs)
-        return ours
+        self._links.join(link, ours)
+        return True
+
+    def _ask_sibling(self, link: Link, guest_port: int, port: int, cid: int) -> None:
+        sibling = self._siblings(cid)
+        if sibling is None:
+            raise ConnectionRefusedError
+        ours, theirs = socket.socketpair(socket.AF_UNIX, UNIX_TYPES[link.socket_type] | socket.SOCK_NONBLOCK)
+        self._links.join(link, ours)
+        sibling.adopt(
+            theirs,
+            port,
+            link.socket_type,
+            source=(self._guest_cid, guest_port),
+            on_result=lambda accepted: self._post(partial(self._sibling_answered, link, accepted)),
+        )
 
     def _host_answered(self, link: Link, future: "Future[socket.socket]") -> None:
         try:
             sock = future.result()
         except Exception:  # noqa: BLE001 (whatever it is, the guest is refused)
-            if link.state is State.CONNECTING:
+            if link.state == State.CONNECTING:
                 self._links.counters.refused += 1
                 self._links.finish(link, reset=True)
             return
-        if link.state is not State.CONNECTING:
+        if link.state != State.CONNECTING:
             sock.close()
             return
         try:
@@ -156,7 +180,7 @@ class Opener:
         self._host_accepted(link)
 
     def _sibling_answered(self, link: Link, accepted: bool) -> None:  # noqa: FBT001 (a callback)
-        if link.state is not State.CONNECTING:
+        if link.state != State.CONNECTING:
             return
         if accepted:
             self._links.look_again(link)  # at events of which nothing was made before
@@ -168,7 +192,7 @@ class Opener:
     def host_connected(self, link: Link) -> None:
         """Something happened to a socket that was connecting (or, to a sibling, is waiting for an answer)."""
         sock = link.socket
-        if sock is None or link.address.host_cid not in self.config.local_cids:
+        if sock is None or link.address[2] not in self._local_cids:
             return
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._links.counters.refused += 1
@@ -188,8 +212,8 @@ class Opener:
         sock, guest_port, socket_type, greeting, cid, host_port, on_result = adoption
         if host_port is None:
             host_port = self.free_host_port(guest_port)
-        address = Address(guest_port, host_port, cid)
-        unknown_type = socket_type is SocketType.SEQPACKET and not self.config.seqpacket
+        address = guest_port, host_port, cid
+        unknown_type = socket_type is SocketType.SEQPACKET and not self._seqpacket
         link = None
         if self.open and not self._links.full and not unknown_type and address not in self._links.by_address:
             link = self._links.new(address, socket_type, State.REQUESTED)

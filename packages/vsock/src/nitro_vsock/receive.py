@@ -1,6 +1,7 @@
 """To the guest: what is due goes into its receive buffers, data straight from the host's sockets."""
 
 import errno
+import os
 import select
 import socket
 from typing import Final
@@ -8,7 +9,7 @@ from typing import Final
 from nitro_vsock.connection import State
 from nitro_vsock.link import WIDTH_MAX, WIDTH_MIN, Link
 from nitro_vsock.links import Links
-from nitro_vsock.packet import HEADER_BYTES, Op, Sequence, SocketType
+from nitro_vsock.packet import Op, Sequence
 from nitro_vsock.receive_ring import ReceiveRing, trim
 
 RECEIVE_BUFFERS_PER_ROUND: Final = 256
@@ -59,10 +60,10 @@ class Receiver:
     def _serve(self, link: Link) -> tuple[int, bool]:
         """What one link has for the guest: how many buffers it took, and whether there is more."""
         ring, used = self.ring, 0
-        if link.state is State.CLOSED:
+        if link.state == State.CLOSED:
             return 0, False
         while link.pending:
-            if not ring.peek(1):
+            if not ring.ready():
                 self.starved = True
                 return used, True
             header = link.next_control()
@@ -72,10 +73,7 @@ class Receiver:
         if not link.may_read():
             return used, False
         try:
-            if link.socket_type is SocketType.SEQPACKET:
-                used += self._read_message(link)
-            else:
-                used += self._read_stream(link)
+            used += self._read_stream(link) if link.stream else self._read_message(link)
         except BlockingIOError:
             link.readable = False
         except OSError:
@@ -89,9 +87,8 @@ class Receiver:
         Raises:
             OSError: From the socket.
         """
-        sock = link.socket
         credit, packets = link.credit, link.packet_credit
-        if not credit or not packets or sock is None:
+        if not credit or not packets:
             self._links.stall(link)
             return 0
         ring = self.ring
@@ -102,27 +99,23 @@ class Receiver:
         views: list[memoryview] = []
         room = 0
         for buffer in buffers:
-            views += buffer.data
+            buffer.add_data(views)
             room += buffer.capacity
             if room >= credit:
                 break
         if room > credit:
             views, room = trim(views, credit), credit
-        count = sock.recvmsg_into(views)[0]
+        count = os.readv(link.fd, views)
         if not count:
             self._links.host_eof(link)
             return 0
         left, last, header = count, -1, b""
         lengths = []
         for buffer in buffers:
-            length = buffer.capacity
-            length = min(length, left)
+            length = min(buffer.capacity, left)
             if length != last:
                 header, last = link.header(Op.RW, length), length
-            if len(buffer.first) >= HEADER_BYTES:
-                buffer.first[:HEADER_BYTES] = header
-            else:
-                buffer.write_header(header)
+            buffer.write_header(header)
             lengths.append(length)
             left -= length
             if not left:

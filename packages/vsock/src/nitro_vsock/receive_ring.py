@@ -3,10 +3,13 @@
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
+from typing import Final
 
 from nitro_vsock.errors import ChainError
 from nitro_vsock.packet import HEADER_BYTES
 from nitro_vsock.split_queue import Chain, SplitQueue
+
+NOTHING: Final = memoryview(b"")
 
 
 def trim(views: list[memoryview], length: int) -> list[memoryview]:
@@ -23,22 +26,27 @@ def trim(views: list[memoryview], length: int) -> list[memoryview]:
 class ReceiveBuffer:
     """A chain for one packet to the guest: 44 bytes for the header, the rest for data."""
 
-    __slots__ = ("capacity", "data", "first", "head", "segments")
+    __slots__ = ("capacity", "first", "head", "segments")
 
     def __init__(self, chain: Chain) -> None:
         self.head = chain.head
         self.segments = chain.writable
-        self.first = self.segments[0] if self.segments else memoryview(b"")
+        self.first = self.segments[0] if self.segments else NOTHING
         """The segment that holds the whole header, in all chains that real drivers make."""
-        self.data: list[memoryview] = []
+        room = -HEADER_BYTES
+        for segment in self.segments:
+            room += len(segment)
+        self.capacity = max(0, room)
+
+    def add_data(self, views: list[memoryview]) -> None:
+        """Append the segments, or parts of them, that come after the header."""
         skip = HEADER_BYTES
         for segment in self.segments:
             if len(segment) > skip:
-                self.data.append(segment[skip:] if skip else segment)
+                views.append(segment[skip:] if skip else segment)
                 skip = 0
             else:
                 skip -= len(segment)
-        self.capacity = sum(map(len, self.data))
 
     def write_header(self, header: bytes) -> None:
         """Put the header into the first 44 bytes, wherever they are."""
@@ -70,6 +78,12 @@ class ReceiveRing:
         Raises:
             QueueError: The ring is broken.
         """
+        if len(self._held) < count:
+            self._take(count)
+        return list(islice(self._held, count))
+
+    def _take(self, count: int) -> None:
+        """Hold ``count`` buffers, if there are so many."""
         held, queue = self._held, self.queue
         while len(held) < count:
             try:
@@ -86,29 +100,34 @@ class ReceiveRing:
                 else:
                     queue.push(chain.head, 0)
                     self._on_bad_chain()
-        return list(islice(held, count))
 
     def consume(self, lengths: list[int]) -> None:
         """Return the first buffers, with this many bytes after the header in each."""
-        held, push = self._held, self.queue.push
+        held, queue = self._held, self.queue
         for length in lengths:
-            push(held.popleft().head, HEADER_BYTES + length)
+            queue.push(held.popleft().head, HEADER_BYTES + length)
 
-    def put(self, header: bytes, data: memoryview = memoryview(b"")) -> bool:  # noqa: B008 (immutable)
+    def ready(self) -> bool:
+        """Whether there is a buffer for `put`."""
+        if not self._held:
+            self._take(1)
+        return bool(self._held)
+
+    def put(self, header: bytes, data: memoryview = NOTHING) -> bool:
         """Send one packet, ``data`` fitting the buffer; false if there is no buffer."""
-        buffers = self.peek(1)
-        if not buffers:
+        if not self.ready():
             return False
-        buffer = buffers[0]
+        buffer = self._held.popleft()
         buffer.write_header(header)
         start = 0
-        for segment in buffer.data:
-            part = data[start : start + len(segment)]
-            if not part:
-                break
-            segment[: len(part)] = part
-            start += len(part)
-        self.consume([start])
+        if data:
+            views: list[memoryview] = []
+            buffer.add_data(views)
+            for segment in views:
+                part = data[start : start + len(segment)]
+                segment[: len(part)] = part
+                start += len(part)
+        self.queue.push(buffer.head, HEADER_BYTES + start)
         return True
 
     def release(self) -> None:

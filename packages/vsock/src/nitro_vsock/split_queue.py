@@ -132,7 +132,8 @@ class SplitQueue:
 
         self._next_available = next_available & 0xFFFF
         self._used = self._published = self._used_index[0]
-        self._barrier = threading.Lock()
+        barrier = threading.Lock()
+        self._acquire, self._release = barrier.acquire, barrier.release
 
     def _area(self, what: str, address: int, length: int, alignment: int) -> memoryview:
         if address % alignment:
@@ -347,8 +348,8 @@ class SplitQueue:
         Once around a lock orders everything on x86; elsewhere the second acquisition, which may not pass the
         first release, closes the gap that the one-way barriers of a lock leave.
         """
-        with self._barrier:
-            pass
+        self._acquire()
+        self._release()
         if not STRONGLY_ORDERED:
-            with self._barrier:
-                pass
+            self._acquire()
+            self._release()

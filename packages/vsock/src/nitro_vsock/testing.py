@@ -232,9 +232,14 @@ class Packet(NamedTuple):
     data: bytes
 
     @property
-    def op(self) -> Op:
-        """What it is for."""
-        return Op(self.header.op)
+    def op(self) -> int:
+        """What it is for, an `Op`."""
+        return self.header.op
+
+    @property
+    def op_name(self) -> str:
+        """The same as a word."""
+        return next(name for name, number in vars(Op).items() if number == self.header.op)
 
 
 class FakeGuest:

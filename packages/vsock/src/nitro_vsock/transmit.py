@@ -1,18 +1,16 @@
 """From the guest: packets out of the transmit ring, data on to the host's sockets, a batch at a time."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from nitro_vsock.connection import State, Verdict
 from nitro_vsock.errors import ChainError
+from nitro_vsock.link import Link
 from nitro_vsock.links import Links
 from nitro_vsock.opening import Opener
-from nitro_vsock.packet import HEADER, HEADER_BYTES, Header, Op, Sequence, SocketType
+from nitro_vsock.packet import HEADER, HEADER_BYTES, Address, Op, Sequence
 from nitro_vsock.receive_ring import trim
 from nitro_vsock.split_queue import Chain, SplitQueue
-
-if TYPE_CHECKING:
-    from nitro_vsock.link import Link
 
 TRANSMIT_BATCH: Final = 64
 
@@ -48,23 +46,27 @@ class Transmitter:
             return False
         queue.disable_notifications()
         links, guest_cid, unpack = self._links.by_address, self._guest_cid, HEADER.unpack_from
-        header_bytes, rw, stream = HEADER_BYTES, int(Op.RW), int(SocketType.STREAM)  # an enum's cost time
         touched: list[Link] = []
         data_bytes = data_packets = 0
         for chain in chains:
             segments = chain.readable
-            if not segments or len(segments[0]) < header_bytes:
+            if not segments or len(segments[0]) < HEADER_BYTES:
                 if not _join_header(chain):
                     self._links.counters.bad_packets += 1
                     continue
                 segments = chain.readable
             first = segments[0]
             # Read once: the guest may rewrite it at any time.
-            header = unpack(first)
-            src_cid, host_cid, guest_port, host_port, length, kind, op, flags, buf_alloc, fwd_cnt = header
-            link = links.get((guest_port, host_port, host_cid))
-            if op != rw or link is None or src_cid != guest_cid or kind != link.kind:
-                self._receive_control(Header(*header))
+            src_cid, host_cid, guest_port, host_port, length, kind, op, flags, buf_alloc, fwd_cnt = unpack(
+                first
+            )
+            if src_cid != guest_cid:
+                self._links.counters.bad_packets += 1
+                continue
+            address = (guest_port, host_port, host_cid)
+            link = links.get(address)
+            if op != Op.RW or link is None or kind != link.kind:
+                self._receive_control(link, address, kind, (op, flags, buf_alloc, fwd_cnt))
                 continue
             if not link.receive_data(length, buf_alloc, fwd_cnt):
                 self._links.counters.credit_violations += link.rx_cnt - link.fwd_cnt > link.buf_alloc
@@ -72,19 +74,20 @@ class Transmitter:
                 continue
             if link.stalled:
                 self._links.unstall(link)
-            if len(first) == header_bytes and len(segments) == 2 and len(segments[1]) == length:
+            if len(segments) == 2 and len(first) == HEADER_BYTES and len(segments[1]) == length:
                 del segments[0]
                 payload = segments
-            elif (cut := _payload(segments, length)) is not None:
-                payload = cut
             else:
-                self._links.counters.bad_packets += 1
-                self._links.finish(link, reset=True)
-                continue
+                cut = _payload(segments, length)
+                if cut is None:
+                    self._links.counters.bad_packets += 1
+                    self._links.finish(link, reset=True)
+                    continue
+                payload = cut
             data_bytes += length
             data_packets += 1
-            if kind != stream:
-                self._links.deliver_message(link, payload, last=bool(flags & Sequence.END_OF_MESSAGE))
+            if not link.stream:
+                self._links.deliver_message(link, payload, last=flags & Sequence.END_OF_MESSAGE != 0)
                 continue
             if not link.segments:
                 touched.append(link)
@@ -98,26 +101,25 @@ class Transmitter:
         counters.packets_to_host += data_packets
         return len(chains) > 1  # a lone one may well be a question that waits for its answer
 
-    def _receive_control(self, header: Header) -> None:
-        """Take in any packet but data of a connection that there is."""
-        if header.src_cid != self._guest_cid:
-            self._links.counters.bad_packets += 1
-            return
-        link = self._links.by_address.get((header.src_port, header.dst_port, header.dst_cid))
+    def _receive_control(
+        self, link: Link | None, address: Address, kind: int, rest: tuple[int, int, int, int]
+    ) -> None:
+        """Take in any packet but data of a connection; ``rest`` is op, flags, buf_alloc, fwd_cnt."""
+        op, flags, buf_alloc, fwd_cnt = rest
         if link is None:
-            if header.op == Op.REQUEST:
-                self._opener.guest_connects(header)
-            elif header.op != Op.RST:
-                self._links.refuse(header)
+            if op == Op.REQUEST:
+                self._opener.guest_connects(address, kind, buf_alloc, fwd_cnt)
+            elif op != Op.RST:
+                self._links.refuse(address, kind)
             return
         if link.segments:
             self._links.deliver(link)  # what the guest sent before this
-            if link.state is State.CLOSED:
+            if link.state == State.CLOSED:
                 return
-        if header.type != link.socket_type:
+        if kind != link.kind:
             self._links.finish(link, reset=True)
             return
-        match link.receive(header.op, header.flags, header.buf_alloc, header.fwd_cnt):
+        match link.receive(op, flags, buf_alloc, fwd_cnt):
             case Verdict.NOTHING:
                 pass
             case Verdict.ACCEPTED:

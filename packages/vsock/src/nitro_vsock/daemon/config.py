@@ -141,8 +141,9 @@ class VmConfig(_Frozen):
     """Offer SEQPACKET connections beside streams."""
     connections: Annotated[int, Field(ge=1)] = 1023
     """Connections at a time."""
-    spin_us: Annotated[int, Field(ge=0, le=1000)] = 0
-    """How long to look for more work before every sleep: quicker answers, for a processor to spare."""
+    spin_us: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """How long to look for more work before going to sleep, while that is worth it: quicker answers, for more
+    CPU. None: 30 for the only guest of a process that has more than one processor, else 0."""
     publish: tuple[Annotated[Published, BeforeValidator(Published.parse)], ...] = ()
     """Ports of the guest that are reached over TCP or plain unix sockets."""
     proxy: tuple[Annotated[Proxied, BeforeValidator(Proxied.parse)], ...] = ()

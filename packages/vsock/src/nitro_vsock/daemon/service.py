@@ -8,6 +8,7 @@ that rings stop where they are, then the data threads, then the sockets and thei
 import contextlib
 import errno
 import gc
+import os
 import resource
 import signal
 import socket
@@ -25,7 +26,7 @@ from nitro_vsock.daemon.logs import LOGGER
 from nitro_vsock.daemon.proxy import ProxyHostSide, check_allowed
 from nitro_vsock.engine import VsockEngine
 from nitro_vsock.errors import HostError, VsockError
-from nitro_vsock.host_side import HostSide, UnixHostSide, UnixListener, may_connect
+from nitro_vsock.host_side import HostSide, UnixHostSide, UnixListener, allowed_users, may_connect
 from nitro_vsock.packet import HOST_CID, SocketType
 from nitro_vsock.router import VsockRouter
 from nitro_vsock.vhost_user.backend import Backend
@@ -33,6 +34,8 @@ from nitro_vsock.vhost_user.backend import Backend
 ACCEPT_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED})
 ACCEPT_RETRY_S = 1.0
 """How long not to accept after the host ran out of something."""
+
+DEFAULT_SPIN_US = 30
 
 
 class Nobody:
@@ -80,7 +83,7 @@ async def _main(config: DaemonConfig, descriptor: int | None) -> None:
             router = VsockRouter()
             guests = []
             for vm in config.vms:
-                guest = Guest(vm, router, nursery, allowed_uids=config.allow_uid)
+                guest = Guest(vm, router, nursery, allowed_uids=config.allow_uid, alone=len(config.vms) == 1)
                 stack.callback(guest.close)
                 guest.listen(descriptor)
                 guests.append(guest)
@@ -118,14 +121,30 @@ def _stream_listener(listener: socket.socket) -> trio.SocketListener:
     return trio.SocketListener(trio.socket.from_stdlib_socket(listener))
 
 
+def _spin_us(config: VmConfig, *, alone: bool) -> int:
+    """What was chosen, else a time that pays on machines with a processor to spare.
+
+    Not with several guests in one process: their threads would keep each other from running.
+    """
+    if config.spin_us is not None:
+        return config.spin_us
+    return DEFAULT_SPIN_US if alone and len(os.sched_getaffinity(0)) > 1 else 0
+
+
 class Guest:
     """One guest: its engine, its front-ends, and the ways to it."""
 
     def __init__(
-        self, config: VmConfig, router: VsockRouter, nursery: trio.Nursery, *, allowed_uids: frozenset[int]
+        self,
+        config: VmConfig,
+        router: VsockRouter,
+        nursery: trio.Nursery,
+        *,
+        allowed_uids: frozenset[int],
+        alone: bool,
     ) -> None:
         self.config = config
-        self._allowed_uids = allowed_uids
+        self._users = allowed_users(allowed_uids)
         self._nursery = nursery
         self._listener: trio.socket.SocketType | None = None
         self._connection: trio.socket.SocketType | None = None
@@ -150,9 +169,9 @@ class Guest:
                 buf_alloc=config.tx_buffer_size,
                 connections_max=config.connections,
                 allowed_uids=allowed_uids,
-                spin_s=config.spin_us / 1e6,
+                spin_s=_spin_us(config, alone=alone) / 1e6,
             ),
-            host_side=self._proxies,
+            host_side=self._proxies if config.proxy else others,
             router=router,
         )
         self._log = {"guest_cid": config.guest_cid}
@@ -216,7 +235,7 @@ class Guest:
             accepting = trio.socket.from_stdlib_socket(listener)
             while True:
                 connection = _to_stdlib(await _accept(accepting))
-                if check and not may_connect(connection, self._allowed_uids):
+                if check and not may_connect(connection, self._users):
                     connection.close()
                 else:
                     self.engine.adopt(connection, port)
@@ -229,7 +248,7 @@ class Guest:
             await self._session(self._connection)
         while self._listener is not None:
             connection = await _accept(self._listener)
-            if may_connect(connection, self._allowed_uids):  # type: ignore[arg-type]
+            if may_connect(connection, self._users):  # type: ignore[arg-type]
                 await self._session(connection)
             else:
                 LOGGER.warning("a front-end of another user was refused", extra=self._log)
