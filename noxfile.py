@@ -8,6 +8,7 @@ import hashlib
 import re
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
 
 import nox
@@ -15,7 +16,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests", "build", "integration"]
+nox.options.sessions = ["lint", "types", "tests", "compiled", "build", "integration"]
 
 ROOT = nox.project.load_toml("pyproject.toml")
 MANIFESTS = {
@@ -73,6 +74,28 @@ def install_once(session: nox.Session) -> None:
         stamp.write_text(state)
 
 
+COMPILE = {"HATCH_BUILD_HOOK_ENABLE_MYPYC": "1"}
+"""Makes a wheel of nitro-vsock with its data path compiled."""
+
+
+def can_compile() -> bool:
+    """Whether there are a C compiler and Python's headers (Debian: gcc, python3-dev)."""
+    return shutil.which("cc") is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
+
+
+def install_compiled(session: nox.Session) -> None:
+    """Build nitro-vsock's compiled wheel and install it, in place of one of before."""
+    session.install("build")
+    directory = Path(session.create_tmp(), "dist")
+    shutil.rmtree(directory, ignore_errors=True)
+    session.run(
+        "python", "-m", "build", "--outdir", str(directory), "packages/vsock", env=COMPILE, silent=True
+    )
+    (wheel,) = directory.glob("*.whl")
+    session.install(f"nitro-vsock[completion] @ {wheel.resolve().as_uri()}")
+    session.install("--force-reinstall", "--no-deps", str(wheel))
+
+
 @nox.session
 @nox.parametrize("package", PACKAGES, ids=PACKAGES)
 def tests(session: nox.Session, package: str) -> None:
@@ -80,6 +103,17 @@ def tests(session: nox.Session, package: str) -> None:
     stand_ins = group(f"test-{package}") if f"test-{package}" in ROOT["dependency-groups"] else []
     session.install(*local(package, extras=True), *group("test"), *stand_ins)
     session.run("pytest", f"packages/{package}/tests", *session.posargs)
+
+
+@nox.session
+def compiled(session: nox.Session) -> None:
+    """Test nitro-vsock once more, as the compiled wheel."""
+    if not can_compile():
+        session.skip("no C compiler, or no headers of this Python")
+    install_compiled(session)
+    session.install(*group("test"))
+    session.run("python", "-c", "import nitro_vsock.engine as e; assert e.__file__.endswith('.so')")
+    session.run("pytest", "packages/vsock/tests", *session.posargs)
 
 
 @nox.session
@@ -112,8 +146,11 @@ def build(session: nox.Session) -> None:
     """Build wheels and sdists, install the wheels in a clean environment, import and start them."""
     session.install("build")
     shutil.rmtree("dist", ignore_errors=True)
+    environment = COMPILE if can_compile() else None
     for package in PACKAGES:
-        session.run("python", "-m", "build", "--outdir", "dist", f"packages/{package}", silent=True)
+        session.run(
+            "python", "-m", "build", "--outdir", "dist", f"packages/{package}", env=environment, silent=True
+        )
     session.run("python", "tools/try_wheels.py", "dist", *session.posargs)
 
 
@@ -148,7 +185,10 @@ def userland(session: nox.Session) -> None:
 @nox.parametrize("script", list(BENCHES.values()), ids=list(BENCHES))
 def bench(session: nox.Session, script: str) -> None:
     """Measure the launch, and each package against its peers; ``nox -s 'bench(launch)' -- --runs 20``."""
-    session.install(*local("vmm"), *group("test"))
+    if script == BENCHES["vsock"] and can_compile():
+        install_compiled(session)
+    else:
+        session.install(*local("vmm"), *group("test"))
     session.run("python", script, *session.posargs)
 
 

@@ -5,8 +5,8 @@ import os
 import resource
 import select
 import socket
+import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, nullcontext, suppress
@@ -855,7 +855,8 @@ def test_too_long_a_path_is_refused_with_a_remedy(tmp_path: Path) -> None:
 
 def test_programs_of_other_users_are_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.start()
-    monkeypatch.setattr("nitro_vsock.host_side.peer_uid", lambda _: 12345)
+    nobody = struct.pack("3i", 1, 12345, 12345)  # SO_PEERCRED: pid, uid, gid
+    monkeypatch.setattr(socket.socket, "getsockopt", lambda *_: nobody)
     assert bench.dial().recv(10) == b""
 
 
@@ -1058,23 +1059,6 @@ def test_run_serves_in_a_thread_until_it_is_stopped_or_closed(bench: Bench) -> N
         end()
         thread.join(10)
         assert not thread.is_alive()
-
-
-def test_an_engine_that_looks_before_it_sleeps_still_sleeps(bench: Bench) -> None:
-    bench.start(spin_s=0.01)
-    thread = threading.Thread(target=bench.engine.run)
-    thread.start()
-    with socket.socket(socket.AF_UNIX) as host:
-        host.connect(str(bench.path))
-        for byte in b"CONNECT 52\n":
-            host.send(bytes([byte]))  # short sleeps make it look
-    before = time.process_time()
-    time.sleep(0.5)
-    used = time.process_time() - before
-    bench.engine.stop()
-    thread.join(5)
-    assert not thread.is_alive()
-    assert used < 0.25, "looking for 10 ms after each of a few events is not half a second of it"
 
 
 def test_an_interrupt_may_take_a_lock_that_the_machine_holds_while_it_attaches(bench: Bench) -> None:

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nitro_vsock import engine
+
 if TYPE_CHECKING:
     from nitro_vsock.daemon.config import DaemonConfig
 
@@ -50,12 +52,17 @@ SINGLE = (
 """Flags that describe one guest, and so exclude ``--vm`` and ``--config``."""
 
 
+def _version() -> str:
+    compiled = "" if engine.__file__.endswith(".py") else " (compiled)"
+    return f"{PROGRAM} {version('nitro-vsock')}{compiled}"
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
         prog=PROGRAM, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    top.add_argument("-V", "--version", action="version", version=f"{PROGRAM} {version('nitro-vsock')}")
+    top.add_argument("-V", "--version", action="version", version=_version())
 
     one = top.add_argument_group("one guest")
     one.add_argument("--guest-cid", metavar="CID", help="the guest's address (default: 3)")
