@@ -336,7 +336,15 @@ class VsockEngine:
         """
         sock.setblocking(False)
         cid, host_port = source or (self._opener.source_cid, None)
-        adoption = Adoption(sock, guest_port, socket_type, greeting, cid, host_port, on_result)
+        adoption = Adoption(
+            sock,
+            guest_port,
+            socket_type,
+            greeting=greeting,
+            host_cid=cid,
+            host_port=host_port,
+            on_result=on_result,
+        )
         self._post(partial(self._opener.connect_guest, adoption))
 
     def _post(self, job: Callable[[], None]) -> None:
@@ -438,16 +446,17 @@ class VsockEngine:
 
         It is until a look finds nothing, and again once a sleep turns out to have been a short one.
         """
-        poll, begin = self._epoll.poll, time.perf_counter()
+        poll, now = self._epoll.poll, time.perf_counter
+        begin = now()
         if self._spin_pays:
             end = begin + self._spin_s
             while begin < end:
                 events: list[tuple[int, int]] = poll(0, EPOLL_EVENTS_MAX)
                 if events:
                     return events
-                begin = time.perf_counter()
+                begin = now()
         events = poll(wait, EPOLL_EVENTS_MAX)
-        self._spin_pays = time.perf_counter() - begin < SHORT_SLEEPS * self._spin_s
+        self._spin_pays = now() - begin < SHORT_SLEEPS * self._spin_s
         return events
 
     def _serve_all(self, events: list[tuple[int, int]]) -> bool:
@@ -543,9 +552,16 @@ class VsockEngine:
             self._epoll.unregister(sock.fileno())  # so that joining tells again what has happened
         host_port = self._opener.free_host_port(port)
         number = port if self.config.ok_port == "guest" else host_port
-        greeting = b"OK %d\n" % number
         self._opener.connect_guest(
-            Adoption(sock, port, handshake.socket_type, greeting, self._opener.source_cid, host_port, None)
+            Adoption(
+                sock,
+                port,
+                handshake.socket_type,
+                greeting=b"OK %d\n" % number,
+                host_cid=self._opener.source_cid,
+                host_port=host_port,
+                on_result=None,
+            )
         )
 
     def _drop_handshake(self, handshake: Handshake) -> None:

@@ -66,7 +66,7 @@ class UnixHostSide:
         """See `HostSide.connect`. A full backlog refuses the guest, for waiting would stop all others."""
         sock = socket.socket(socket.AF_UNIX, UNIX_TYPES[socket_type] | socket.SOCK_NONBLOCK)
         try:
-            sock.connect(f"{self._prefix}_{port:d}")
+            sock.connect(f"{self._prefix}_{port}")
         except OSError:
             sock.close()
             raise

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from nitro_vsock.connection import State
 from nitro_vsock.host_side import UNIX_TYPES, HostSide, UnixHostSide
@@ -21,16 +21,25 @@ HOST_PORT_LAST: Final = (1 << 31) - 1
 """Ports that host programs' connections get at their own end, as with Firecracker."""
 
 
-class Adoption(NamedTuple):
+class Adoption:
     """A host program's socket that is to be joined with a guest's port (`VsockEngine.adopt`)."""
 
-    socket: socket.socket
-    guest_port: int
-    socket_type: SocketType
-    greeting: bytes
-    host_cid: int
-    host_port: int | None
-    on_result: ConnectResult | None
+    __slots__ = ("greeting", "guest_port", "host_cid", "host_port", "on_result", "socket", "socket_type")
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        guest_port: int,
+        socket_type: SocketType,
+        *,
+        greeting: bytes,
+        host_cid: int,
+        host_port: int | None,
+        on_result: ConnectResult | None,
+    ) -> None:
+        self.socket, self.guest_port, self.socket_type = sock, guest_port, socket_type
+        self.greeting, self.host_cid, self.host_port = greeting, host_cid, host_port
+        self.on_result = on_result
 
 
 class Sibling(Protocol):
@@ -209,10 +218,11 @@ class Opener:
 
     def connect_guest(self, adoption: Adoption) -> None:
         """Ask the guest to accept a connection."""
-        sock, guest_port, socket_type, greeting, cid, host_port, on_result = adoption
+        sock, socket_type, on_result = adoption.socket, adoption.socket_type, adoption.on_result
+        host_port = adoption.host_port
         if host_port is None:
-            host_port = self.free_host_port(guest_port)
-        address = guest_port, host_port, cid
+            host_port = self.free_host_port(adoption.guest_port)
+        address = adoption.guest_port, host_port, adoption.host_cid
         unknown_type = socket_type is SocketType.SEQPACKET and not self._seqpacket
         link = None
         if self.open and not self._links.full and not unknown_type and address not in self._links.by_address:
@@ -229,7 +239,7 @@ class Opener:
                 on_result(False)
             return
         self._links.counters.opened_by_host += 1
-        link.greeting, link.on_result = greeting, on_result
+        link.greeting, link.on_result = adoption.greeting, on_result
         self._links.schedule(link, self.config.connect_timeout_s)
         self._links.queue(link)
 

@@ -10,6 +10,8 @@ from nitro_vsock.packet import HEADER_BYTES
 from nitro_vsock.split_queue import Chain, SplitQueue
 
 NOTHING: Final = memoryview(b"")
+TAKEN_AT_ONCE: Final = 16
+"""Receive buffers, if there are so many: less work for each than one at a time."""
 
 
 def trim(views: list[memoryview], length: int) -> list[memoryview]:
@@ -83,11 +85,11 @@ class ReceiveRing:
         return list(islice(self._held, count))
 
     def _take(self, count: int) -> None:
-        """Hold ``count`` buffers, if there are so many."""
+        """Hold ``count`` buffers or some more, if there are so many."""
         held, queue = self._held, self.queue
         while len(held) < count:
             try:
-                chains = queue.pop_many(count - len(held))
+                chains = queue.pop_many(max(count - len(held), TAKEN_AT_ONCE))
             except ChainError:
                 self._on_bad_chain()
                 continue
