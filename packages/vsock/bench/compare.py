@@ -249,6 +249,10 @@ def main() -> int:
             print(f"skipped: {error}", file=sys.stderr)
             return EXIT_UNAVAILABLE
         ours = [sys.executable, "-m", "nitro_vsock.cli", *shlex.split(arguments.ours)]
+        versions = [
+            subprocess.check_output([*program, "--version"], text=True).strip() for program in (ours, theirs)
+        ]
+        print(" against ".join(versions), file=sys.stderr)
         report: dict[str, object] = {}
         if not arguments.json:
             print(f"{'':14} {'ratio':>6} {'range':>11} {'wanted':>6} {'ours/s':>9} {'theirs/s':>9} CPU s/M")
