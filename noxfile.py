@@ -181,6 +181,13 @@ def userland(session: nox.Session) -> None:
     session.run("python", "tools/userland.py", *session.posargs)
 
 
+@nox.session(venv_backend="virtualenv")
+def forwarding(session: nox.Session) -> None:
+    """Run the tests that need AF_VSOCK with a loopback in a guest, for few machines have one."""
+    install_once(session)
+    session.run("python", "tools/forwarding.py", *session.posargs)
+
+
 @nox.session
 @nox.parametrize("script", list(BENCHES.values()), ids=list(BENCHES))
 def bench(session: nox.Session, script: str) -> None:
