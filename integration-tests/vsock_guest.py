@@ -80,7 +80,7 @@ class Vmm:
         vsock = (
             ["--vsock", f"vhost-user:{directory}/vhost{cid}"]
             if self.on_daemon
-            else ["--vsock-path", f"{directory}/vsock{cid}", "--cid", str(cid)]
+            else ["--vsock-path", f"{directory}/vsock{cid}", "--cid", str(cid), "--seqpacket"]
         )
         # The agent sends no heartbeat.
         timeout = ["--boot-timeout-s", str(24 * 3600)]

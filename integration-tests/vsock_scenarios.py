@@ -136,10 +136,6 @@ class Scenarios:
             connection.shutdown(socket.SHUT_WR)
             assert connection.recv(64, socket.MSG_WAITALL).decode() == describe(data, self.bulk // MIB)
 
-
-class DaemonScenarios(Scenarios):
-    """What the daemon does besides, for guests of the fixture `machine`."""
-
     def test_messages_keep_their_boundaries(self, vm: Guest) -> None:
         with vm.listen(5105, kind=socket.SOCK_SEQPACKET) as listener:
             vm.order("packets", 2, 5105, 100)
@@ -161,6 +157,10 @@ class DaemonScenarios(Scenarios):
             for length in (1, 5000, 60000):
                 connection.send(bytes(length))
                 assert connection.recv(1 << 20) == bytes(length)
+
+
+class DaemonScenarios(Scenarios):
+    """What the daemon does besides, for guests of the fixture `machine`."""
 
     def test_a_guest_that_is_powered_off_ends_its_connections(self, machine: Machine, tmp_path: Path) -> None:
         """And the daemon serves the next one on the same sockets, with nothing left of the first."""

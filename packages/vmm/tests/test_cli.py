@@ -90,6 +90,7 @@ def test_bad_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> 
         (["run"], "give one image"),
         (["run", "a.eif", "--eif-path", "b.eif"], "give one image"),
         (["run", "a.eif", "--vsock", "vhost-user:/x", "--vsock-path", "/y"], "exclude each other"),
+        (["run", "a.eif", "--vsock", "vhost-user:/x", "--seqpacket"], "give the daemon --seqpacket"),
         (["run", "a.eif", "--memory", "1"], "--memory-mib 1: "),
         (["run", "a.eif", "--enclave-cid", "2"], "--cid 2: "),
         (["run", "a.eif", "--instance-id", "server"], "--instance-id server: "),

@@ -71,6 +71,11 @@ def parser() -> argparse.ArgumentParser:
         help="unix sockets of the parent: PREFIX leads into the enclave, PREFIX_PORT gets its connections",
     )
     run.add_argument(
+        "--seqpacket",
+        action="store_true",
+        help="offer SEQPACKET vsock connections as well, unlike AWS; PREFIX.seqpacket leads into the enclave",
+    )
+    run.add_argument(
         "--vsock",
         metavar="vhost-user:PATH",
         type=_vhost_user,
@@ -174,6 +179,12 @@ def _run(arguments: argparse.Namespace, started_s: float) -> int:
             hint="give the daemon its own --uds-path",
             code=ExitCode.USAGE,
         )
+    if arguments.vsock is not None and arguments.seqpacket:
+        return _complain(
+            "--vsock and --seqpacket exclude each other",
+            hint="give the daemon --seqpacket",
+            code=ExitCode.USAGE,
+        )
 
     def say(text: str) -> None:
         if not arguments.quiet:
@@ -183,7 +194,8 @@ def _run(arguments: argparse.Namespace, started_s: float) -> int:
     logging.basicConfig(format=f"{PROGRAM}: %(message)s", level=level)
     try:
         given = {name: value for name, value in options.items() if value is not None}
-        config = EnclaveConfig(eif_path=path, debug_mode=arguments.debug_mode, **given)
+        switches = {"debug_mode": arguments.debug_mode, "seqpacket": arguments.seqpacket}
+        config = EnclaveConfig(eif_path=path, **switches, **given)
         console_fd = sys.stderr.fileno() if arguments.json else sys.stdout.fileno()
         result = Enclave(config, console_fd=console_fd, say=say, started_s=started_s).run()
     except ValidationError as error:

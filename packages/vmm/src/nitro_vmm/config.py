@@ -33,6 +33,10 @@ class EnclaveConfig(BaseModel):
     """Unix socket that programs connect to and say ``CONNECT port``; with ``_port`` appended, the sockets
     that the enclave's connections to its parent go to. None: there are none."""
 
+    seqpacket: bool = False
+    """Offer the enclave SEQPACKET connections as well, which AWS's parents do not: on the host they are
+    SOCK_SEQPACKET unix sockets, see `VsockConfig.seqpacket`."""
+
     vhost_user_path: Path | None = None
     """A vhost-user-vsock daemon's socket: it serves vsock, instead of this process."""
 

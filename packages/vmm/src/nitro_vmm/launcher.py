@@ -205,7 +205,11 @@ class Enclave:
         locked = self._machine.locked
         if self._config.vhost_user_path is not None:
             return VhostUserVsockDevice(self._config.vhost_user_path, memory.guest, regions, locked=locked)
-        config = VsockConfig(guest_cid=self._config.cid, uds_path=self._config.vsock_path)
+        config = VsockConfig(
+            guest_cid=self._config.cid,
+            uds_path=self._config.vsock_path,
+            seqpacket=self._config.seqpacket,
+        )
         prefix = self._config.vsock_path
         host_side = None if prefix is None else _HeartbeatWatch(UnixHostSide(prefix), self._note_heartbeat)
         engine = VsockEngine(config, services={HEARTBEAT_PORT: self._on_heartbeat}, host_side=host_side)
