@@ -136,6 +136,7 @@ class VsockEngine:
         self._closed = self._stopping = self._running = False
         self._rings: _Rings | None = None
         self._calls: list[Callable[[], None]] = []
+        self._late_call: Callable[[], None] | None = None
         self._bad_chains = 0  # since the rings were attached
         self._detached = 0  # how many times
         self._event_due = False
@@ -246,6 +247,7 @@ class VsockEngine:
                     self._epoll.unregister(kick_fd)
             rings.receiver.ring.release()
             self._calls.clear()
+            self._late_call = None
             self._event_due = False
             self._bad_chains = 0
             self.failure = None
@@ -389,6 +391,8 @@ class VsockEngine:
             while not (self._stopping or self._closed):
                 wait = self._round(wait)
         finally:
+            self._spin_pays = False
+            self._call_late()
             with self._wake_lock:
                 self._running = False
                 if self._closed:
@@ -455,9 +459,18 @@ class VsockEngine:
                 if events:
                     return events
                 begin = now()
+        self._call_late()
         events = poll(wait, EPOLL_EVENTS_MAX)
         self._spin_pays = now() - begin < SHORT_SLEEPS * self._spin_s
         return events
+
+    def _call_late(self) -> None:
+        """Raise the interrupt that was put off, before we sleep."""
+        with self._lock:
+            call, self._late_call = self._late_call, None
+            self._counters.interrupts += call is not None
+        if call is not None:
+            call()
 
     def _serve_all(self, events: list[tuple[int, int]]) -> bool:
         """Do what these events and the rings ask for; true if another look may find more."""
@@ -478,8 +491,14 @@ class VsockEngine:
         rings = self._rings
         if rings is None or self.failure:
             return busy
-        busy |= rings.transmitter.batch()
-        self._publish(rings.transmit)
+        more = rings.transmitter.batch()
+        if rings.transmit.queue.publish():
+            if self._spin_pays and not more:
+                # That one packet was taken is no news to wake the guest for: an answer may be on its way.
+                self._late_call = rings.transmit.call
+            else:
+                self._calls.append(rings.transmit.call)
+        busy |= more
         busy |= rings.receiver.batch()
         self._publish(rings.receive)
         if self._event_due:
