@@ -32,7 +32,7 @@ from nitro_vsock.config import VsockConfig
 from nitro_vsock.connection import State
 from nitro_vsock.counters import Counters
 from nitro_vsock.errors import ChainError, QueueError, UsageError
-from nitro_vsock.handshake import Handshake, HandshakeError
+from nitro_vsock.handshake import Handshake, HandshakeError, take_line
 from nitro_vsock.host_side import (
     SEQPACKET_SUFFIX,
     UNIX_TYPES,
@@ -580,11 +580,14 @@ class VsockEngine:
                 host_cid=self._opener.source_cid,
                 host_port=host_port,
                 on_result=None,
+                unread_line=handshake.unread,
             )
         )
 
     def _drop_handshake(self, handshake: Handshake) -> None:
         del self._handshakes[handshake.socket.fileno()]
+        if handshake.unread:
+            take_line(handshake.socket, handshake.unread)
         handshake.socket.close()
 
     # From the host

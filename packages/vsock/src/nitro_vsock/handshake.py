@@ -40,10 +40,14 @@ class Handshake:
         self.socket, self.socket_type, self.deadline = sock, socket_type, deadline
         self.registered = False
         """Whether the engine waits for more."""
+        self.unread = 0
+        """Bytes at the end of the line that `read` left for `take_line`."""
         self._line = b""
 
     def read(self) -> int | None:
-        """The port asked for, once the line is complete. What follows the line stays in the socket.
+        """The port asked for, once the line is complete.
+
+        The end of the line and what follows stay in the socket: see `take_line`.
 
         Raises:
             HandshakeError: That will never be.
@@ -55,12 +59,25 @@ class Handshake:
                 if not seen:
                     raise HandshakeError("the host program closed before it said CONNECT and a port")
                 end = seen.find(b"\n") + 1
-                self._line += self.socket.recv(end or len(seen))
                 if end or self.socket_type is SocketType.SEQPACKET:
-                    return parse_line(self._line)
+                    self.unread = end or len(seen)
+                    return parse_line(self._line + seen[: self.unread])
+                self._line += self.socket.recv(len(seen))
                 if len(self._line) == LINE_BYTES_MAX:
                     raise HandshakeError(f"no newline in the first {LINE_BYTES_MAX} bytes")
         except BlockingIOError:
             return None
         except OSError as error:
             raise HandshakeError(f"the host program is gone: {error.strerror}") from error
+
+
+def take_line(sock: socket.socket, unread: int) -> None:
+    """Take the end of the line out of the socket.
+
+    That wakes the host program, which waits for the answer, so it is done when there is one; and before the
+    socket is closed, for the host program would get ECONNRESET for what is unread.
+    """
+    try:  # noqa: SIM105 (for every connection: `suppress` takes longer than the call)
+        sock.recv(unread)
+    except OSError:
+        pass

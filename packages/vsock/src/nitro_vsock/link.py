@@ -47,6 +47,7 @@ class Link(Connection):
         "socket",
         "stalled",
         "stream",
+        "unread_line",
         "widened",
         "width",
         "write_closed",
@@ -63,6 +64,8 @@ class Link(Connection):
         self.fd = -1
         self.greeting = b""
         """What the host program is told when the guest accepts."""
+        self.unread_line = 0
+        """Bytes that are in the socket and not for the guest, see `take_line`."""
         self.on_result: Callable[[bool], None] | None = None
         self.deadline: float | None = None
         # From the guest to the host

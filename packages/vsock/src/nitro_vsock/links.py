@@ -16,6 +16,7 @@ from typing import Final
 from nitro_vsock.config import VsockConfig
 from nitro_vsock.connection import State
 from nitro_vsock.counters import Counters
+from nitro_vsock.handshake import take_line
 from nitro_vsock.link import Link
 from nitro_vsock.packet import HEADER, Address, Op, Shutdown, SocketType
 
@@ -284,6 +285,8 @@ class Links:
         self._drop_backlog(link)
         if link.socket is not None:
             del self.by_fd[link.fd]
+            if link.unread_line:
+                take_line(link.socket, link.unread_line)
             link.socket.close()
             link.socket = None
 

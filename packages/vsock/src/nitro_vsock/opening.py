@@ -8,6 +8,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from nitro_vsock.connection import State
+from nitro_vsock.handshake import take_line
 from nitro_vsock.host_side import UNIX_TYPES, HostSide, UnixHostSide
 from nitro_vsock.link import Link
 from nitro_vsock.links import Links
@@ -24,7 +25,16 @@ HOST_PORT_LAST: Final = (1 << 31) - 1
 class Adoption:
     """A host program's socket that is to be joined with a guest's port (`VsockEngine.adopt`)."""
 
-    __slots__ = ("greeting", "guest_port", "host_cid", "host_port", "on_result", "socket", "socket_type")
+    __slots__ = (
+        "greeting",
+        "guest_port",
+        "host_cid",
+        "host_port",
+        "on_result",
+        "socket",
+        "socket_type",
+        "unread_line",
+    )
 
     def __init__(
         self,
@@ -36,10 +46,11 @@ class Adoption:
         host_cid: int,
         host_port: int | None,
         on_result: ConnectResult | None,
+        unread_line: int = 0,
     ) -> None:
         self.socket, self.guest_port, self.socket_type = sock, guest_port, socket_type
         self.greeting, self.host_cid, self.host_port = greeting, host_cid, host_port
-        self.on_result = on_result
+        self.on_result, self.unread_line = on_result, unread_line
 
 
 class Sibling(Protocol):
@@ -234,12 +245,14 @@ class Opener:
                 link = None
         if link is None:
             self._links.counters.refused += 1
+            if adoption.unread_line:
+                take_line(sock, adoption.unread_line)
             sock.close()
             if on_result is not None:
                 on_result(False)
             return
         self._links.counters.opened_by_host += 1
-        link.greeting, link.on_result = adoption.greeting, on_result
+        link.greeting, link.on_result, link.unread_line = adoption.greeting, on_result, adoption.unread_line
         self._links.schedule(link, self.config.connect_timeout_s)
         self._links.queue(link)
 
@@ -249,6 +262,9 @@ class Opener:
         if link.greeting and link.socket is not None:
             with suppress(OSError):
                 link.socket.send(link.greeting, socket.MSG_NOSIGNAL)
+            if link.unread_line:
+                take_line(link.socket, link.unread_line)
+                link.unread_line = 0
         if link.on_result is not None:
             link.on_result(True)
             link.on_result = None
