@@ -77,7 +77,7 @@ class Daemon:
 def start(directory: Path, *options: str) -> Iterator[Daemon]:
     """A daemon that listens, with two guests that share a group and one of another; ends cleanly."""
     vms = [
-        f"--vm=guest-cid={cid},socket={directory}/vhost{cid},uds-path={directory}/vsock{cid},groups={groups}"
+        f"--vm=guest-cid={cid},socket={directory}/vhost{cid},uds-path={directory}/vsock{cid},groups={groups},spin-us=30"
         for cid, groups in ((CID, "default"), (OTHER, "default"), (STRANGER, "strangers"))
     ]
     process = subprocess.Popen(

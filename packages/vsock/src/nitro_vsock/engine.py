@@ -69,6 +69,9 @@ BAD_CHAINS_MAX: Final = 1024
 SHORT_SLEEPS: Final = 3
 """A sleep is short up to so many times the time to look for events instead; waking up is a part of it."""
 
+LATE_PACKETS_MAX: Final = 16
+"""How many packets a guest may not have heard of that they were taken, while we look for more."""
+
 ACCEPT_RETRY_S: Final = 0.5
 """How long not to accept after the host ran out of descriptors."""
 
@@ -137,6 +140,7 @@ class VsockEngine:
         self._rings: _Rings | None = None
         self._calls: list[Callable[[], None]] = []
         self._late_call: Callable[[], None] | None = None
+        self._late_packets = 0
         self._bad_chains = 0  # since the rings were attached
         self._detached = 0  # how many times
         self._event_due = False
@@ -247,7 +251,7 @@ class VsockEngine:
                     self._epoll.unregister(kick_fd)
             rings.receiver.ring.release()
             self._calls.clear()
-            self._late_call = None
+            self._late_call, self._late_packets = None, 0
             self._event_due = False
             self._bad_chains = 0
             self.failure = None
@@ -467,7 +471,7 @@ class VsockEngine:
     def _call_late(self) -> None:
         """Raise the interrupt that was put off, before we sleep."""
         with self._lock:
-            call, self._late_call = self._late_call, None
+            call, self._late_call, self._late_packets = self._late_call, None, 0
             self._counters.interrupts += call is not None
         if call is not None:
             call()
@@ -493,11 +497,13 @@ class VsockEngine:
             return busy
         more = rings.transmitter.batch()
         if rings.transmit.queue.publish():
-            if self._spin_pays and not more:
+            if self._spin_pays and not more and self._late_packets < LATE_PACKETS_MAX:
                 # That one packet was taken is no news to wake the guest for: an answer may be on its way.
                 self._late_call = rings.transmit.call
+                self._late_packets += 1
             else:
                 self._calls.append(rings.transmit.call)
+                self._late_call, self._late_packets = None, 0
         busy |= more
         busy |= rings.receiver.batch()
         self._publish(rings.receive)
