@@ -78,5 +78,8 @@ class Header(NamedTuple):
         return HEADER.pack(*self)
 
 
+Fields = tuple[int, int, int, int, int, int, int, int, int, int]
+"""A header as `HEADER` unpacks it, in the order of `Header`."""
+
 Address = tuple[int, int, int]
 """What identifies a connection of one guest: the guest's port, the other end's port, the other end's CID."""

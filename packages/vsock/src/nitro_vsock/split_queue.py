@@ -25,6 +25,8 @@ from nitro_vsock.guest_memory import GuestMemory
 
 # virtq_desc (virtio 1.3 §2.7.5): addr len flags next
 DESCRIPTOR: Final = struct.Struct("<QIHH")
+Descriptor = tuple[int, int, int, int]
+"""What `DESCRIPTOR` unpacks; named as a type, for compiled code is fast only where it knows them."""
 assert DESCRIPTOR.size == 16  # noqa: S101 (a fact of the format, checked at import)
 DESCRIPTOR_F_NEXT: Final = 1
 DESCRIPTOR_F_WRITE: Final = 2
@@ -186,7 +188,8 @@ class SplitQueue:
                 if chains:
                     break  # found again by the next call
                 raise self._break(f"the driver made descriptor {head} of {size} available")
-            address, length, flags, following = unpack(table, head << 4)
+            descriptor: Descriptor = unpack(table, head << 4)
+            address, length, flags, following = descriptor
             if length and not flags & more:
                 # One descriptor: what most receive buffers of Linux are, so worth not calling `_walk`.
                 for start, end, view in regions:
@@ -204,7 +207,8 @@ class SplitQueue:
                 continue
             if flags == DESCRIPTOR_F_NEXT and following < size:
                 # Two to read, header and data: what most packets of Linux are.
-                address2, length2, flags2, _ = unpack(table, following << 4)
+                second: Descriptor = unpack(table, following << 4)
+                address2, length2, flags2, _ = second
                 if (
                     not flags2 & (more | DESCRIPTOR_F_WRITE)
                     and first_start <= address

@@ -8,7 +8,7 @@ from nitro_vsock.errors import ChainError
 from nitro_vsock.link import Link
 from nitro_vsock.links import Links
 from nitro_vsock.opening import Opener
-from nitro_vsock.packet import HEADER, HEADER_BYTES, Address, Op, Sequence
+from nitro_vsock.packet import HEADER, HEADER_BYTES, Address, Fields, Op, Sequence
 from nitro_vsock.receive_ring import trim
 from nitro_vsock.split_queue import Chain, SplitQueue
 
@@ -57,9 +57,8 @@ class Transmitter:
                 segments = chain.readable
             first = segments[0]
             # Read once: the guest may rewrite it at any time.
-            src_cid, host_cid, guest_port, host_port, length, kind, op, flags, buf_alloc, fwd_cnt = unpack(
-                first
-            )
+            fields: Fields = unpack(first)
+            src_cid, host_cid, guest_port, host_port, length, kind, op, flags, buf_alloc, fwd_cnt = fields
             if src_cid != guest_cid:
                 self._links.counters.bad_packets += 1
                 continue

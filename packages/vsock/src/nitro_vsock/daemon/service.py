@@ -37,6 +37,9 @@ ACCEPT_RETRY_S = 1.0
 
 DEFAULT_SPIN_US = 30
 
+GARBAGE_THRESHOLD = 20_000
+"""Every batch makes hundreds of objects, in no cycles, and forgets them: not worth looking so often."""
+
 
 class Nobody:
     """The host side of a guest that may connect nowhere."""
@@ -95,6 +98,8 @@ async def _main(config: DaemonConfig, descriptor: int | None) -> None:
                     _stream_listener(listener.socket),
                     lambda: [guest.report() for guest in guests],
                 )
+            gc.freeze()
+            gc.set_threshold(GARBAGE_THRESHOLD)
             async with data.running(guest.engine for guest in guests):
                 await _serve(guests, signals)
             nursery.cancel_scope.cancel()
