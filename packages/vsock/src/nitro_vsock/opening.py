@@ -260,11 +260,11 @@ class Opener:
         """The guest took a connection that the host had opened."""
         link.deadline = None
         if link.greeting and link.socket is not None:
-            with suppress(OSError):
-                link.socket.send(link.greeting, socket.MSG_NOSIGNAL)
             if link.unread_line:
                 take_line(link.socket, link.unread_line)
                 link.unread_line = 0
+            with suppress(OSError):
+                link.socket.send(link.greeting, socket.MSG_NOSIGNAL)
         if link.on_result is not None:
             link.on_result(True)
             link.on_result = None
