@@ -74,8 +74,8 @@ class Handshake:
 def take_line(sock: socket.socket, unread: int) -> None:
     """Take the end of the line out of the socket.
 
-    That wakes the host program, which waits for the answer, so it is done just before that is given; or before
-    the socket is closed, for the host program would get ECONNRESET for what is unread.
+    That wakes the host program, which waits for the answer, so it is done just before that is given,
+    or before the socket is closed: for what is unread, the host program would get ECONNRESET.
     """
     try:  # noqa: SIM105 (for every connection: `suppress` takes longer than the call)
         sock.recv(unread)
