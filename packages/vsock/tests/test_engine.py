@@ -1019,21 +1019,25 @@ def test_a_closed_engine_is_quiet(bench: Bench) -> None:
         assert host.recv(1) == b""
 
 
-def test_events_seen_before_a_detach_are_not_taken_for_those_of_a_later_socket(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("pause", [True, False])
+def test_events_seen_before_connections_are_lost_are_not_taken_for_those_of_a_later_socket(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, pause: bool
 ) -> None:
     guest = bench.start()
     first, listener, epoll = bench.guest_opens(5000, 99), bench.listen(6000), bench.engine._epoll
     later: list[socket.socket] = []
 
     class Epoll:
-        """Between seeing that ``first`` is closed and acting on it, another thread detaches and attaches."""
+        """Between seeing that ``first`` is closed and acting on it, another thread detaches or resets."""
 
         def poll(self, wait: float, most: int) -> list[tuple[int, int]]:
             events = epoll.poll(wait, most)
             monkeypatch.undo()
-            bench.engine.detach()
-            guest._attach()
+            if pause:
+                bench.engine.detach()
+                guest._attach()
+            else:
+                bench.engine.reset_transport()
             guest.send(Op.REQUEST, 100, 6000, run=False)
             assert bench.engine._rings is not None
             bench.engine._rings.transmitter.batch()
@@ -1078,6 +1082,46 @@ def test_an_interrupt_may_take_a_lock_that_the_machine_holds_while_it_attaches(b
     guest.receive.want_interrupts()
     guest.send(Op.CREDIT_REQUEST, 99, 5000)
     assert raised.is_set()
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_a_guest_hears_that_its_packets_were_taken_while_the_engine_never_sleeps(*, event_idx: bool) -> None:
+    with ExitStack() as stack:
+        engine = VsockEngine(VsockConfig(guest_cid=CID, spin_s=0.01))
+        stack.callback(engine.close)
+        guest = FakeGuest(engine, event_idx=event_idx)
+        stack.callback(guest.close)
+        host = stack.enter_context(engine.connect(52))
+        (request,) = guest.packets()
+        guest.send(Op.RESPONSE, 52, request.header.src_port)
+        guest.packets()
+        engine._spin_pays = True  # as in `run`, when short sleeps were seen
+        guest.transmit.used_chains()
+        guest.transmit.want_interrupts()
+        before = guest.interrupts
+        rounds = 0
+        while guest.interrupts == before:
+            guest.send(Op.RW, 52, request.header.src_port, b"a lone packet", run=False)
+            engine._round(None)
+            rounds += 1
+            assert rounds < 30
+        assert rounds > 1
+        assert host.recv(1000) == b"a lone packet" * rounds
+
+
+def test_a_guest_that_is_paused_hears_that_its_packet_was_taken(bench: Bench) -> None:
+    guest = bench.start(spin_s=0.01)
+    host = bench.guest_opens()
+    guest.packets()
+    bench.engine._spin_pays = True  # as in `run`, when short sleeps were seen
+    guest.transmit.want_interrupts()
+    guest.send(Op.RW, 99, 5000, b"a lone packet", run=False)
+    before = guest.interrupts
+    bench.engine._round(None)
+    assert guest.interrupts == before
+    bench.engine.detach(keep_connections=True)
+    assert guest.interrupts == before + 1
+    assert host.recv(100) == b"a lone packet"
 
 
 def test_no_view_of_guest_memory_outlives_detach(bench: Bench) -> None:
@@ -1235,6 +1279,22 @@ def test_messages_for_a_slow_reader_are_held_within_the_window(bench: Bench) -> 
         guest.run()
     assert received == messages
     assert guest.packets()[-1].header.fwd_cnt == sent
+
+
+@pytest.mark.parametrize("length", [1, 212_961, WINDOW])
+def test_messages_as_long_as_the_window_arrive(bench: Bench, length: int) -> None:
+    bench.start(seqpacket=True)
+    host = bench.engine.connect(52, SocketType.SEQPACKET)
+    (request,) = bench.guest.packets()
+    port = request.header.src_port
+    bench.guest.send(Op.RESPONSE, 52, port, type=SocketType.SEQPACKET)
+    message = bytes(length)
+    for start in range(0, length, 1 << 16):
+        piece = message[start : start + (1 << 16)]
+        last = start + len(piece) == length
+        bench.guest.send(Op.RW, 52, port, piece, type=SocketType.SEQPACKET, flags=int(last))
+    with host:
+        assert host.recv(1 << 20) == message
 
 
 def test_messages_longer_than_the_window_reset(bench: Bench) -> None:

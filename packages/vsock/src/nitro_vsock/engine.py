@@ -69,8 +69,8 @@ BAD_CHAINS_MAX: Final = 1024
 SHORT_SLEEPS: Final = 3
 """A sleep is short up to so many times the time to look for events instead; waking up is a part of it."""
 
-LATE_PACKETS_MAX: Final = 16
-"""How many packets a guest may not have heard of that they were taken, while we look for more."""
+LATE_ROUNDS_MAX: Final = 16
+"""How many looks at everything, between sleeps, the guest may wait to hear that its packets were taken."""
 
 ACCEPT_RETRY_S: Final = 0.5
 """How long not to accept after the host ran out of descriptors."""
@@ -140,9 +140,9 @@ class VsockEngine:
         self._rings: _Rings | None = None
         self._calls: list[Callable[[], None]] = []
         self._late_call: Callable[[], None] | None = None
-        self._late_packets = 0
+        self._late_rounds = 0
         self._bad_chains = 0  # since the rings were attached
-        self._detached = 0  # how many times
+        self._detached = 0  # how many times, or connections were forgotten otherwise
         self._event_due = False
         self._handshakes: dict[int, Handshake] = {}
         self._timers: list[tuple[float, int, Link | Handshake | None]] = []
@@ -242,7 +242,11 @@ class VsockEngine:
                 for _ in range(rings.transmit.queue.size // TRANSMIT_BATCH + 1):
                     if self.failure or not rings.transmitter.batch():
                         break
-                rings.transmit.queue.publish()
+                if rings.transmit.queue.publish():
+                    self._late_call = rings.transmit.call
+            if self._late_call is not None:
+                self._calls.append(self._late_call)
+            calls = self._calls if keep_connections else []  # a guest that goes on waits for these
             self._opener.open = False
             if not keep_connections:
                 self._links.forget_all()
@@ -250,11 +254,13 @@ class VsockEngine:
                 with suppress(OSError):
                     self._epoll.unregister(kick_fd)
             rings.receiver.ring.release()
-            self._calls.clear()
-            self._late_call, self._late_packets = None, 0
+            self._calls = []
+            self._late_call, self._late_rounds = None, 0
             self._event_due = False
             self._bad_chains = 0
             self.failure = None
+        for call in calls:
+            call()
         self._wake()
 
     def reset_transport(self) -> None:
@@ -264,6 +270,7 @@ class VsockEngine:
         listeners.
         """
         with self._lock:
+            self._detached += 1
             self._links.forget_all()
             self._event_due = True
         self._wake()
@@ -386,7 +393,8 @@ class VsockEngine:
     def run(self) -> None:
         """Take turns until `stop`, sleeping in between: for a thread of its own.
 
-        It costs fewer system calls than waiting for `fileno` and calling `turn`.
+        It costs fewer system calls than waiting for `fileno` and calling `turn`. Not for the main thread:
+        Python runs the handlers of signals there, and `run` seldom gives it the opportunity.
         """
         with self._wake_lock:
             self._running = True
@@ -471,13 +479,14 @@ class VsockEngine:
     def _call_late(self) -> None:
         """Raise the interrupt that was put off, before we sleep."""
         with self._lock:
-            call, self._late_call, self._late_packets = self._late_call, None, 0
+            call, self._late_call, self._late_rounds = self._late_call, None, 0
             self._counters.interrupts += call is not None
         if call is not None:
             call()
 
     def _serve_all(self, events: list[tuple[int, int]]) -> bool:
         """Do what these events and the rings ask for; true if another look may find more."""
+        accepting: list[UnixListener] = []
         for fd, event in events:
             link = self._links.by_fd.get(fd)
             if link is not None:
@@ -485,7 +494,11 @@ class VsockEngine:
             elif fd in self._handshakes:
                 self._on_handshake(self._handshakes[fd])
             elif fd in self._listeners:
-                self._accept(self._listeners[fd])
+                accepting.append(
+                    self._listeners[fd]
+                )  # later: their sockets may get the numbers of closed ones
+        for listener in accepting:
+            self._accept(listener)
         if self._inbox:
             for _ in range(len(self._inbox)):
                 self._inbox.popleft()()
@@ -497,19 +510,20 @@ class VsockEngine:
             return busy
         more = rings.transmitter.batch()
         if rings.transmit.queue.publish():
-            if self._spin_pays and not more and self._late_packets < LATE_PACKETS_MAX:
-                # That one packet was taken is no news to wake the guest for: an answer may be on its way.
-                self._late_call = rings.transmit.call
-                self._late_packets += 1
-            else:
-                self._calls.append(rings.transmit.call)
-                self._late_call, self._late_packets = None, 0
+            self._late_call = rings.transmit.call
         busy |= more
         busy |= rings.receiver.batch()
         self._publish(rings.receive)
         if self._event_due:
             self._send_transport_reset(rings.event)
-        return busy or self._arm(rings)
+        busy = busy or self._arm(rings)
+        if self._late_call is not None:
+            # That one packet was taken is no news to wake the guest for, if an answer may be on its way.
+            self._late_rounds += 1
+            if busy or not self._spin_pays or self._late_rounds > LATE_ROUNDS_MAX:
+                self._calls.append(self._late_call)
+                self._late_call, self._late_rounds = None, 0
+        return busy
 
     def _arm(self, rings: _Rings) -> bool:
         """Before sleep: ask for the kicks that matter; true if what they would tell is here already."""
@@ -539,13 +553,12 @@ class VsockEngine:
         """Take one; if there are more, the next look at the events tells."""
         try:
             sock, _ = listener.socket.accept()
+            self._greet(sock, listener.socket_type)
         except BlockingIOError:
-            return
-        except OSError:  # no descriptors left: level with it later, not in a loop
+            pass
+        except OSError:  # nothing left of descriptors or the like: level with it later, not in a loop
             self._epoll.modify(listener.socket.fileno(), 0)
             self._schedule(None, ACCEPT_RETRY_S)
-            return
-        self._greet(sock, listener.socket_type)
 
     def _greet(self, sock: socket.socket, socket_type: SocketType) -> None:
         sock.setblocking(False)
@@ -558,7 +571,11 @@ class VsockEngine:
         self._handshakes[sock.fileno()] = handshake
         self._on_handshake(handshake)
         if sock.fileno() in self._handshakes:
-            self._epoll.register(sock.fileno(), SOCKET_EVENTS)
+            try:
+                self._epoll.register(sock.fileno(), SOCKET_EVENTS)
+            except OSError:
+                self._drop_handshake(handshake)
+                raise
             handshake.registered = True
             heapq.heappush(self._timers, (handshake.deadline, next(self._timer_number), handshake))
 

@@ -22,8 +22,8 @@ WIDTH_MIN: Final = 2
 WIDTH_MAX: Final = 64
 """Receive buffers of the guest filled by one system call."""
 SEND_BUFFER_BYTES: Final = 256 << 10
-"""What a unix socket's own buffer may hold, from the first time that the usual is too little: the default
-window, so a host program in its stride costs us no copy."""
+"""What a unix socket's own buffer may hold: the default window, so a host program in its stride costs us no
+copy, and no message is too long. Streams get it the first time that the usual is too little."""
 
 
 class Link(Connection):
@@ -150,10 +150,10 @@ class Link(Connection):
         for segment in segments:
             self.backlog += segment
         if self.backlog and not self.widened:
-            self._widen()
+            self.widen()
         self.forwarded(len(self.backlog))
 
-    def _widen(self) -> None:
+    def widen(self) -> None:
         """Let the socket hold more; that there is room now is an event like any other."""
         self.widened = True
         if self.socket is not None and self.socket.family == socket.AF_UNIX:

@@ -104,6 +104,8 @@ class Links:
             raise
         link.socket, link.fd = sock, fd
         self.by_fd[fd] = link
+        if not link.stream:
+            link.widen()
 
     def look_again(self, link: Link) -> None:
         """Have epoll tell again what is true of the link's socket."""
