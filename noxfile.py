@@ -32,6 +32,9 @@ BENCHES = {
     "vsock": "packages/vsock/bench/compare.py",
 }
 
+COMPILE = {"HATCH_BUILD_HOOK_ENABLE_MYPYC": "1"}
+"""Makes a wheel of nitro-vsock with its data path compiled."""
+
 
 def group(name: str) -> list[str]:
     """The requirements of one dependency group of the repository."""
@@ -72,10 +75,6 @@ def install_once(session: nox.Session) -> None:
     if not stamp.exists() or stamp.read_text() != state:
         session.install(*local("vmm"))
         stamp.write_text(state)
-
-
-COMPILE = {"HATCH_BUILD_HOOK_ENABLE_MYPYC": "1"}
-"""Makes a wheel of nitro-vsock with its data path compiled."""
 
 
 def can_compile() -> bool:

@@ -24,7 +24,11 @@ MEMORY_MIB = 2048
 
 
 def add_package(root: Path) -> None:
-    """Put nitro-vsock, its tests and what both require into the user space."""
+    """Put nitro-vsock, its tests and what both require into the user space.
+
+    Raises:
+        ImageError: pip has no wheels for the user space's Python; it has said why.
+    """
     version = next((root / "usr/bin").glob("python3.*")).name.removeprefix("python")
     library = root / "usr/local/lib" / f"python{version}" / "dist-packages"
     tests = root / "forwarding" / "tests"
@@ -41,8 +45,11 @@ def add_package(root: Path) -> None:
         str(library),
     ]
     platforms = [argument for platform in PLATFORMS for argument in ("--platform", platform)]
-    subprocess.run([*pip, "--python-version", version, *platforms, *requirements, "pytest"], check=True)
-    shutil.copytree(VSOCK / "src" / "nitro_vsock", library / "nitro_vsock")
+    install = [*pip, "--python-version", version, *platforms, *requirements, "pytest"]
+    if subprocess.run(install, check=False).returncode != 0:
+        raise images.ImageError(f"pip found no wheels for Python {version}, see its message above")
+    built = shutil.ignore_patterns("*.so", "__pycache__")  # for this machine's Python, if at all
+    shutil.copytree(VSOCK / "src" / "nitro_vsock", library / "nitro_vsock", ignore=built)
     metadata = library / "nitro_vsock-0.dist-info"  # which the command asks for its version
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: nitro-vsock\nVersion: 0\n")
@@ -67,9 +74,7 @@ def main() -> int:
     except images.ERRORS as error:
         say(f"error: {error}")
         return 4
-    say(f"booting {image.stat().st_size / 2**20:.0f} MiB in {MEMORY_MIB} MiB")
-    machine = [images.command("vmm"), "run", str(image), "--memory-mib", str(MEMORY_MIB)]
-    console = subprocess.run(machine, stdout=subprocess.PIPE, check=False).stdout.decode(errors="replace")
+    console = images.boot(image, MEMORY_MIB)
     summary = re.search(r"=+ (\d+ passed) in .* =+", console)  # nothing failed, nothing was skipped
     if summary is None:
         say(f"{console}\nerror: not all tests passed in the guest, see its console above")

@@ -73,6 +73,13 @@ def build(name: str, kernel: str, root_directory: Path, *options: str) -> Path:
     return image
 
 
+def boot(image: Path, memory_mib: int) -> str:
+    """Boot an image and see it through to its end; returns what was on its console."""
+    say(f"booting {image.stat().st_size / 2**20:.0f} MiB in {memory_mib} MiB")
+    machine = [command("vmm"), "run", str(image), "--memory-mib", str(memory_mib)]
+    return subprocess.run(machine, stdout=subprocess.PIPE, check=False).stdout.decode(errors="replace")
+
+
 def hello(kernel: str, *options: str) -> Path:
     """The hello image: a script that says hello and asks the security module for its measurements.
 

@@ -121,10 +121,8 @@ def main() -> int:
         say(f"error: {error}")
         return 4
     memory_mib = max(1024, 4 * image.stat().st_size >> 20)
-    say(f"booting {image.stat().st_size / 2**20:.0f} MiB in {memory_mib} MiB")
     started = time.monotonic()
-    machine = [images.command("vmm"), "run", str(image), "--memory-mib", str(memory_mib)]
-    console = subprocess.run(machine, stdout=subprocess.PIPE, check=False).stdout.decode(errors="replace")
+    console = images.boot(image, memory_mib)
     seconds = time.monotonic() - started
     computed = subprocess.run(
         [sys.executable, root / "check" / "compute.py"], capture_output=True, check=True

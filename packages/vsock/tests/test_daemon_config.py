@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nitro_vsock import cli
-from nitro_vsock.daemon import config
+from nitro_vsock.daemon import config, service
 from nitro_vsock.daemon.config import DaemonConfig, Proxied, Published, Target, VmConfig
 
 
@@ -189,3 +189,15 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--help"])
     assert "example:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("chosen", "alone", "processors", "microseconds"),
+    [(None, True, 2, 30), (None, True, 1, 0), (None, False, 2, 0), (50, False, 1, 50), (0, True, 2, 0)],
+)
+def test_only_a_guest_with_a_processor_to_spare_looks_before_it_sleeps(
+    monkeypatch: pytest.MonkeyPatch, *, chosen: int | None, alone: bool, processors: int, microseconds: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)))
+    vm = VmConfig(guest_cid=3, socket=Path("/run/x"), spin_us=chosen)
+    assert service._spin_us(vm, alone=alone) == microseconds

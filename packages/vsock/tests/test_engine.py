@@ -1,5 +1,6 @@
 """The device against a guest's side that sends whatever a test wants, and real sockets on the host's."""
 
+import errno
 import gc
 import os
 import resource
@@ -1191,6 +1192,63 @@ def test_a_host_without_descriptors_left_is_asked_again_later(bench: Bench) -> N
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         bench.clock.now += delay
         assert ops(guest.packets()) == [Op.REQUEST]
+
+
+def test_a_host_without_epoll_watches_left_is_asked_again_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest, epoll = bench.start(), bench.engine._epoll
+
+    class Full:
+        """``fs.epoll.max_user_watches`` is reached."""
+
+        poll, modify = epoll.poll, epoll.modify
+
+        def register(self, *_: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(bench.engine, "_epoll", Full())
+        with socket.socket(socket.AF_UNIX) as host:
+            host.settimeout(5)
+            host.connect(str(bench.path))
+            delay = bench.engine.turn()
+            assert delay, "not at once, and not never"
+            assert host.recv(1) == b""
+        assert bench.engine.counters().half_open == 0
+    bench.clock.now += delay
+    bench.dial(b"CONNECT 52\n")
+    assert ops(guest.packets()) == [Op.REQUEST]
+
+
+def test_looking_before_sleep_goes_on_while_it_pays(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.start(spin_s=0.001)
+    waits: list[float | None] = []
+    now = 0.0
+    slept = 0.0
+
+    class Idle:
+        """Nothing happens; a look takes 0.3 ms, and a sleep as long as ``slept``."""
+
+        def poll(self, wait: float | None, _most: int) -> list[tuple[int, int]]:
+            nonlocal now
+            waits.append(wait)
+            now += 0.0003 if wait == 0 else slept
+            return []
+
+    def looks(seconds: float) -> list[float | None]:
+        nonlocal slept
+        slept = seconds
+        waits.clear()
+        bench.engine._round(None)
+        return list(waits)
+
+    with monkeypatch.context() as idle:
+        idle.setattr(bench.engine, "_epoll", Idle())
+        idle.setattr("time.perf_counter", lambda: now)
+        assert looks(0.002) == [None]
+        assert looks(1.0) == [0, 0, 0, 0, None], "the last sleep was short"
+        assert looks(1.0) == [None], "the last one was not"
 
 
 # Messages

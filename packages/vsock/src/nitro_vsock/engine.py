@@ -494,9 +494,8 @@ class VsockEngine:
             elif fd in self._handshakes:
                 self._on_handshake(self._handshakes[fd])
             elif fd in self._listeners:
-                accepting.append(
-                    self._listeners[fd]
-                )  # later: their sockets may get the numbers of closed ones
+                accepting.append(self._listeners[fd])
+        # Not before: a new socket may get the number of one that was closed just now.
         for listener in accepting:
             self._accept(listener)
         if self._inbox:

@@ -62,6 +62,7 @@ class Link(Connection):
         self.stream = socket_type is SocketType.STREAM
         self.socket: socket.socket | None = None
         self.fd = -1
+        """The socket's descriptor; -1 without one."""
         self.greeting = b""
         """What the host program is told when the guest accepts."""
         self.unread_line = 0

@@ -68,7 +68,7 @@ class Links:
     @property
     def full(self) -> bool:
         """Whether there may be no more."""
-        return len(self.by_address) + len(self.lingering) >= self._connections_max
+        return len(self) >= self._connections_max
 
     @property
     def choked(self) -> bool:
@@ -290,7 +290,7 @@ class Links:
             if link.unread_line:
                 take_line(link.socket, link.unread_line)
             link.socket.close()
-            link.socket = None
+            link.socket, link.fd = None, -1  # the number may be another socket's soon
 
     def _drop_backlog(self, link: Link) -> None:
         self.counters.buffered_bytes -= len(link.backlog)

@@ -36,6 +36,7 @@ ACCEPT_RETRY_S = 1.0
 """How long not to accept after the host ran out of something."""
 
 DEFAULT_SPIN_US = 30
+"""Longer than most answers take, shorter than going to sleep and waking up cost (`nox -s 'bench(vsock)'`)."""
 
 GARBAGE_THRESHOLD = 20_000
 """Every batch makes hundreds of objects, in no cycles, and forgets them: not worth looking so often."""
