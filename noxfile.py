@@ -108,7 +108,7 @@ def tests(session: nox.Session, package: str) -> None:
 def compiled(session: nox.Session) -> None:
     """Test nitro-vsock once more, as the compiled wheel."""
     if not can_compile():
-        session.skip("no C compiler, or no headers of this Python")
+        session.skip("no C compiler, or no headers of this Python: install gcc and python3-dev")
     install_compiled(session)
     session.install(*group("test"))
     session.run("python", "-c", "import nitro_vsock.engine as e; assert e.__file__.endswith('.so')")
