@@ -85,7 +85,7 @@ def can_compile() -> bool:
 def install_compiled(session: nox.Session) -> None:
     """Build nitro-vsock's compiled wheel and install it, in place of one of before."""
     session.install("build")
-    directory = Path(session.create_tmp(), "dist")
+    directory = Path(session.virtualenv.location, "dist")
     shutil.rmtree(directory, ignore_errors=True)
     session.run(
         "python", "-m", "build", "--outdir", str(directory), "packages/vsock", env=COMPILE, silent=True
