@@ -32,8 +32,8 @@ BENCHES = {
     "vsock": "packages/vsock/bench/compare.py",
 }
 
-COMPILE = {"HATCH_BUILD_HOOK_ENABLE_MYPYC": "1"}
-"""Makes a wheel of nitro-vsock with its data path compiled."""
+COMPILE = {"NITRO_VSOCK_COMPILE": "1"}
+"""Has nitro-vsock's data path compiled, or its build fail."""
 
 
 def group(name: str) -> list[str]:
@@ -83,16 +83,10 @@ def can_compile() -> bool:
 
 
 def install_compiled(session: nox.Session) -> None:
-    """Build nitro-vsock's compiled wheel and install it, in place of one of before."""
-    session.install("build")
-    directory = Path(session.virtualenv.location, "dist")
-    shutil.rmtree(directory, ignore_errors=True)
-    session.run(
-        "python", "-m", "build", "--outdir", str(directory), "packages/vsock", env=COMPILE, silent=True
-    )
-    (wheel,) = directory.glob("*.whl")
-    session.install(f"nitro-vsock[completion] @ {wheel.resolve().as_uri()}")
-    session.install("--force-reinstall", "--no-deps", str(wheel))
+    """Install nitro-vsock compiled, in place of one of before."""
+    project = MANIFESTS["vsock"]["project"]
+    session.install(*project["dependencies"], *project["optional-dependencies"]["completion"])
+    session.install("--force-reinstall", "--no-deps", "./packages/vsock", env=COMPILE)
 
 
 @nox.session
@@ -106,7 +100,7 @@ def tests(session: nox.Session, package: str) -> None:
 
 @nox.session
 def compiled(session: nox.Session) -> None:
-    """Test nitro-vsock once more, as the compiled wheel."""
+    """Test nitro-vsock once more, compiled."""
     if not can_compile():
         session.skip("no C compiler, or no headers of this Python: install gcc and python3-dev")
     install_compiled(session)
