@@ -117,8 +117,8 @@ class Connection:
         self.in_flight = 0
         """Bytes of these that the guest has not reported as taken."""
         self.packets_in_flight = 0
-        self.tails: deque[tuple[int, int]] = deque()
-        """``tx_cnt`` after each batch of packets on the way, and how many packets it was."""
+        self.tails: deque[tuple[int, int]] | None = None
+        """``tx_cnt`` after each batch of packets on the way, and how many packets it was; None before."""
         self.peer_buf_alloc = self.peer_fwd_cnt = 0
         self.guest_shutdown = self.shutdown_sent = 0
         self.guest_may_send = False
@@ -193,6 +193,8 @@ class Connection:
         self.tx_cnt += length
         self.in_flight += length
         self.packets_in_flight += packets
+        if self.tails is None:
+            self.tails = deque()
         self.tails.append((self.tx_cnt, packets))
 
     def forwarded(self, unsent: int, *, drained: bool = False) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from nitro_vsock.connection import Connection, State
 from nitro_vsock.packet import Address, Shutdown, SocketType
+from nitro_vsock.receive_ring import NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,8 +77,8 @@ class Link(Connection):
         """A message of which the end is missing."""
         self.backlog = bytearray()
         """What the host has not taken."""
-        self.lengths: deque[int] = deque()
-        """Of the messages in it."""
+        self.lengths: deque[int] | None = None
+        """Of the messages in it, once there were any."""
         self.write_closed = False
         """The host's socket takes no more."""
         self.widened = False
@@ -94,7 +95,7 @@ class Link(Connection):
         """In the queue of links that have something for the guest."""
         self.stalled = False
         """Has data, and waits for credit."""
-        self.outgoing = memoryview(b"")
+        self.outgoing = NOTHING
         """The rest of a message from the host."""
         self.width = WIDTH_MIN
         """Receive buffers to fill with the next read: more after every one that filled all."""
@@ -116,7 +117,7 @@ class Link(Connection):
     def drop_backlog(self) -> None:
         """Nobody will take what is held."""
         self.backlog.clear()
-        self.lengths.clear()
+        self.lengths = None
         self.message.clear()
 
     def deliver(self) -> None:
@@ -169,6 +170,8 @@ class Link(Connection):
         """
         waiting = self.holding
         self.backlog += self.message
+        if self.lengths is None:
+            self.lengths = deque()
         self.lengths.append(len(self.message))
         self.message.clear()
         if not waiting:

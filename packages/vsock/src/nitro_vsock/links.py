@@ -88,24 +88,35 @@ class Links:
         self.by_address[address] = link
         return link
 
+    def hold(self, link: Link, sock: socket.socket) -> None:
+        """Give the link its socket, of which nothing is of interest until the other end accepts: `watch`."""
+        if sock.gettimeout() != 0:
+            sock.setblocking(False)
+        link.socket, link.fd = sock, sock.fileno()
+        if not link.stream:
+            link.widen()
+
+    def watch(self, link: Link) -> None:
+        """Have epoll tell what happens to the link's socket, and what has happened already.
+
+        Raises:
+            OSError: The host is out of something.
+        """
+        self._epoll.register(link.fd, SOCKET_EVENTS)
+        self.by_fd[link.fd] = link
+
     def join(self, link: Link, sock: socket.socket) -> None:
-        """Give the link its socket.
+        """Give the link its socket, and watch it.
 
         Raises:
             OSError: The host is out of something; the socket is closed.
         """
-        fd = sock.fileno()
+        self.hold(link, sock)
         try:
-            if sock.gettimeout() != 0:
-                sock.setblocking(False)
-            self._epoll.register(fd, SOCKET_EVENTS)
+            self.watch(link)
         except OSError:
-            sock.close()
+            self._close_socket(link)
             raise
-        link.socket, link.fd = sock, fd
-        self.by_fd[fd] = link
-        if not link.stream:
-            link.widen()
 
     def look_again(self, link: Link) -> None:
         """Have epoll tell again what is true of the link's socket."""
@@ -141,7 +152,7 @@ class Links:
         held = len(link.backlog)
         for segment in payload:
             link.message += segment
-        if len(link.message) > link.buf_alloc or len(link.lengths) > link.buf_alloc:
+        if len(link.message) > link.buf_alloc or (link.lengths and len(link.lengths) > link.buf_alloc):
             self.counters.credit_violations += 1
             self.finish(link, reset=True)
             return
@@ -286,7 +297,7 @@ class Links:
     def _close_socket(self, link: Link) -> None:
         self._drop_backlog(link)
         if link.socket is not None:
-            del self.by_fd[link.fd]
+            self.by_fd.pop(link.fd, None)
             if link.unread_line:
                 take_line(link.socket, link.unread_line)
             link.socket.close()

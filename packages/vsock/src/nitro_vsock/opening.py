@@ -172,7 +172,7 @@ class Opener:
         if sibling is None:
             raise ConnectionRefusedError
         ours, theirs = socket.socketpair(socket.AF_UNIX, UNIX_TYPES[link.socket_type] | socket.SOCK_NONBLOCK)
-        self._links.join(link, ours)
+        self._links.hold(link, ours)
         sibling.adopt(
             theirs,
             port,
@@ -202,17 +202,21 @@ class Opener:
     def _sibling_answered(self, link: Link, accepted: bool) -> None:  # noqa: FBT001 (a callback)
         if link.state != State.CONNECTING:
             return
+        try:
+            if accepted:
+                self._links.watch(link)
+        except OSError:
+            accepted = False
         if accepted:
-            self._links.look_again(link)  # at events of which nothing was made before
             self._host_accepted(link)
         else:
             self._links.counters.refused += 1
             self._links.finish(link, reset=True)
 
     def host_connected(self, link: Link) -> None:
-        """Something happened to a socket that was connecting (or, to a sibling, is waiting for an answer)."""
+        """Something happened to a socket that was connecting."""
         sock = link.socket
-        if sock is None or link.address[2] not in self._local_cids:
+        if sock is None:
             return
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._links.counters.refused += 1
@@ -235,15 +239,7 @@ class Opener:
             host_port = self.free_host_port(adoption.guest_port)
         address = adoption.guest_port, host_port, adoption.host_cid
         unknown_type = socket_type is SocketType.SEQPACKET and not self._seqpacket
-        link = None
-        if self.open and not self._links.full and not unknown_type and address not in self._links.by_address:
-            link = self._links.new(address, socket_type, State.REQUESTED)
-            try:
-                self._links.join(link, sock)
-            except OSError:
-                del self._links.by_address[address]
-                link = None
-        if link is None:
+        if not self.open or self._links.full or unknown_type or address in self._links.by_address:
             self._links.counters.refused += 1
             if adoption.unread_line:
                 take_line(sock, adoption.unread_line)
@@ -251,6 +247,8 @@ class Opener:
             if on_result is not None:
                 on_result(False)
             return
+        link = self._links.new(address, socket_type, State.REQUESTED)
+        self._links.hold(link, sock)
         self._links.counters.opened_by_host += 1
         link.greeting, link.on_result, link.unread_line = adoption.greeting, on_result, adoption.unread_line
         self._links.schedule(link, self.config.connect_timeout_s)
@@ -259,16 +257,21 @@ class Opener:
     def guest_accepted(self, link: Link) -> None:
         """The guest took a connection that the host had opened."""
         link.deadline = None
+        if link.unread_line and link.socket is not None:
+            take_line(link.socket, link.unread_line)
+            link.unread_line = 0
+        try:
+            self._links.watch(link)
+        except OSError:
+            self._links.counters.refused += 1
+            self._links.finish(link, reset=True)
+            return
         if link.greeting and link.socket is not None:
-            if link.unread_line:
-                take_line(link.socket, link.unread_line)
-                link.unread_line = 0
             with suppress(OSError):
                 link.socket.send(link.greeting, socket.MSG_NOSIGNAL)
         if link.on_result is not None:
             link.on_result(True)
             link.on_result = None
-        self._links.queue(link)
 
     def free_host_port(self, guest_port: int) -> int:
         """A port for the host's end of a connection to ``guest_port``."""
