@@ -75,10 +75,13 @@ class Daemon:
 
 @contextlib.contextmanager
 def start(directory: Path, *options: str) -> Iterator[Daemon]:
-    """A daemon that listens, with two guests that share a group and one of another; ends cleanly."""
+    """A daemon that listens, with two guests that share a group and one of another; ends cleanly.
+
+    The second one has a group with each of the others, so all are in one process.
+    """
     vms = [
         f"--vm=guest-cid={cid},socket={directory}/vhost{cid},uds-path={directory}/vsock{cid},groups={groups},spin-us=30"
-        for cid, groups in ((CID, "default"), (OTHER, "default"), (STRANGER, "strangers"))
+        for cid, groups in ((CID, "default"), (OTHER, "default+strangers"), (STRANGER, "strangers"))
     ]
     process = subprocess.Popen(
         [sys.executable, "-m", "nitro_vsock.cli", *vms, *options], stderr=subprocess.PIPE

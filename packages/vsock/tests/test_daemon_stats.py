@@ -39,12 +39,16 @@ nitro_vsock_service_open{guest_cid="16",service="proxy 80 \\"x\\""} 1
 """
 
 
+async def report() -> list[VmReport]:
+    return REPORT
+
+
 @asynccontextmanager
 async def served(path: Path) -> AsyncIterator[None]:
     listener = UnixListener(path)
     async with trio.open_nursery() as nursery:
         stream = trio.SocketListener(trio.socket.from_stdlib_socket(listener.socket))
-        nursery.start_soon(stats.serve, stream, lambda: REPORT)
+        nursery.start_soon(stats.serve, stream, report)
         yield
         nursery.cancel_scope.cancel()
     listener.close()

@@ -45,6 +45,8 @@ SINGLE = (
     "ok_port",
     "seqpacket",
     "connections",
+    "half_open",
+    "buffered_bytes",
     "spin_us",
     "publish",
     "proxy",
@@ -101,6 +103,16 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--connections", metavar="N", help="connections at a time (default: 1023)")
     one.add_argument(
+        "--half-open",
+        metavar="N",
+        help="host programs at a time that have not said CONNECT and a port yet (default: 64)",
+    )
+    one.add_argument(
+        "--buffered-bytes",
+        metavar="BYTES",
+        help="held for host programs that do not read, all connections together (default: 67108864)",
+    )
+    one.add_argument(
         "--spin-us",
         metavar="US",
         help="look so long for more before going to sleep, while that is worth it "
@@ -141,6 +153,7 @@ def parser() -> argparse.ArgumentParser:
     )
     general.add_argument("--log-format", choices=["text", "json"], default="text")
     general.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
+    general.add_argument("--supervisor-fd", type=int, help=argparse.SUPPRESS)
     general.add_argument("--check", action="store_true", help="print the configuration as JSON and exit")
     general.add_argument(
         "--print-capabilities",
@@ -241,10 +254,14 @@ def _serve(arguments: argparse.Namespace) -> int:
         if arguments.check:
             print(config.model_dump_json(indent=2))
             return EXIT_OK
-        from nitro_vsock.daemon import logs, service  # noqa: PLC0415 (trio: only to serve)
+        from nitro_vsock.daemon import logs, service, supervisor  # noqa: PLC0415 (trio: only to serve)
 
         logs.configure(form=arguments.log_format, level=arguments.log_level)
-        service.run(config, descriptor=arguments.fd)
+        try:
+            service.run(config, descriptor=arguments.fd, supervisor_descriptor=arguments.supervisor_fd)
+        except supervisor.WorkerError as error:
+            _complain(error)
+            return error.exit_code
     except UsageError as error:
         _complain(f"{error} (see --help)")
         return EXIT_USAGE

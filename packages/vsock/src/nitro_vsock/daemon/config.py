@@ -108,6 +108,10 @@ class Published(_Frozen):
 def _socket_path(path: Path) -> Path:
     if len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
         raise ValueError(f"a unix socket's path has at most {UNIX_PATH_BYTES_MAX} bytes")
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        raise ValueError("the path is not UTF-8") from None
     return path
 
 
@@ -141,6 +145,10 @@ class VmConfig(_Frozen):
     """Offer SEQPACKET connections beside streams."""
     connections: Annotated[int, Field(ge=1)] = 1023
     """Connections at a time."""
+    half_open: Annotated[int, Field(ge=1)] = 64
+    """Host programs at a time that connected and have not said yet where to."""
+    buffered_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
+    """Bytes held for host programs that do not read, all connections of the guest together."""
     spin_us: Annotated[int, Field(ge=0, le=1000)] | None = None
     """How long to look for more work before going to sleep, while that is worth it: quicker answers, for more
     CPU. None: 30 for the only guest of a process that has more than one processor, else 0."""

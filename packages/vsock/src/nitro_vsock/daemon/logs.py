@@ -43,3 +43,9 @@ def configure(*, form: str, level: str) -> None:
     LOGGER.handlers[:] = [handler]
     LOGGER.setLevel(level.upper())
     LOGGER.propagate = False
+
+
+def options() -> list[str]:
+    """The command line's options that make another process log as this one does."""
+    form = "json" if any(isinstance(each.formatter, JsonFormatter) for each in LOGGER.handlers) else "text"
+    return ["--log-format", form, "--log-level", logging.getLevelName(LOGGER.getEffectiveLevel()).lower()]

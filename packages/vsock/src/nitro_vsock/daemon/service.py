@@ -8,18 +8,20 @@ that rings stop where they are, then the data threads, then the sockets and thei
 import contextlib
 import errno
 import gc
+import logging
 import os
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from nitro_vsock.config import VsockConfig
-from nitro_vsock.daemon import data, forward, session, stats
+from nitro_vsock.daemon import data, forward, logs, session, stats, supervisor
 from nitro_vsock.daemon.config import DaemonConfig, Published, VmConfig
 from nitro_vsock.daemon.device import EngineDevice
 from nitro_vsock.daemon.logs import LOGGER
@@ -50,16 +52,20 @@ class Nobody:
         raise FileNotFoundError(f"no listener for port {port} ({socket_type.name})")
 
 
-def run(config: DaemonConfig, *, descriptor: int | None = None) -> None:
+def run(
+    config: DaemonConfig, *, descriptor: int | None = None, supervisor_descriptor: int | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         config: All guests.
-        descriptor: A vhost-user socket for the first guest, connected or listening, instead of its path.
+        descriptor: A vhost-user socket for the only guest, connected or listening, instead of its path.
+        supervisor_descriptor: The socket to the process that started this one to serve a part of its guests.
 
     Raises:
         UsageError: The allow-list does not allow a proxy.
         HostError: A socket cannot be made, or there is no AF_VSOCK.
+        WorkerError: Another process could not serve its part of the guests.
     """
     if config.proxy_allowlist is not None:
         for vm in config.vms:
@@ -67,8 +73,12 @@ def run(config: DaemonConfig, *, descriptor: int | None = None) -> None:
                 check_allowed(proxied.target, config.proxy_allowlist)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    parts = supervisor.split(config)
     try:
-        trio.run(_main, config, descriptor)
+        if len(parts) == 1 or supervisor_descriptor is not None:
+            trio.run(_serve_here, config, descriptor, supervisor_descriptor)
+        else:
+            trio.run(_supervise, config, parts)
     except BaseExceptionGroup as group:
         raise _first(group) from None
 
@@ -80,9 +90,35 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
-async def _main(config: DaemonConfig, descriptor: int | None) -> None:
+async def _supervise(config: DaemonConfig, parts: list[DaemonConfig]) -> None:
+    """Have every part of the guests served by a process of its own."""
+    workers = [supervisor.Worker(part, logs.options()) for part in parts]
+
+    async def report() -> list[stats.VmReport]:
+        return [found for worker in workers for found in await worker.report()]
+
+    with _signals() as signals, _stats_listener(config) as listener:
+        async with trio.open_nursery() as nursery:
+
+            async def serve() -> None:
+                async with trio.open_nursery() as starting:
+                    for worker in workers:
+                        starting.start_soon(nursery.start, worker.run)
+                if listener is not None:
+                    nursery.start_soon(stats.serve, listener, report)
+                _say_serving(config, logging.INFO)
+
+            nursery.start_soon(serve)
+            await _signalled(signals, logging.INFO)
+            nursery.cancel_scope.cancel()
+
+
+async def _serve_here(
+    config: DaemonConfig, descriptor: int | None, supervisor_descriptor: int | None
+) -> None:
+    """Serve all guests in this process."""
     with contextlib.ExitStack() as stack:
-        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+        signals = stack.enter_context(_signals())
         async with trio.open_nursery() as nursery:
             router = VsockRouter()
             guests = []
@@ -91,40 +127,55 @@ async def _main(config: DaemonConfig, descriptor: int | None) -> None:
                 stack.callback(guest.close)
                 guest.listen(descriptor)
                 guests.append(guest)
-            if config.stats is not None:
-                listener = UnixListener(config.stats)
-                stack.callback(listener.close)
-                nursery.start_soon(
-                    stats.serve,
-                    _stream_listener(listener.socket),
-                    lambda: [guest.report() for guest in guests],
-                )
+
+            async def report() -> list[stats.VmReport]:
+                return [guest.report() for guest in guests]
+
+            listener = stack.enter_context(_stats_listener(config))
+            if listener is not None:
+                nursery.start_soon(stats.serve, listener, report)
             gc.freeze()
             gc.set_threshold(GARBAGE_THRESHOLD)
-            async with data.running(guest.engine for guest in guests):
-                await _serve(guests, signals)
+            async with data.running(guest.engine for guest in guests), trio.open_nursery() as sessions:
+
+                async def serve(part: Callable[[], Awaitable[None]]) -> None:
+                    """Serve until one part is over."""
+                    await part()
+                    sessions.cancel_scope.cancel()
+
+                for guest in guests:
+                    sessions.start_soon(serve, guest.serve)
+                level = logging.INFO  # of what the supervisor says for all its processes
+                if supervisor_descriptor is not None:
+                    level = logging.DEBUG
+                    sessions.start_soon(serve, partial(supervisor.obey, supervisor_descriptor, report))
+                sessions.start_soon(serve, partial(_signalled, signals, level))
+                _say_serving(config, level)
             nursery.cancel_scope.cancel()
 
 
-async def _serve(guests: "list[Guest]", signals: AsyncIterator[int]) -> None:
-    """Serve front-ends until a signal comes, or the front-end of a connected ``--fd`` is gone."""
-    async with trio.open_nursery() as sessions:
-
-        async def serve(guest: Guest) -> None:
-            await guest.serve()
-            sessions.cancel_scope.cancel()
-
-        for guest in guests:
-            sessions.start_soon(serve, guest)
-        LOGGER.info("serving", extra={"guests": [guest.config.guest_cid for guest in guests]})
-        async for number in signals:
-            LOGGER.info("ending", extra={"signal": signal.Signals(number).name})
-            break
-        sessions.cancel_scope.cancel()
+def _signals() -> contextlib.AbstractContextManager[AsyncIterator[int]]:
+    return trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT)
 
 
-def _stream_listener(listener: socket.socket) -> trio.SocketListener:
-    return trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+async def _signalled(signals: AsyncIterator[int], level: int) -> None:
+    """Wait for the end."""
+    async for number in signals:
+        LOGGER.log(level, "ending", extra={"signal": signal.Signals(number).name})
+        break
+
+
+def _say_serving(config: DaemonConfig, level: int) -> None:
+    LOGGER.log(level, "serving", extra={"guests": [vm.guest_cid for vm in config.vms]})
+
+
+@contextlib.contextmanager
+def _stats_listener(config: DaemonConfig) -> Iterator[trio.SocketListener | None]:
+    if config.stats is None:
+        yield None
+        return
+    with contextlib.closing(UnixListener(config.stats)) as listener:
+        yield trio.SocketListener(trio.socket.from_stdlib_socket(listener.socket))
 
 
 def _spin_us(config: VmConfig, *, alone: bool) -> int:
@@ -174,6 +225,8 @@ class Guest:
                 groups=config.groups,
                 buf_alloc=config.tx_buffer_size,
                 connections_max=config.connections,
+                half_open_max=config.half_open,
+                buffered_bytes_max=config.buffered_bytes,
                 allowed_uids=allowed_uids,
                 spin_s=_spin_us(config, alone=alone) / 1e6,
             ),

@@ -6,7 +6,7 @@ so does an HTTP GET, with HTTP around it.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypedDict
 
 import trio
@@ -29,6 +29,10 @@ class VmReport(TypedDict):
     """Counters of each proxy and published port."""
 
 
+Report = Callable[[], Awaitable[Sequence[VmReport]]]
+"""Where the guests' state comes from."""
+
+
 def prometheus(vms: Sequence[VmReport]) -> str:
     """The report in Prometheus' text format (version 0.0.4)."""
     samples: dict[str, list[str]] = {}
@@ -48,7 +52,7 @@ def prometheus(vms: Sequence[VmReport]) -> str:
     )
 
 
-async def serve(listener: trio.SocketListener, report: Callable[[], Sequence[VmReport]]) -> None:
+async def serve(listener: trio.SocketListener, report: Report) -> None:
     """Answer clients, some at a time, for ever."""
     limit = trio.CapacityLimiter(CLIENTS_MAX)
 
@@ -60,7 +64,7 @@ async def serve(listener: trio.SocketListener, report: Callable[[], Sequence[VmR
     await trio.serve_listeners(answer, [listener])
 
 
-async def _answer(client: trio.SocketStream, report: Callable[[], Sequence[VmReport]]) -> None:
+async def _answer(client: trio.SocketStream, report: Report) -> None:
     try:
         request = b""
         while b"\n" not in request and len(request) < REQUEST_BYTES_MAX:
@@ -69,15 +73,15 @@ async def _answer(client: trio.SocketStream, report: Callable[[], Sequence[VmRep
                 break
             request += chunk
         if request.startswith(b"GET "):
-            body = prometheus(report()).encode()
+            body = prometheus(await report()).encode()
             head = (
                 "HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\n"
                 f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
             )
             await client.send_all(head.encode() + body)
         elif request.startswith(b"prometheus"):
-            await client.send_all(prometheus(report()).encode())
+            await client.send_all(prometheus(await report()).encode())
         else:
-            await client.send_all(json.dumps({"vms": list(report())}).encode() + b"\n")
+            await client.send_all(json.dumps({"vms": list(await report())}).encode() + b"\n")
     except trio.BrokenResourceError:
         pass

@@ -1,0 +1,184 @@
+"""A process for each set of guests that reach each other, so that nothing one set does touches another.
+
+Guests that share a group have to be in one process. For all others, a process of their own keeps the trouble
+of one guest (memory that its front-end takes away, traffic, Python's one lock) from the rest, and is started
+again when it dies.
+
+Such a process is this program again, with its part of the configuration and a socket to us. On that it says
+when it serves, and answers each request for counters with a line of JSON. When the socket ends, so does the
+process.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain, count
+from typing import Any, Self
+
+import trio
+
+from nitro_vsock.daemon.config import DaemonConfig, VmConfig
+from nitro_vsock.daemon.logs import LOGGER
+from nitro_vsock.daemon.stats import Report, VmReport
+from nitro_vsock.errors import VsockError
+
+RESTART_S = 1.0
+"""How long to wait before a process that died is started again, lest one that cannot live keeps us busy."""
+
+
+class WorkerError(VsockError):
+    """A process did not start; it has said why."""
+
+    def __init__(self, guests: Sequence[int], returncode: int) -> None:
+        numbers = ", ".join(map(str, guests))
+        super().__init__(f"the process for guest {numbers} did not start: {_ending(returncode)}")
+        self.exit_code = max(returncode, 1)
+        """Ours, for the reason is the same."""
+
+
+def split(config: DaemonConfig) -> list[DaemonConfig]:
+    """The configuration in parts: each has guests that share groups, directly or by way of others."""
+    parts: list[list[VmConfig]] = []
+    for vm in config.vms:
+        near = [part for part in parts if any(vm.groups & other.groups for other in part)]
+        parts = [part for part in parts if part not in near]
+        parts.append([*chain.from_iterable(near), vm])
+    return [config.model_copy(update={"vms": tuple(part), "stats": None}) for part in parts]
+
+
+class Worker:
+    """The process of some guests, and the next one when that dies.
+
+    Args:
+        config: Its guests.
+        options: The command line's options that are not in it.
+    """
+
+    def __init__(self, config: DaemonConfig, options: Sequence[str]) -> None:
+        self._config, self._options = config, options
+        self._guests = [vm.guest_cid for vm in config.vms]
+        self._control: _Lines | None = None
+        self._asking = trio.Lock()
+        self._numbers = count(1)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep a process running for ever; started when the first one serves.
+
+        Raises:
+            WorkerError: The first one did not come to that.
+        """
+        serves = False
+
+        def note_serving() -> None:
+            nonlocal serves
+            if not serves:
+                serves = True
+                task_status.started()
+
+        while True:
+            returncode = await self._run_once(note_serving)
+            if not serves:
+                raise WorkerError(self._guests, returncode)
+            LOGGER.error(
+                "guests lost their process, starting another",
+                extra={"guests": self._guests, "why": _ending(returncode)},
+            )
+            await trio.sleep(RESTART_S)
+
+    async def _run_once(self, note_serving: Callable[[], None]) -> int:
+        ours, theirs = socket.socketpair()
+        with ours, theirs, _config_file(self._config) as config_fd, _Lines(ours) as control:
+            command = [sys.executable, "-P", "-m", "nitro_vsock.cli", *self._options]
+            command += ["--config", "/dev/stdin", "--supervisor-fd", str(theirs.fileno())]
+            start = partial(
+                trio.run_process,
+                command,
+                check=False,
+                pass_fds=(theirs.fileno(),),
+                process_group=0,  # a terminal's ^C is for us
+                stdin=config_fd,
+            )
+            async with trio.open_nursery() as nursery:
+                process: trio.Process = await nursery.start(start)
+                theirs.close()
+                if await control.receive():
+                    note_serving()
+                    self._control = control
+                try:
+                    return await process.wait()
+                finally:
+                    self._control = None
+
+    async def report(self) -> list[VmReport]:
+        """The state of its guests; nothing while it is not there."""
+        async with self._asking:
+            control, number = self._control, next(self._numbers)
+            if control is None:
+                return []
+            await control.send({"request": number})
+            while answer := await control.receive():
+                if answer["request"] == number:  # not one whose asker had no patience
+                    reports: list[VmReport] = answer["vms"]
+                    return reports
+            return []
+
+
+async def obey(descriptor: int, report: Report) -> None:
+    """In such a process: say that it serves and tell the counters, until the supervisor is gone."""
+    with _Lines(socket.socket(fileno=descriptor)) as control:
+        await control.send({"serving": True})
+        while request := await control.receive():
+            await control.send({**request, "vms": await report()})
+
+
+class _Lines:
+    """A socket that carries objects, each as a line of JSON."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        self._received = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.socket.close()
+
+    async def send(self, value: object) -> None:
+        """Send one, if there is somebody to receive it."""
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._stream.send_all(json.dumps(value).encode() + b"\n")
+
+    async def receive(self) -> dict[str, Any]:
+        """The next one; empty at the end. Cancelled in the middle of one, the next call has the whole."""
+        while b"\n" not in self._received:
+            try:
+                chunk = await self._stream.receive_some(65536)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                chunk = b""
+            if not chunk:
+                return {}
+            self._received += chunk
+        line, _, self._received = self._received.partition(b"\n")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+
+@contextlib.contextmanager
+def _config_file(config: DaemonConfig) -> Iterator[int]:
+    """A file in memory that has the configuration as ``--config`` wants it."""
+    descriptor = os.memfd_create("config")
+    try:
+        os.write(descriptor, json.dumps(config.model_dump(mode="json"), ensure_ascii=False).encode())
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _ending(returncode: int) -> str:
+    return f"exit code {returncode}" if returncode >= 0 else signal.Signals(-returncode).name
