@@ -48,8 +48,8 @@ def add_package(root: Path) -> None:
     install = [*pip, "--python-version", version, *platforms, *requirements, "pytest"]
     if subprocess.run(install, check=False).returncode != 0:
         raise images.ImageError(f"pip found no wheels for Python {version}, see its message above")
-    built = shutil.ignore_patterns("*.so", "__pycache__")  # for this machine's Python, if at all
-    shutil.copytree(VSOCK / "src" / "nitro_vsock", library / "nitro_vsock", ignore=built)
+    cached = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(VSOCK / "src" / "nitro_vsock", library / "nitro_vsock", ignore=cached)
     metadata = library / "nitro_vsock-0.dist-info"  # which the command asks for its version
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: nitro-vsock\nVersion: 0\n")
