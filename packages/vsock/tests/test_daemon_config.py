@@ -89,7 +89,11 @@ stats: /tmp/stats.sock
 
 @pytest.mark.parametrize("cid", ["0", "1", "2", "4294967295", "18446744073709551615", "x"])
 def test_reserved_addresses_are_refused(capsys: pytest.CaptureFixture[str], cid: str) -> None:
-    assert "vms.0.guest_cid" in complaint(capsys, cli.EXIT_USAGE, "--socket=s", "--guest-cid", cid)
+    why = "must be a whole number" if cid == "x" else "0, 1, 2 and 4294967295 are reserved"
+    for arguments in (["--socket=s", f"--guest-cid={cid}"], [f"--vm=socket=s,guest-cid={cid}"]):
+        said = complaint(capsys, cli.EXIT_USAGE, *arguments)
+        assert "guest-cid: must be" in said
+        assert why in said
 
 
 @pytest.mark.parametrize(
@@ -98,16 +102,28 @@ def test_reserved_addresses_are_refused(capsys: pytest.CaptureFixture[str], cid:
         (["--guest-cid=5"], "needs a socket"),
         ([], "--config"),
         (["--guest-cid=5", "--vm=guest-cid=6,socket=/s"], "or --vm"),
-        (["--vm=guest-cid=6,sockets=/s"], "vms.0.sockets: Extra inputs"),
+        (["--vm=guest-cid=6,sockets=/s"], "--vm 1 sockets: there is no such key, but socket"),
         (["--vm=guest-cid"], "not key=value"),
         (["--vm=guest-cid=4,guest_cid=5"], "given twice"),
         (["--socket=s", "--queue-size=100"], "power of two"),
-        (["--socket=s", "--forward-listen=nine"], "vms.0.forward_listen"),
+        (["--socket=s", "--forward-listen=nine"], "--forward-listen: must be a whole number"),
         (["--socket=s", "--uds-path=u", "--forward-cid=1"], "excludes"),
         (["--socket=" + "s" * 108], "at most 107 bytes"),
         (["--vm=guest-cid=4,socket=/a", "--vm=guest-cid=4,socket=/b"], "guest_cid 4 is given 2 times"),
         (["--vm=guest-cid=4,socket=/a", "--vm=guest-cid=5,socket=/a"], "socket /a is given 2 times"),
         (["--socket=s", "--fd=3"], "--fd stands for"),
+        (["--vm=guest-cid=4,socket=/a", "--fd=3"], "or --vm"),
+        (["--socket=s", "--uds-path=s"], "socket and uds_path s is given 2 times"),
+        (["--socket=s", "--stats=s"], "socket and stats s is given 2 times"),
+        (["--socket=s", "--publish=unix:s=80"], "socket and publish s is given 2 times"),
+        (["--socket="], "names no file"),
+        (["--socket=s\udcff"], "not UTF-8"),
+        (["--socket=s", "--uds-path=" + "u" * 97], "ports appended has at most 96 bytes"),
+        (["--socket=s", "--connections=0"], "--connections: must be at least 1"),
+        (["--socket=s", "--half-open=0"], "--half-open: must be at least 1"),
+        (["--socket=s", "--buffered-bytes=1"], "--buffered-bytes: must be at least 1048576"),
+        (["--socket=s", "--allow-uid=-1"], "--allow-uid: must be at least 0"),
+        (["--socket=s", "--proxy=1=a b:443"], "not HOST:PORT"),
         (["--socket=s", "--publish=5000"], "neither tcp:HOST:PORT"),
         (["--socket=s", "--proxy=8000"], "not PORT=HOST:PORT"),
         (["--socket=s", "--proxy=1=a:1", "--proxy=1=b:1"], "a port twice"),
@@ -125,7 +141,11 @@ def test_what_makes_no_sense_is_refused(
         ("", "not a mapping"),
         ("vms: 3", "needs a list"),
         ("vms: [3]", "needs a list"),
-        ("vms: []", "vms"),
+        ("vms: []", "nobody to serve"),
+        ("vms: [{guest_cid: 4}]", "guest 4 needs a socket"),
+        ("vms: [{socket: /s, socket: /t}]", "the key socket is given twice"),
+        ("vms: [{socket: /s, guest_cid: 4, guest-cid: 5}]", "the key guest-cid is given twice"),
+        ("vms: [{socket: /s, proxy: 8000=a:1}]", "vms.0.proxy: must be a list"),
         ("vms: [{socket: /s, guest_cid: 2}]", "vms.0.guest_cid"),
         ("vms: [{socket: /s, color: red}]", "vms.0.color"),
         ("vms: [{socket: /s}]\nextra: 1", "extra"),

@@ -25,16 +25,16 @@ REPORT: list[VmReport] = [
     {"guest_cid": 17, "connected": False, "sessions": 0, "counters": {"connections": 0}, "services": {}},
 ]
 TEXT = """\
-# TYPE nitro_vsock_connected untyped
+# TYPE nitro_vsock_connected gauge
 nitro_vsock_connected{guest_cid="16"} 1
 nitro_vsock_connected{guest_cid="17"} 0
-# TYPE nitro_vsock_sessions untyped
+# TYPE nitro_vsock_sessions counter
 nitro_vsock_sessions{guest_cid="16"} 2
 nitro_vsock_sessions{guest_cid="17"} 0
-# TYPE nitro_vsock_connections untyped
+# TYPE nitro_vsock_connections gauge
 nitro_vsock_connections{guest_cid="16"} 3
 nitro_vsock_connections{guest_cid="17"} 0
-# TYPE nitro_vsock_service_open untyped
+# TYPE nitro_vsock_service_open counter
 nitro_vsock_service_open{guest_cid="16",service="proxy 80 \\"x\\""} 1
 """
 
@@ -47,8 +47,13 @@ async def report() -> list[VmReport]:
 async def served(path: Path) -> AsyncIterator[None]:
     listener = UnixListener(path)
     async with trio.open_nursery() as nursery:
-        stream = trio.SocketListener(trio.socket.from_stdlib_socket(listener.socket))
-        nursery.start_soon(stats.serve, stream, report)
+        accepting = trio.socket.from_stdlib_socket(listener.socket)
+
+        async def accept() -> trio.socket.SocketType:
+            connection, _ = await accepting.accept()
+            return connection
+
+        nursery.start_soon(stats.serve, accept, report)
         yield
         nursery.cancel_scope.cancel()
     listener.close()
@@ -77,6 +82,19 @@ async def test_prometheus_over_http(tmp_path: Path) -> None:
         head, _, body = (await ask(tmp_path / "s", b"GET /metrics HTTP/1.1\r\n\r\n")).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.0 200 OK\r\n")
     assert body.decode() == TEXT
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "length"), [(b"HEAD", b"200 OK", len(TEXT)), (b"POST", b"405 Method Not Allowed", 0)]
+)
+async def test_other_http_requests_get_a_header(
+    tmp_path: Path, method: bytes, status: bytes, length: int
+) -> None:
+    async with served(tmp_path / "s"):
+        answer = await ask(tmp_path / "s", method + b" / HTTP/1.1\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.0 " + status + b"\r\n")
+    assert b"Content-Length: %d\r\n" % length in answer
+    assert answer.endswith(b"\r\n\r\n")
 
 
 async def test_the_command_line_asks_for_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

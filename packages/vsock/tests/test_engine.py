@@ -1416,6 +1416,30 @@ def test_siblings_exchange_packets_cut_to_the_receivers_buffers(kind: int) -> No
         assert b.packets()[-1].header.flags == Shutdown.BOTH
 
 
+def test_a_host_at_any_address_leaves_siblings_theirs(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        router = VsockRouter()
+        paths = [tmp_path / "a", tmp_path / "b"]
+        engines = [
+            VsockEngine(VsockConfig(guest_cid=CID + i, uds_path=path, any_cid=True), router=router)
+            for i, path in enumerate(paths)
+        ]
+        guests = [FakeGuest(engine) for engine in engines]
+        for engine, guest in zip(engines, guests, strict=True):
+            stack.callback(engine.close)
+            stack.callback(guest.close)
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(f"{paths[0]}_5000")
+        listener.listen()
+        a, b = guests
+
+        a.send(Op.REQUEST, 99, 5000, host_cid=77)
+        (response,) = a.packets()
+        assert (response.op, response.header.src_cid) == (Op.RESPONSE, 77)
+        a.send(Op.REQUEST, 98, 5000, host_cid=CID + 1)
+        assert ops(b.packets()) == [Op.REQUEST]
+
+
 def test_siblings_that_refuse_or_share_no_group_are_reset() -> None:
     with ExitStack() as stack:
         (a, b, _), run = siblings(stack, {"x"}, {"x"}, {"y"})

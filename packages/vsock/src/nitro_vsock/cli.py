@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nitro_vsock import engine
 
 if TYPE_CHECKING:
-    from nitro_vsock.daemon.config import DaemonConfig
+    from nitro_vsock.daemon.config import DaemonConfig, Location
 
 PROGRAM = "vhost-user-vsock"
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_BAD_FILE, EXIT_HOST = range(5)
@@ -31,6 +31,8 @@ example:
 exit codes: 0 ended on SIGTERM or SIGINT, or did what was asked; 1 failed; 2 bad usage;
 3 bad configuration file; 4 the host lacks something or refuses (a socket in use, no AF_VSOCK)
 """
+
+STATS_TIMEOUT_S = 30.0
 
 SINGLE = (
     "guest_cid",
@@ -181,8 +183,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(arguments)
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # lest the end says it once more
+        if not isinstance(error, BrokenPipeError):
+            _complain(f"cannot write: {error.strerror}")
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_FAILED
@@ -227,6 +231,7 @@ def _stats(path: str, *, as_json: bool) -> int:
     content = b""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(STATS_TIMEOUT_S)
             connection.connect(path)
             connection.sendall(b"json\n")
             while chunk := connection.recv(65536):
@@ -247,32 +252,34 @@ def _stats(path: str, *, as_json: bool) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     from nitro_vsock.daemon.config import ConfigFileError  # noqa: PLC0415 (pydantic: not for --help)
+    from nitro_vsock.daemon.logs import LOGGER, configure  # noqa: PLC0415
     from nitro_vsock.errors import HostError, UsageError, VsockError  # noqa: PLC0415
 
+    configure(form=arguments.log_format, level=arguments.log_level)
+    complain = LOGGER.error if arguments.log_format == "json" else _complain
     try:
         config = _config(arguments)
         if arguments.check:
             print(config.model_dump_json(indent=2))
             return EXIT_OK
-        from nitro_vsock.daemon import logs, service, supervisor  # noqa: PLC0415 (trio: only to serve)
+        from nitro_vsock.daemon import service, supervisor  # noqa: PLC0415 (trio: only to serve)
 
-        logs.configure(form=arguments.log_format, level=arguments.log_level)
         try:
             service.run(config, descriptor=arguments.fd, supervisor_descriptor=arguments.supervisor_fd)
         except supervisor.WorkerError as error:
-            _complain(error)
+            complain(error)
             return error.exit_code
     except UsageError as error:
-        _complain(f"{error} (see --help)")
+        complain(f"{error} (see --help)")
         return EXIT_USAGE
     except ConfigFileError as error:
-        _complain(error)
+        complain(error)
         return EXIT_BAD_FILE
     except HostError as error:
-        _complain(error)
+        complain(error)
         return EXIT_HOST
     except VsockError as error:
-        _complain(error)
+        complain(error)
         return EXIT_FAILED
     return EXIT_OK
 
@@ -290,11 +297,11 @@ def _config(arguments: argparse.Namespace) -> "DaemonConfig":
     from nitro_vsock.errors import UsageError  # noqa: PLC0415
 
     single = {name: value for name in SINGLE if (value := getattr(arguments, name)) is not None}
-    given = [bool(single), bool(arguments.vm), arguments.config is not None]
+    given = [bool(single) or arguments.fd is not None, bool(arguments.vm), arguments.config is not None]
     if sum(given) != 1:
         raise UsageError("give the flags of one guest, or --vm for each of several, or --config")
-    if arguments.fd is not None and (not single or "socket" in single):
-        raise UsageError("--fd stands for the --socket of one guest")
+    if arguments.fd is not None and "socket" in single:
+        raise UsageError("--fd stands for --socket, give one of them")
     content: dict[str, Any] = {}
     if arguments.config is not None:
         content = config.read_config(arguments.config)
@@ -314,10 +321,28 @@ def _config(arguments: argparse.Namespace) -> "DaemonConfig":
     except ValidationError as error:
         if arguments.config is not None:
             raise config.ConfigFileError(f"{arguments.config}: {config.problems(error)}") from error
-        raise UsageError(config.problems(error)) from error
-    if arguments.fd is None and any(vm.socket is None for vm in found.vms):
-        raise UsageError("every guest needs a socket for its front-end")
+        raise UsageError(config.problems(error, _flag_of_vm if arguments.vm else _flag)) from error
+    without = [vm.guest_cid for vm in found.vms if vm.socket is None]
+    if without and arguments.fd is None:
+        what = f"guest {without[0]} needs a socket for its front-end"
+        if arguments.config is not None:
+            raise config.ConfigFileError(f"{arguments.config}: {what}")
+        raise UsageError(what)
     return found
+
+
+def _flag(location: "Location") -> str:
+    """What the command line of one guest calls a place in the configuration."""
+    names = [str(part) for part in location if isinstance(part, str) and part != "vms"]
+    return f"--{names[0].replace('_', '-')}" if names else ""
+
+
+def _flag_of_vm(location: "Location") -> str:
+    """The same of several guests."""
+    match location:
+        case ["vms", int(index), *keys]:
+            return " ".join([f"--vm {index + 1}", *(str(key).replace("_", "-") for key in keys[:1])])
+    return _flag(location)
 
 
 if __name__ == "__main__":

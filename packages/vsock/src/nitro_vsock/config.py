@@ -27,6 +27,9 @@ class VsockConfig(BaseModel):
     """The addresses at which the guest finds the host. A guest that has one of the default ones itself
     finds the host at the other."""
 
+    any_cid: bool = False
+    """The guest finds the host also at every other address that is no guest's."""
+
     source_cid: Cid | None = None
     """The address that the guest sees host connections come from; None: the lowest of ``host_cids``."""
 

@@ -170,7 +170,7 @@ class VsockEngine:
             raise
 
     def _listen(self, path: Path, socket_type: SocketType) -> None:
-        listener = UnixListener(path, socket_type)
+        listener = UnixListener(path, socket_type, users=self._users)
         self._listeners[listener.socket.fileno()] = listener
         self._epoll.register(listener.socket.fileno(), select.EPOLLIN)
 

@@ -8,6 +8,8 @@ from nitro_vsock.errors import VsockError
 from nitro_vsock.packet import SocketType
 
 LINE_BYTES_MAX: Final = 32
+PORT_MAX: Final = 0xFFFF_FFFE
+"""The next one means any port (vsock(7), VMADDR_PORT_ANY)."""
 LINE: Final = re.compile(rb"\s*connect\s+(\d{1,10})\s*", re.IGNORECASE)
 
 
@@ -22,8 +24,8 @@ def parse_line(line: bytes) -> int:
         HandshakeError: It is something else.
     """
     match = LINE.fullmatch(line)
-    if match is None or int(match[1]) >= 1 << 32:
-        raise HandshakeError(f"{line!r} is not CONNECT and a port up to 4294967295")
+    if match is None or int(match[1]) > PORT_MAX:
+        raise HandshakeError(f"{line!r} is not CONNECT and a port up to {PORT_MAX}")
     return int(match[1])
 
 

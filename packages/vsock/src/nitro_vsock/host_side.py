@@ -74,17 +74,21 @@ class UnixHostSide:
 
 
 class UnixListener:
-    """A listening unix socket that only its owner may connect to, and whose file goes away with it.
+    """A listening unix socket whose file goes away with it.
 
     Args:
         path: Where. The file of a listener that is gone is replaced, one that is alive is not.
         socket_type: Streams or messages.
+        users: Who may connect, see `allowed_users`: the file lets nobody else in where it can tell, and who
+            accepts asks `may_connect`.
 
     Raises:
         HostError: The path is too long, in use, not a socket, or cannot be created.
     """
 
-    def __init__(self, path: Path, socket_type: SocketType = SocketType.STREAM) -> None:
+    def __init__(
+        self, path: Path, socket_type: SocketType = SocketType.STREAM, *, users: Iterable[int] = ()
+    ) -> None:
         self.path, self.socket_type = path, socket_type
         _check_length(os.fspath(path), 0)
         _remove_stale(path, UNIX_TYPES[socket_type])
@@ -92,6 +96,8 @@ class UnixListener:
         try:
             os.fchmod(self.socket.fileno(), 0o600)  # on Linux, the mode of the file that bind makes
             self.socket.bind(os.fspath(path))
+            if set(users) - allowed_users(()):
+                path.chmod(0o666)
             self._inode = _inode(path)
             self.socket.listen(BACKLOG)
         except OSError as error:

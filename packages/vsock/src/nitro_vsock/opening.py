@@ -142,10 +142,14 @@ class Opener:
         Raises:
             OSError: Nobody wants the connection.
         """
-        guest_port, port, cid = link.address
+        _, port, cid = link.address
         if cid not in self._local_cids:
-            self._ask_sibling(link, guest_port, port, cid)
-            return False
+            sibling = self._siblings(cid)
+            if sibling is not None:
+                self._ask_sibling(link, sibling)
+                return False
+            if not self.config.any_cid:
+                raise ConnectionRefusedError
         if self._host_side is not None:
             try:
                 host = self._host_side.connect(port, link.socket_type)
@@ -167,10 +171,8 @@ class Opener:
         self._links.join(link, ours)
         return True
 
-    def _ask_sibling(self, link: Link, guest_port: int, port: int, cid: int) -> None:
-        sibling = self._siblings(cid)
-        if sibling is None:
-            raise ConnectionRefusedError
+    def _ask_sibling(self, link: Link, sibling: Sibling) -> None:
+        guest_port, port, _ = link.address
         ours, theirs = socket.socketpair(socket.AF_UNIX, UNIX_TYPES[link.socket_type] | socket.SOCK_NONBLOCK)
         self._links.hold(link, ours)
         sibling.adopt(

@@ -4,11 +4,12 @@ Names are those of vhost-device-vsock, so that command lines and files move over
 underscores and its ``--vm`` allows dashes; here both allow both.
 """
 
+import difflib
 import os
-from collections import Counter
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -17,12 +18,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
     model_validator,
 )
 
 from nitro_vsock.errors import UsageError, VsockError
-from nitro_vsock.host_side import UNIX_PATH_BYTES_MAX
+from nitro_vsock.host_side import PORT_SUFFIX_BYTES_MAX, UNIX_PATH_BYTES_MAX
 from nitro_vsock.packet import ANY_CID, HOST_CID, PARENT_CID
 
 
@@ -62,7 +64,7 @@ class Target(_Frozen):
             ValueError: It is something else.
         """
         host, separator, port = text.rpartition(":")
-        if not separator or not host or not port.isdecimal():
+        if not separator or not host or not port.isdecimal() or any(map(str.isspace, host)):
             raise ValueError(f"{text!r} is not HOST:PORT")
         return cls(host=host.removeprefix("[").removesuffix("]"), port=int(port))
 
@@ -106,6 +108,8 @@ class Published(_Frozen):
 
 
 def _socket_path(path: Path) -> Path:
+    if not path.name:
+        raise ValueError(f"'{path}' names no file")
     if len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
         raise ValueError(f"a unix socket's path has at most {UNIX_PATH_BYTES_MAX} bytes")
     try:
@@ -115,27 +119,43 @@ def _socket_path(path: Path) -> Path:
     return path
 
 
+def _with_port(path: Path) -> Path:
+    longest = UNIX_PATH_BYTES_MAX - PORT_SUFFIX_BYTES_MAX
+    if len(os.fsencode(path)) > longest:
+        raise ValueError(f"a path that gets ports appended has at most {longest} bytes")
+    return path
+
+
 SocketPath = Annotated[Path, AfterValidator(_socket_path)]
+
+
+def _guest_cid(cid: int) -> int:
+    if cid <= HOST_CID or cid >= ANY_CID:
+        raise ValueError(f"must be from 3 to {ANY_CID - 1}: 0, 1, 2 and {ANY_CID} are reserved")
+    return cid
 
 
 class VmConfig(_Frozen):
     """One guest: its address, its vhost-user socket and where its connections go."""
 
-    guest_cid: Annotated[int, Field(ge=3, le=ANY_CID - 1)] = 3
+    guest_cid: Annotated[int, AfterValidator(_guest_cid)] = 3
     """The guest's address; 0, 1, 2 and 2**32-1 are reserved (virtio 1.3 §5.10.4)."""
     socket: SocketPath | None = None
     """Where QEMU or another front-end connects."""
-    uds_path: SocketPath | None = None
+    uds_path: Annotated[SocketPath, AfterValidator(_with_port)] | None = None
     """Host programs connect here and write ``CONNECT PORT``; guests reach listeners at ``PATH_PORT``."""
     forward_cid: Annotated[int, Field(ge=0, le=ANY_CID - 1)] | None = None
-    """Guests' connections go to the same port of this CID of the host's vsock, instead of ``uds_path``."""
+    """Guests' connections to whatever CID, but those of other guests, go to the same port of this CID of the
+    host's vsock, instead of ``uds_path``."""
     forward_listen: Annotated[frozenset[Port], BeforeValidator(_listed_port)] = frozenset()
     """Ports of the host's own vsock on which connections to the guest's same port are accepted."""
     tx_buffer_size: Annotated[int, Field(ge=4096, le=16 << 20)] = 262144
     """Bytes that a guest may have under way on each connection."""
     queue_size: Annotated[int, Field(ge=2, le=32768)] = 1024
     """Longest virtqueue accepted, in descriptors."""
-    groups: Annotated[frozenset[str], BeforeValidator(_split)] = frozenset({"default"})
+    groups: Annotated[
+        frozenset[str], BeforeValidator(_split), PlainSerializer(sorted, return_type=list[str])
+    ] = frozenset({"default"})
     """Guests that share a group reach each other by CID."""
     host_cids: Annotated[frozenset[int], BeforeValidator(_listed_port)] = frozenset({HOST_CID, PARENT_CID})
     """Addresses at which guests reach the host: 2 everywhere, 3 in Nitro Enclaves."""
@@ -190,41 +210,75 @@ class Allowlist(_Frozen):
 class DaemonConfig(_Frozen):
     """Everything that one process serves."""
 
-    vms: Annotated[tuple[VmConfig, ...], Field(min_length=1)]
+    vms: tuple[VmConfig, ...]
     stats: SocketPath | None = None
     """Unix socket that tells the counters: JSON, or Prometheus text to HTTP requests."""
-    allow_uid: frozenset[int] = frozenset()
-    """Users besides root and our own who may connect to the vhost-user sockets."""
+    allow_uid: frozenset[Annotated[int, Field(ge=0, le=0xFFFF_FFFE)]] = frozenset()
+    """Users besides root and our own who may connect to the unix sockets, but `stats`."""
     proxy_allowlist: Allowlist | None = None
     """If given, every target of `proxy` must be in it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        named = Counter(
-            (name, value)
-            for vm in self.vms
-            for name, value in (
-                ("guest_cid", str(vm.guest_cid)),
-                ("socket", str(vm.socket or "")),
-                ("uds_path", str(vm.uds_path or "")),
-                *(("publish", str(published.listen)) for published in vm.publish),
-            )
-            if value
-        )
-        for (name, value), count in named.items():
-            if count > 1:
-                raise ValueError(f"{name} {value} is given {count} times")
+        if not self.vms:
+            raise ValueError("vms is empty, there is nobody to serve")
+        places: dict[object, list[str]] = defaultdict(list)
+        for vm in self.vms:
+            places[vm.guest_cid].append("guest_cid")
+            places[vm.socket].append("socket")
+            places[vm.uds_path].append("uds_path")
+            for published in vm.publish:
+                places[published.listen].append("publish")
+        places[self.stats].append("stats")
+        places.pop(None, None)
+        for place, names in places.items():
+            if len(names) > 1:
+                raise ValueError(f"{' and '.join(dict.fromkeys(names))} {place} is given {len(names)} times")
         return self
 
 
-def problems(error: ValidationError) -> str:
-    """What pydantic found, in one line: where and what."""
+Location = Sequence[int | str]
+"""Where a value is: keys, and positions in lists."""
+
+
+def dotted(location: Location) -> str:
+    """A location as it is in a file."""
+    return ".".join(map(str, location))
+
+
+def problems(error: ValidationError, name: Callable[[Location], str] = dotted) -> str:
+    """What pydantic found, in one line: where and what, in the words of people.
+
+    Args:
+        error: Of a `DaemonConfig`, or an `Allowlist`.
+        name: What its user calls the place of a value.
+    """
     return "; ".join(
-        ": ".join(
-            filter(None, (".".join(map(str, found["loc"])), found["msg"].removeprefix("Value error, ")))
-        )
+        ": ".join(filter(None, (name(found["loc"]), _explained(found["type"], found))))
         for found in error.errors()
     )
+
+
+def _explained(kind: str, found: Mapping[str, Any]) -> str:
+    location, context = found["loc"], found.get("ctx", {})
+    match kind:
+        case "extra_forbidden":
+            keys = list((VmConfig if location[0] == "vms" else DaemonConfig).model_fields)
+            likely = difflib.get_close_matches(str(location[-1]), keys, n=1) or keys
+            return f"there is no such key, but {', '.join(likely)}"
+        case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size":
+            return "must be a whole number"
+        case "greater_than_equal":
+            return f"must be at least {context['ge']}"
+        case "less_than_equal":
+            return f"must be at most {context['le']}"
+        case "tuple_type" | "frozen_set_type" | "list_type":
+            return "must be a list"
+        case "path_type" | "string_type":
+            return "must be a text"
+        case _:
+            message: str = found["msg"]
+            return message.removeprefix("Value error, ").replace("Input should be", "must be")
 
 
 def _underscored(mapping: Mapping[object, object]) -> dict[str, object]:
@@ -252,6 +306,22 @@ def parse_vm(text: str) -> dict[str, object]:
     return found
 
 
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML in which no key comes twice, as it may not (YAML 1.2 §3.2.1.1) and PyYAML allows."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Before the keys of others are merged in, look at those of this mapping."""
+        seen = set()
+        for key, _ in node.value:
+            name = str(key.value).replace("-", "_")
+            if name in seen and name != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value} is given twice", key.start_mark
+                )
+            seen.add(name)
+        super().flatten_mapping(node)
+
+
 def read_yaml(path: Path) -> dict[str, object]:
     """A YAML file's mapping, keys with underscores.
 
@@ -259,8 +329,10 @@ def read_yaml(path: Path) -> dict[str, object]:
         ConfigFileError: It cannot be read, or holds something else.
     """
     try:
-        content = yaml.safe_load(path.read_bytes())
-    except (OSError, yaml.YAMLError, UnicodeError, RecursionError, ValueError) as error:
+        content = yaml.load(path.read_bytes(), _Loader)  # noqa: S506 (a safe one)
+    except OSError as error:
+        raise ConfigFileError(f"{path}: cannot read it: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeError, RecursionError, ValueError) as error:
         raise ConfigFileError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigFileError(f"{path}: not a mapping at its top")

@@ -95,7 +95,7 @@ class ProxyHostSide:
                 stream = await trio.open_tcp_stream(endpoint.target.host, endpoint.target.port)
         except (OSError, trio.TooSlowError) as error:
             endpoint.refused += 1
-            LOGGER.warning("proxy cannot connect", extra={"target": str(endpoint.target), "why": str(error)})
+            LOGGER.warning("proxy cannot connect", extra={"target": str(endpoint.target), "why": _why(error)})
             _complete(future, ConnectionRefusedError(str(error)))
             return
         finally:
@@ -105,6 +105,14 @@ class ProxyHostSide:
         connection = socket.socket(fileno=stream.socket.detach())
         connection.setblocking(False)
         _complete(future, connection)
+
+
+def _why(error: BaseException) -> str:
+    """What happened at each address that was tried."""
+    cause = error.__cause__
+    causes = cause.exceptions if isinstance(cause, BaseExceptionGroup) else [cause or error]
+    reasons = (each.strerror if isinstance(each, OSError) else None for each in causes)
+    return ", ".join(dict.fromkeys(filter(None, reasons))) or str(error) or "it took too long"
 
 
 def _complete(future: "Future[socket.socket]", result: socket.socket | OSError) -> None:

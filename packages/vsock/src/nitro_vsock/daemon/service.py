@@ -27,18 +27,22 @@ from nitro_vsock.daemon.device import EngineDevice
 from nitro_vsock.daemon.logs import LOGGER
 from nitro_vsock.daemon.proxy import ProxyHostSide, check_allowed
 from nitro_vsock.engine import VsockEngine
-from nitro_vsock.errors import HostError, VsockError
+from nitro_vsock.errors import HostError, UsageError, VsockError
 from nitro_vsock.host_side import HostSide, UnixHostSide, UnixListener, allowed_users, may_connect
 from nitro_vsock.packet import HOST_CID, SocketType
 from nitro_vsock.router import VsockRouter
 from nitro_vsock.vhost_user.backend import Backend
 
 ACCEPT_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED})
+ADDRESS_ABSENT = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 ACCEPT_RETRY_S = 1.0
 """How long not to accept after the host ran out of something."""
 
 DEFAULT_SPIN_US = 30
 """Longer than most answers take, shorter than going to sleep and waking up cost (`nox -s 'bench(vsock)'`)."""
+
+DESCRIPTORS_PER_GUEST = 64
+"""What a guest takes besides connections: listeners, rings, memory, connections to be proxied."""
 
 GARBAGE_THRESHOLD = 20_000
 """Every batch makes hundreds of objects, in no cycles, and forgets them: not worth looking so often."""
@@ -71,16 +75,31 @@ def run(
         for vm in config.vms:
             for proxied in vm.proxy:
                 check_allowed(proxied.target, config.proxy_allowlist)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     parts = supervisor.split(config)
     try:
         if len(parts) == 1 or supervisor_descriptor is not None:
+            _raise_descriptor_limit(config)
             trio.run(_serve_here, config, descriptor, supervisor_descriptor)
         else:
             trio.run(_supervise, config, parts)
-    except BaseExceptionGroup as group:
-        raise _first(group) from None
+    except (BaseExceptionGroup, OSError) as error:
+        first = _first(error)
+        if isinstance(first, OSError):
+            raise HostError(f"the host refuses: {first.strerror}") from first
+        raise first from None
+
+
+def _raise_descriptor_limit(config: DaemonConfig) -> None:
+    """Let this process have all the descriptors that it may, and say so if that is too few."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wanted = sum(vm.connections + vm.half_open + DESCRIPTORS_PER_GUEST for vm in config.vms)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        LOGGER.warning(
+            "the limit of open files is lower than what all connections may need: raise it (ulimit -n), or"
+            " lower --connections",
+            extra={"limit": hard, "wanted": wanted},
+        )
 
 
 def _first(error: BaseException) -> BaseException:
@@ -105,7 +124,7 @@ async def _supervise(config: DaemonConfig, parts: list[DaemonConfig]) -> None:
                     for worker in workers:
                         starting.start_soon(nursery.start, worker.run)
                 if listener is not None:
-                    nursery.start_soon(stats.serve, listener, report)
+                    nursery.start_soon(stats.serve, partial(_accept, listener), report)
                 _say_serving(config, logging.INFO)
 
             nursery.start_soon(serve)
@@ -133,7 +152,7 @@ async def _serve_here(
 
             listener = stack.enter_context(_stats_listener(config))
             if listener is not None:
-                nursery.start_soon(stats.serve, listener, report)
+                nursery.start_soon(stats.serve, partial(_accept, listener), report)
             gc.freeze()
             gc.set_threshold(GARBAGE_THRESHOLD)
             async with data.running(guest.engine for guest in guests), trio.open_nursery() as sessions:
@@ -170,12 +189,12 @@ def _say_serving(config: DaemonConfig, level: int) -> None:
 
 
 @contextlib.contextmanager
-def _stats_listener(config: DaemonConfig) -> Iterator[trio.SocketListener | None]:
+def _stats_listener(config: DaemonConfig) -> Iterator[trio.socket.SocketType | None]:
     if config.stats is None:
         yield None
         return
     with contextlib.closing(UnixListener(config.stats)) as listener:
-        yield trio.SocketListener(trio.socket.from_stdlib_socket(listener.socket))
+        yield trio.socket.from_stdlib_socket(listener.socket)
 
 
 def _spin_us(config: VmConfig, *, alone: bool) -> int:
@@ -221,6 +240,7 @@ class Guest:
                 uds_path=config.uds_path,
                 host_cids=self._host_cids(),
                 ok_port=config.ok_port,
+                any_cid=config.forward_cid is not None,
                 seqpacket=config.seqpacket,
                 groups=config.groups,
                 buf_alloc=config.tx_buffer_size,
@@ -249,7 +269,7 @@ class Guest:
         if descriptor is not None:
             self._take_descriptor(descriptor)
         elif self.config.socket is not None:
-            listener = UnixListener(self.config.socket)
+            listener = UnixListener(self.config.socket, users=self._users)
             self._closing.callback(listener.close)
             self._listener = trio.socket.from_stdlib_socket(listener.socket)
         for published in self.config.publish:
@@ -263,29 +283,50 @@ class Guest:
         try:
             given = socket.socket(fileno=descriptor)
             listening = given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        except ValueError as error:
+            raise UsageError(f"--fd {descriptor} is no descriptor") from error
         except OSError as error:
             raise HostError(f"--fd {descriptor} is no socket: {error.strerror}") from error
+        self._closing.callback(given.close)
+        if given.family != socket.AF_UNIX or given.type != socket.SOCK_STREAM:
+            raise HostError(f"--fd {descriptor} is no unix stream socket, as vhost-user wants")
         given.setblocking(False)
         if listening:
-            self._closing.callback(given.close)
             self._listener = trio.socket.from_stdlib_socket(given)
         else:
+            try:
+                given.getpeername()
+            except OSError as error:
+                raise HostError(f"--fd {descriptor} neither listens nor is it connected") from error
             self._connection = trio.socket.from_stdlib_socket(given)
 
     def _publish(self, published: Published) -> None:
         where = published.listen
         if isinstance(where, Path):
-            listener = UnixListener(where)
+            listener = UnixListener(where, users=self._users)
             self._closing.callback(listener.close)
             self._carry(listener.socket, published.port, check=True)
             return
+        host = None if where.host == "*" else where.host
+        refused: OSError | None = None
+        servers = []
         try:
-            family, *_, address = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)[0]
-            server = socket.create_server(address[:2], family=family, backlog=128)
+            found = socket.getaddrinfo(host, where.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except OSError as error:
             raise HostError(f"cannot publish at {where}: {error.strerror}") from error
-        self._closing.callback(server.close)
-        self._carry(server, published.port)
+        for family, *_, address in dict.fromkeys(found):
+            try:
+                server = socket.create_server(address[:2], family=family, backlog=128)
+            except OSError as error:
+                if error.errno not in ADDRESS_ABSENT:
+                    raise HostError(f"cannot publish at {where}: {error.strerror}") from error
+                refused = error  # a name may have an address of a family that this host has not
+                continue
+            servers.append(server)
+            self._closing.callback(server.close)
+            self._carry(server, published.port)
+        if not servers:
+            raise HostError(f"cannot publish at {where}: {refused.strerror if refused else 'no address'}")
 
     def _carry(self, listener: socket.socket, port: int, *, check: bool = False) -> None:
         """Join whoever connects with a port of the guest; ``check``: only users that may."""

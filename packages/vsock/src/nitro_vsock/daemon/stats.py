@@ -1,7 +1,7 @@
 """Counters for people and for Prometheus, on a unix socket.
 
 A client that writes ``json`` (or nothing) and a line end gets JSON; ``prometheus`` gets the text format, and
-so does an HTTP GET, with HTTP around it.
+so does an HTTP request, with HTTP around it.
 """
 
 import json
@@ -14,6 +14,9 @@ import trio
 REQUEST_BYTES_MAX = 4096
 REQUEST_TIMEOUT_S = 5.0
 CLIENTS_MAX = 16
+HTTP_REQUEST = re.compile(rb"([A-Z]+) \S+ HTTP/1\.[01]\r?\n")
+GAUGES = frozenset({"connected", "connections", "half_open", "buffered_bytes"})
+"""What goes down as well as up; all else only counts."""
 
 
 class VmReport(TypedDict):
@@ -47,12 +50,13 @@ def prometheus(vms: Sequence[VmReport]) -> str:
             for counter, value in counters.items():
                 samples.setdefault(f"service_{counter}", []).append(f'{{{labels},service="{name}"}} {value}')
     return "".join(
-        f"# TYPE nitro_vsock_{name} untyped\n" + "".join(f"nitro_vsock_{name}{value}\n" for value in values)
+        f"# TYPE nitro_vsock_{name} {'gauge' if name in GAUGES else 'counter'}\n"
+        + "".join(f"nitro_vsock_{name}{value}\n" for value in values)
         for name, values in samples.items()
     )
 
 
-async def serve(listener: trio.SocketListener, report: Report) -> None:
+async def serve(accept: Callable[[], Awaitable[trio.socket.SocketType]], report: Report) -> None:
     """Answer clients, some at a time, for ever."""
     limit = trio.CapacityLimiter(CLIENTS_MAX)
 
@@ -61,7 +65,9 @@ async def serve(listener: trio.SocketListener, report: Report) -> None:
             with trio.move_on_after(REQUEST_TIMEOUT_S):
                 await _answer(client, report)
 
-    await trio.serve_listeners(answer, [listener])
+    async with trio.open_nursery() as nursery:
+        while True:
+            nursery.start_soon(answer, trio.SocketStream(await accept()))
 
 
 async def _answer(client: trio.SocketStream, report: Report) -> None:
@@ -72,13 +78,15 @@ async def _answer(client: trio.SocketStream, report: Report) -> None:
             if not chunk:
                 break
             request += chunk
-        if request.startswith(b"GET "):
-            body = prometheus(await report()).encode()
+        if match := HTTP_REQUEST.match(request):
+            known = match[1] in {b"GET", b"HEAD"}
+            body = prometheus(await report()).encode() if known else b""
             head = (
-                "HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\n"
+                f"HTTP/1.0 {'200 OK' if known else '405 Method Not Allowed'}\r\n"
+                "Content-Type: text/plain; version=0.0.4\r\n"
                 f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
             )
-            await client.send_all(head.encode() + body)
+            await client.send_all(head.encode() + (body if match[1] == b"GET" else b""))
         elif request.startswith(b"prometheus"):
             await client.send_all(prometheus(await report()).encode())
         else:

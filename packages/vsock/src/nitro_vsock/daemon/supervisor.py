@@ -27,6 +27,12 @@ from nitro_vsock.daemon.logs import LOGGER
 from nitro_vsock.daemon.stats import Report, VmReport
 from nitro_vsock.errors import VsockError
 
+REPORT_S = 2.0
+"""How long a process may take to tell its counters, before it is left out."""
+
+KILL_S = 5.0
+"""How long a process may take to end."""
+
 RESTART_S = 1.0
 """How long to wait before a process that died is started again, lest one that cannot live keeps us busy."""
 
@@ -99,6 +105,7 @@ class Worker:
                 trio.run_process,
                 command,
                 check=False,
+                deliver_cancel=_end,
                 pass_fds=(theirs.fileno(),),
                 process_group=0,  # a terminal's ^C is for us
                 stdin=config_fd,
@@ -116,16 +123,17 @@ class Worker:
 
     async def report(self) -> list[VmReport]:
         """The state of its guests; nothing while it is not there."""
-        async with self._asking:
-            control, number = self._control, next(self._numbers)
-            if control is None:
-                return []
-            await control.send({"request": number})
-            while answer := await control.receive():
-                if answer["request"] == number:  # not one whose asker had no patience
-                    reports: list[VmReport] = answer["vms"]
-                    return reports
-            return []
+        with trio.move_on_after(REPORT_S):
+            async with self._asking:
+                control, number = self._control, next(self._numbers)
+                if control is None:
+                    return []
+                await control.send({"request": number})
+                while answer := await control.receive():
+                    if answer["request"] == number:  # not one whose asker had no patience
+                        reports: list[VmReport] = answer["vms"]
+                        return reports
+        return []
 
 
 async def obey(descriptor: int, report: Report) -> None:
@@ -167,6 +175,13 @@ class _Lines:
         line, _, self._received = self._received.partition(b"\n")
         found: dict[str, Any] = json.loads(line)
         return found
+
+
+async def _end(process: trio.Process) -> None:
+    with contextlib.suppress(OSError):  # gone already
+        process.terminate()
+        await trio.sleep(KILL_S)
+        process.kill()
 
 
 @contextlib.contextmanager
