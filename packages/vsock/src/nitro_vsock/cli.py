@@ -80,7 +80,9 @@ def parser() -> argparse.ArgumentParser:
         "--uds-path", metavar="PATH", help="host programs connect here; guests reach listeners at PATH_PORT"
     )
     one.add_argument(
-        "--forward-cid", metavar="CID", help="send guests' connections to this CID of the host's vsock"
+        "--forward-cid",
+        metavar="CID",
+        help="send the guest's connections, to whatever CID, to this one of the host's vsock",
     )
     one.add_argument(
         "--forward-listen", metavar="P1+P2", help="accept these ports of the host's vsock for the guest"
@@ -92,7 +94,10 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--queue-size", metavar="N", help="longest virtqueue accepted (default: 1024)")
     one.add_argument(
-        "--groups", metavar="G1+G2", help="guests that share a group reach each other (default: default)"
+        "--groups",
+        metavar="G1+G2",
+        help="guests that share a group reach each other, all others get processes of their own"
+        " (default: default)",
     )
     one.add_argument(
         "--host-cids", metavar="C1+C2", help="addresses of the host for the guest (default: 2+3)"
@@ -138,7 +143,8 @@ def parser() -> argparse.ArgumentParser:
         "--vm",
         action="append",
         metavar="KEY=VALUE,...",
-        help="one guest; keys are the flags above, for example guest-cid=4,socket=/run/4.vhost; repeatable",
+        help="one guest; keys are the flags above, for example guest-cid=4,socket=/run/4.vhost,seqpacket=true;"
+        " repeatable",
     )
     many.add_argument("--config", type=Path, metavar="FILE", help="YAML with a list 'vms' of the same keys")
 
@@ -151,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
         "--allow-uid",
         action="append",
         metavar="UID",
-        help="another user whose front-end may connect; repeatable",
+        help="another user whose programs may connect to all sockets but --stats; repeatable",
     )
     general.add_argument("--log-format", choices=["text", "json"], default="text")
     general.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
@@ -170,7 +176,7 @@ def parser() -> argparse.ArgumentParser:
 
     commands = top.add_subparsers(dest="command", metavar="COMMAND", title="other commands")
     stats = commands.add_parser("stats", help="print a running daemon's counters")
-    stats.add_argument("path", help="what the daemon got as --stats")
+    stats.add_argument("path", metavar="PATH", help="what the daemon got as --stats")
     stats.add_argument("--json", action="store_true", help="all of them, as JSON")
     completion = commands.add_parser("completion", help="print a shell's completion script")
     completion.add_argument("shell", choices=["bash", "zsh", "tcsh"])
