@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -45,13 +45,15 @@ def test_guests_that_reach_each_other_stay_together(groups: dict[int, str], part
 
 
 @contextlib.contextmanager
-def start(directory: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+def start(
+    directory: Path, *options: str, command: Sequence[str] = ("-m", "nitro_vsock.cli")
+) -> Iterator[subprocess.Popen[bytes]]:
     vms = [
         f"--vm=guest-cid={cid},socket={directory}/vhost{cid},uds-path={directory}/vsock{cid},groups={groups}"
         for cid, groups in GROUPS.items()
     ]
-    command = [sys.executable, "-m", "nitro_vsock.cli", *vms, f"--stats={directory}/stats", *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+    arguments = [sys.executable, *command, *vms, f"--stats={directory}/stats", *options]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE) as process:
         try:
             yield process
         finally:
@@ -98,6 +100,8 @@ def talks(directory: Path, cid: int) -> bool:
 def test_a_guest_whose_process_dies_gets_another_and_the_others_notice_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    tmp_path /= "\x7f\x85\U0001f600"  # any name will do
+    tmp_path.mkdir()
     with start(tmp_path) as process:
         assert process.stderr
         assert process.stderr.readline() == b"info: serving (guests=[4, 5, 6, 7])\n"
@@ -123,12 +127,44 @@ def test_a_guest_whose_process_dies_gets_another_and_the_others_notice_nothing(
     assert not list(tmp_path.iterdir()), "the sockets' files go with the daemon"
 
 
+def test_a_process_that_cannot_be_started_again_is_tried_later_and_ends_nobody_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    python = tmp_path / "python"  # as while it is being upgraded
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    program = (
+        f"import sys; sys.executable = {str(python)!r}; from nitro_vsock import cli; sys.exit(cli.main())"
+    )
+    with start(tmp_path, command=("-c", program)) as process:
+        assert process.stderr
+        assert b"serving" in process.stderr.readline()
+        python.rename(tmp_path / "away")
+        os.kill(of_guest(children(process.pid), tmp_path / "vhost5"), signal.SIGKILL)
+        for why in (b"why=SIGKILL", b"No such file"):
+            assert why in process.stderr.readline()
+        assert set(stats(tmp_path, capsys)) == set(GROUPS) - {5}
+        (tmp_path / "away").rename(python)
+        eventually(lambda: set(stats(tmp_path, capsys)) == set(GROUPS))
+
+
+def test_a_process_that_does_not_answer_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with start(tmp_path) as process:
+        assert process.stderr
+        process.stderr.readline()
+        worker = of_guest(children(process.pid), tmp_path / "vhost5")
+        os.kill(worker, signal.SIGSTOP)
+        assert set(stats(tmp_path, capsys)) == set(GROUPS) - {5}
+        os.kill(worker, signal.SIGCONT)
+        assert set(stats(tmp_path, capsys)) == set(GROUPS)
+
+
 def of_guest(workers: list[int], path: Path) -> int:
     """The process that listens at ``path``."""
     (inode,) = (
-        line.split()[6]
-        for line in Path("/proc/net/unix").read_text().splitlines()
-        if line.endswith(str(path))
+        line.split()[6] for line in Path("/proc/net/unix").read_text().split("\n") if line.endswith(str(path))
     )
     (found,) = (
         pid

@@ -143,8 +143,8 @@ def parser() -> argparse.ArgumentParser:
         "--vm",
         action="append",
         metavar="KEY=VALUE,...",
-        help="one guest; keys are the flags above, for example guest-cid=4,socket=/run/4.vhost,seqpacket=true;"
-        " repeatable",
+        help="one guest; keys are the flags above, for example"
+        " guest-cid=4,socket=/run/4.vhost,seqpacket=true; repeatable",
     )
     many.add_argument("--config", type=Path, metavar="FILE", help="YAML with a list 'vms' of the same keys")
 
@@ -302,6 +302,8 @@ def _config(arguments: argparse.Namespace) -> "DaemonConfig":
     from nitro_vsock.daemon import config  # noqa: PLC0415
     from nitro_vsock.errors import UsageError  # noqa: PLC0415
 
+    if arguments.supervisor_fd is not None:
+        return config.DaemonConfig.model_validate_json(sys.stdin.buffer.read())
     single = {name: value for name in SINGLE if (value := getattr(arguments, name)) is not None}
     given = [bool(single) or arguments.fd is not None, bool(arguments.vm), arguments.config is not None]
     if sum(given) != 1:

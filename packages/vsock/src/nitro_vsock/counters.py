@@ -12,7 +12,7 @@ class Counters:
     half_open: int = 0
     """Host programs that have not finished their ``CONNECT`` line."""
     buffered_bytes: int = 0
-    """Bytes held for slow host programs."""
+    """Memory that is held for slow host programs, bytes."""
 
     opened_by_guest: int = 0
     opened_by_host: int = 0

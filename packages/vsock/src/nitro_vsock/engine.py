@@ -57,7 +57,7 @@ from nitro_vsock.receive import Receiver
 from nitro_vsock.receive_ring import ReceiveRing
 from nitro_vsock.router import VsockRouter
 from nitro_vsock.split_queue import SplitQueue
-from nitro_vsock.transmit import TRANSMIT_BATCH, Transmitter
+from nitro_vsock.transmit import Transmitter
 
 ROUNDS_PER_TURN: Final = 16
 """Then the caller gets a word in, and calls again at once."""
@@ -199,7 +199,7 @@ class VsockEngine:
         """The guest's driver is there: serve these rings. From any thread.
 
         Raises:
-            UsageError: Rings are attached already, or the engine is closed.
+            UsageError: Rings are attached already, the engine is closed, or a kick descriptor is no eventfd.
         """
         with self._lock:
             if self._closed or self._rings is not None:
@@ -214,9 +214,19 @@ class VsockEngine:
                 event,
             )
             self.failure = None
+            watched: list[int] = []
+            try:
+                for kick_fd in self._rings.kick_fds():
+                    self._epoll.register(kick_fd, KICK_EVENTS)
+                    watched.append(kick_fd)
+            except OSError as error:
+                for kick_fd in watched:
+                    self._epoll.unregister(kick_fd)
+                self._rings = None
+                raise UsageError(
+                    f"cannot wait for kicks at descriptor {kick_fd}: {error.strerror}"
+                ) from error
             self._opener.open = True
-            for kick_fd in self._rings.kick_fds():
-                self._epoll.register(kick_fd, KICK_EVENTS)
         self._wake()
         for vring in (receive, transmit):
             if vring.queue.next_available:
@@ -239,9 +249,7 @@ class VsockEngine:
                     self._links.forget_all()
                 return
             with suppress(QueueError):
-                for _ in range(rings.transmit.queue.size // TRANSMIT_BATCH + 1):
-                    if self.failure or not rings.transmitter.batch():
-                        break
+                self._take_all(rings)
                 if rings.transmit.queue.publish():
                     self._late_call = rings.transmit.call
             if self._late_call is not None:
@@ -262,6 +270,16 @@ class VsockEngine:
         for call in calls:
             call()
         self._wake()
+
+    def _take_all(self, rings: _Rings) -> None:
+        """Take what is in the transmit ring, at most what it holds."""
+        queue = rings.transmit.queue
+        first = queue.next_available
+        while not self.failure and (queue.next_available - first) & 0xFFFF < queue.size:
+            before = queue.next_available
+            rings.transmitter.batch()
+            if queue.next_available == before:
+                break
 
     def reset_transport(self) -> None:
         """Tell the guest that every connection is lost, with a transport reset event (virtio 1.3 §5.10.6.7).
@@ -514,7 +532,7 @@ class VsockEngine:
         busy |= rings.receiver.batch()
         self._publish(rings.receive)
         if self._event_due:
-            self._send_transport_reset(rings.event)
+            busy |= self._send_transport_reset(rings.event)
         busy = busy or self._arm(rings)
         if self._late_call is not None:
             # That one packet was taken is no news to wake the guest for, if an answer may be on its way.
@@ -672,19 +690,19 @@ class VsockEngine:
 
     # The event queue
 
-    def _send_transport_reset(self, vring: Vring | None) -> None:
+    def _send_transport_reset(self, vring: Vring | None) -> bool:
+        """Send the event that is due, or wait for a buffer; true if another look may find one."""
         if vring is None:
             self._event_due = False
-            return
+            return False
         try:
             chain = vring.queue.pop()
         except ChainError:
             self._publish(vring)
             self._note_bad_chain()
-            return
+            return True
         if chain is None:
-            vring.queue.enable_notifications()
-            return
+            return vring.queue.enable_notifications()
         event = EVENT_TRANSPORT_RESET.to_bytes(EVENT_BYTES, "little")
         written = 0
         for segment in chain.writable:
@@ -694,3 +712,4 @@ class VsockEngine:
         vring.queue.push(chain.head, written)
         self._event_due = False
         self._publish(vring)
+        return False

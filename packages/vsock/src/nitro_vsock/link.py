@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
+LENGTH_BYTES: Final = 32
+"""What the length of a message costs that is held."""
 WIDTH_MIN: Final = 2
 WIDTH_MAX: Final = 64
 """Receive buffers of the guest filled by one system call."""
@@ -48,6 +50,7 @@ class Link(Connection):
         "socket",
         "stalled",
         "stream",
+        "unix",
         "unread_line",
         "widened",
         "width",
@@ -64,6 +67,8 @@ class Link(Connection):
         self.socket: socket.socket | None = None
         self.fd = -1
         """The socket's descriptor; -1 without one."""
+        self.unix = True
+        """It is a unix socket."""
         self.greeting = b""
         """What the host program is told when the guest accepts."""
         self.unread_line = 0
@@ -108,6 +113,14 @@ class Link(Connection):
             and self.state == State.ESTABLISHED
             and not self.guest_shutdown & Shutdown.RECEIVE
         )
+
+    @property
+    def held_bytes(self) -> int:
+        """What is held costs so much memory."""
+        if self.stream:
+            return len(self.backlog)
+        lengths = LENGTH_BYTES * len(self.lengths) if self.lengths else 0
+        return len(self.backlog) + len(self.message) + lengths
 
     @property
     def holding(self) -> bool:
@@ -158,7 +171,7 @@ class Link(Connection):
     def widen(self) -> None:
         """Let the socket hold more; that there is room now is an event like any other."""
         self.widened = True
-        if self.socket is not None and self.socket.family == socket.AF_UNIX:
+        if self.socket is not None and self.unix:
             with suppress(OSError):
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 

@@ -21,8 +21,9 @@ from nitro_vsock.link import Link
 from nitro_vsock.packet import HEADER, Address, Op, Shutdown, SocketType
 
 RESETS_MAX: Final = 256
-"""RSTs that wait for receive buffers; beyond it nothing is taken from the transmit ring, so that a guest that
-sends nonsense and offers no buffers cannot fill our memory (virtio 1.3 §5.10.6.1.2 wants such a bound)."""
+"""RSTs that wait for receive buffers, and connections that ended while they waited. Beyond it nothing is
+taken from the transmit ring, so that a guest that sends nonsense and offers no buffers cannot fill our memory
+(virtio 1.3 §5.10.6.1.2 wants such a bound)."""
 
 WINDOW_MIN: Final = 16 << 10
 """Window of connections that are opened while host programs leave much unread."""
@@ -72,8 +73,8 @@ class Links:
 
     @property
     def choked(self) -> bool:
-        """Whether the guest has to take some RSTs before it may send on."""
-        return len(self.resets) >= RESETS_MAX
+        """Whether the guest has to take some packets before it may send on."""
+        return len(self.resets) >= RESETS_MAX or len(self.ready) > self._connections_max + RESETS_MAX
 
     def new(self, address: Address, socket_type: SocketType, state: int) -> Link:
         """A new connection, without its socket yet."""
@@ -88,11 +89,17 @@ class Links:
         self.by_address[address] = link
         return link
 
-    def hold(self, link: Link, sock: socket.socket) -> None:
-        """Give the link its socket, of which nothing is of interest until the other end accepts: `watch`."""
+    def hold(self, link: Link, sock: socket.socket, *, unix: bool) -> None:
+        """Give the link its socket, of which nothing is of interest until the other end accepts: `watch`.
+
+        Args:
+            link: Whose.
+            sock: What to join it with.
+            unix: Whether it is a unix socket.
+        """
         if sock.gettimeout() != 0:
             sock.setblocking(False)
-        link.socket, link.fd = sock, sock.fileno()
+        link.socket, link.fd, link.unix = sock, sock.fileno(), unix
         if not link.stream:
             link.widen()
 
@@ -105,13 +112,13 @@ class Links:
         self._epoll.register(link.fd, SOCKET_EVENTS)
         self.by_fd[link.fd] = link
 
-    def join(self, link: Link, sock: socket.socket) -> None:
+    def join(self, link: Link, sock: socket.socket, *, unix: bool) -> None:
         """Give the link its socket, and watch it.
 
         Raises:
             OSError: The host is out of something; the socket is closed.
         """
-        self.hold(link, sock)
+        self.hold(link, sock, unix=unix)
         try:
             self.watch(link)
         except OSError:
@@ -140,7 +147,7 @@ class Links:
 
     def deliver(self, link: Link) -> None:
         """Pass on what this batch brought for one stream."""
-        held = len(link.backlog)
+        held = link.held_bytes
         try:
             link.deliver()
         except OSError as error:
@@ -149,11 +156,12 @@ class Links:
 
     def deliver_message(self, link: Link, payload: list[memoryview], *, last: bool) -> None:
         """Take a piece of a message from the guest, and pass the message on with its last one."""
-        held = len(link.backlog)
+        held = link.held_bytes
         for segment in payload:
             link.message += segment
         if len(link.message) > link.buf_alloc or (link.lengths and len(link.lengths) > link.buf_alloc):
             self.counters.credit_violations += 1
+            self.counters.buffered_bytes += link.held_bytes - held
             self.finish(link, reset=True)
             return
         try:
@@ -168,7 +176,7 @@ class Links:
 
     def flush(self, link: Link) -> None:
         """The host program reads again: pass on what is held for it."""
-        held = len(link.backlog)
+        held = link.held_bytes
         try:
             link.flush()
         except OSError as error:
@@ -183,7 +191,7 @@ class Links:
     def note_held(self, link: Link, before: int) -> None:
         """Keep account of what is held, and send what the change made due."""
         counters = self.counters
-        now = len(link.backlog)
+        now = link.held_bytes
         if now != before:
             counters.buffered_bytes += now - before
             if now > before and counters.buffered_bytes > self._buffered_bytes_max:
@@ -228,10 +236,14 @@ class Links:
 
     def unstall(self, link: Link) -> None:
         """There is news of the guest's credit: go on if it is enough."""
-        if link.credit and link.packet_credit:
+        if link.state != State.ESTABLISHED or not link.credit:
+            return
+        if link.packet_credit:
             link.stalled = False
             link.deadline = None
             self.queue(link)
+        elif link.deadline is None:
+            self.schedule(link, STALL_PROBE_S)
 
     def host_eof(self, link: Link) -> None:
         """The host program sends no more; if it has closed, it does not read either."""
@@ -304,7 +316,7 @@ class Links:
             link.socket, link.fd = None, -1  # the number may be another socket's soon
 
     def _drop_backlog(self, link: Link) -> None:
-        self.counters.buffered_bytes -= len(link.backlog)
+        self.counters.buffered_bytes -= link.held_bytes
         link.drop_backlog()
 
     def expire(self, link: Link) -> None:

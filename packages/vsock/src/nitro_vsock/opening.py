@@ -162,19 +162,20 @@ class Opener:
                         lambda future: self._post(partial(self._host_answered, link, future))
                     )
                     return False
-                self._links.join(link, host)
-                return isinstance(self._host_side, UnixHostSide) or _is_connected(host)
+                unix = isinstance(self._host_side, UnixHostSide)
+                self._links.join(link, host, unix=unix or host.family == socket.AF_UNIX)
+                return unix or _is_connected(host)
         if port not in self._services:
             raise ConnectionRefusedError
         ours, theirs = socket.socketpair(socket.AF_UNIX, UNIX_TYPES[link.socket_type])
         self._services[port](theirs)
-        self._links.join(link, ours)
+        self._links.join(link, ours, unix=True)
         return True
 
     def _ask_sibling(self, link: Link, sibling: Sibling) -> None:
         guest_port, port, _ = link.address
         ours, theirs = socket.socketpair(socket.AF_UNIX, UNIX_TYPES[link.socket_type] | socket.SOCK_NONBLOCK)
-        self._links.hold(link, ours)
+        self._links.hold(link, ours, unix=True)
         sibling.adopt(
             theirs,
             port,
@@ -195,7 +196,7 @@ class Opener:
             sock.close()
             return
         try:
-            self._links.join(link, sock)
+            self._links.join(link, sock, unix=sock.family == socket.AF_UNIX)
         except OSError:
             self._links.finish(link, reset=True)
             return
@@ -250,7 +251,7 @@ class Opener:
                 on_result(False)
             return
         link = self._links.new(address, socket_type, State.REQUESTED)
-        self._links.hold(link, sock)
+        self._links.hold(link, sock, unix=bool(adoption.unread_line) or sock.family == socket.AF_UNIX)
         self._links.counters.opened_by_host += 1
         link.greeting, link.on_result, link.unread_line = adoption.greeting, on_result, adoption.unread_line
         self._links.schedule(link, self.config.connect_timeout_s)

@@ -2,12 +2,12 @@
 
 import errno
 import os
-import select
 import socket
 from typing import Final
 
 from nitro_vsock.connection import State
-from nitro_vsock.link import WIDTH_MAX, WIDTH_MIN, Link
+from nitro_vsock.host_side import UCRED
+from nitro_vsock.link import IOV_MAX, WIDTH_MAX, WIDTH_MIN, Link
 from nitro_vsock.links import Links
 from nitro_vsock.packet import Op, Sequence
 from nitro_vsock.receive_ring import ReceiveRing, trim
@@ -105,6 +105,9 @@ class Receiver:
                 break
         if room > credit:
             views, room = trim(views, credit), credit
+        if len(views) > IOV_MAX:
+            views = views[:IOV_MAX]
+            room = sum(map(len, views))
         count = os.readv(link.fd, views)
         if not count:
             self._links.host_eof(link)
@@ -127,7 +130,8 @@ class Receiver:
             if link.width < WIDTH_MAX:
                 link.width *= 2
         else:
-            link.readable = link.ending  # drained, unless the end comes next
+            # Drained, unless the end comes next; what TCP has before urgent data comes alone.
+            link.readable = link.ending or not link.unix
             link.width = max(WIDTH_MIN, used)
         self._links.counters.bytes_to_guest += count
         self._links.counters.packets_to_guest += used
@@ -142,16 +146,19 @@ class Receiver:
         sock = link.socket
         if sock is None:
             return 0
+        if not self.ring.ready():
+            self.starved = True
+            return 0
         if not link.outgoing:
             size = sock.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC)
             if size > link.peer_buf_alloc:
                 raise OSError(errno.EMSGSIZE, "the guest cannot take a message of this size")
-            link.outgoing = memoryview(sock.recv(max(size, 1)))
             if not size:
-                if _at_end(sock):
+                if not link.unix or not _is_message(sock):
                     self._links.host_eof(link)
                     return 0
                 return self._send_piece(link)
+            link.outgoing = memoryview(sock.recv(size))
         used = 0
         while link.outgoing:
             if not link.credit or not link.packet_credit:
@@ -178,8 +185,14 @@ class Receiver:
         return 1
 
 
-def _at_end(sock: socket.socket) -> bool:
-    """Whether a message of no bytes was the end, rather than a message."""
-    poll = select.poll()
-    poll.register(sock, select.POLLRDHUP)
-    return bool(poll.poll(0))
+def _is_message(sock: socket.socket) -> bool:
+    """Take a message of no bytes; false if it is the end instead.
+
+    Both look the same, but a message brings its sender's credentials to who asks (unix(7), SO_PASSCRED).
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    try:
+        _, credentials, _, _ = sock.recvmsg(1, socket.CMSG_SPACE(UCRED.size))
+    finally:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)  # else it gets a name when it sends
+    return bool(credentials)

@@ -114,7 +114,15 @@ async def _supervise(config: DaemonConfig, parts: list[DaemonConfig]) -> None:
     workers = [supervisor.Worker(part, logs.options()) for part in parts]
 
     async def report() -> list[stats.VmReport]:
-        return [found for worker in workers for found in await worker.report()]
+        found: dict[supervisor.Worker, list[stats.VmReport]] = {}
+
+        async def ask(worker: supervisor.Worker) -> None:
+            found[worker] = await worker.report()
+
+        async with trio.open_nursery() as asking:
+            for worker in workers:
+                asking.start_soon(ask, worker)
+        return [each for worker in workers for each in found[worker]]
 
     with _signals() as signals, _stats_listener(config) as listener:
         async with trio.open_nursery() as nursery:

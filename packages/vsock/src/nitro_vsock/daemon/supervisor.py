@@ -87,12 +87,19 @@ class Worker:
                 task_status.started()
 
         while True:
-            returncode = await self._run_once(note_serving)
-            if not serves:
-                raise WorkerError(self._guests, returncode)
+            try:
+                returncode = await self._run_once(note_serving)
+            except* OSError as group:
+                if not serves:
+                    raise
+                why = str(group.exceptions[0])
+            else:
+                # Told to end, it says nothing: then so are we, and it is not at fault.
+                if not serves and returncode not in {0, -signal.SIGTERM}:
+                    raise WorkerError(self._guests, returncode)
+                why = _ending(returncode)
             LOGGER.error(
-                "guests lost their process, starting another",
-                extra={"guests": self._guests, "why": _ending(returncode)},
+                "guests lost their process, starting another", extra={"guests": self._guests, "why": why}
             )
             await trio.sleep(RESTART_S)
 
@@ -100,7 +107,7 @@ class Worker:
         ours, theirs = socket.socketpair()
         with ours, theirs, _config_file(self._config) as config_fd, _Lines(ours) as control:
             command = [sys.executable, "-P", "-m", "nitro_vsock.cli", *self._options]
-            command += ["--config", "/dev/stdin", "--supervisor-fd", str(theirs.fileno())]
+            command += ["--supervisor-fd", str(theirs.fileno())]  # and the configuration on standard input
             start = partial(
                 trio.run_process,
                 command,
@@ -186,10 +193,11 @@ async def _end(process: trio.Process) -> None:
 
 @contextlib.contextmanager
 def _config_file(config: DaemonConfig) -> Iterator[int]:
-    """A file in memory that has the configuration as ``--config`` wants it."""
+    """A file in memory that has the configuration."""
     descriptor = os.memfd_create("config")
     try:
-        os.write(descriptor, json.dumps(config.model_dump(mode="json"), ensure_ascii=False).encode())
+        os.write(descriptor, config.model_dump_json().encode())
+        os.lseek(descriptor, 0, os.SEEK_SET)
         yield descriptor
     finally:
         os.close(descriptor)

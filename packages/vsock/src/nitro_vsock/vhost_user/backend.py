@@ -13,6 +13,7 @@ are lost, and it has to be told.
 """
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -89,20 +90,25 @@ class _RingState:
         self.address: VringAddress | None = None
         self.enabled = False
         self.kick = self.called = self.error = -1
+        self._lock = threading.Lock()
+        """Held while a descriptor is used: the number of one that is closed may be another file's at once."""
 
     def call(self) -> None:
-        """Interrupt the guest."""
-        if self.called >= 0:
-            try:  # noqa: SIM105 (for every interrupt: `suppress` takes half as long as the write)
-                os.eventfd_write(self.called, 1)
-            except OSError:
-                pass  # full, so an interrupt is to come; or what the front-end gave is no eventfd
+        """Interrupt the guest. From any thread."""
+        with self._lock:
+            if self.called >= 0:
+                try:  # noqa: SIM105 (for every interrupt: `suppress` takes half as long as the write)
+                    os.eventfd_write(self.called, 1)
+                except OSError:
+                    pass  # full, so an interrupt is to come; or what the front-end gave is no eventfd
 
     def replace(self, name: str, descriptor: int) -> None:
-        old = getattr(self, name)
-        setattr(self, name, descriptor)
-        if old >= 0:
-            os.close(old)
+        """Take over another descriptor, and close the one of before."""
+        with self._lock:
+            old = getattr(self, name)
+            setattr(self, name, descriptor)
+            if old >= 0:
+                os.close(old)
 
     def close(self) -> None:
         for name in ("kick", "called", "error"):
