@@ -117,13 +117,21 @@ def test_reserved_addresses_are_refused(capsys: pytest.CaptureFixture[str], cid:
         (["--socket=s", "--stats=s"], "socket and stats s is given 2 times"),
         (["--socket=s", "--publish=unix:s=80"], "socket and publish s is given 2 times"),
         (["--socket="], "names no file"),
-        (["--socket=s\udcff"], "not UTF-8"),
+        (["--socket=s\udcff"], "must be UTF-8"),
         (["--socket=s", "--uds-path=" + "u" * 97], "ports appended has at most 96 bytes"),
         (["--socket=s", "--connections=0"], "--connections: must be at least 1"),
         (["--socket=s", "--half-open=0"], "--half-open: must be at least 1"),
         (["--socket=s", "--buffered-bytes=1"], "--buffered-bytes: must be at least 1048576"),
         (["--socket=s", "--allow-uid=-1"], "--allow-uid: must be at least 0"),
         (["--socket=s", "--proxy=1=a b:443"], "not HOST:PORT"),
+        (["--socket=s", "--proxy=1=a..b:443"], "'a..b' is no host name"),
+        (["--socket=s", "--proxy=1=\udcff:443"], "is no host name"),
+        (["--socket=s", "--publish=tcp:a..b:80=80"], "'a..b' is no host name"),
+        (["--socket=s", "--publish=unix:/\udcff=80"], "must be UTF-8"),
+        (["--socket=s", "--groups=a+\udcff"], "--groups: must be UTF-8"),
+        (["--socket=s", "--host-cids=0"], "--host-cids: must be at least 2"),
+        (["--socket=s", "--host-cids=4294967295"], "--host-cids: must be at most 4294967294"),
+        (["--socket=s", "--guest-cid=5", "--host-cids=5"], "could reach nobody"),
         (["--socket=s", "--publish=5000"], "neither tcp:HOST:PORT"),
         (["--socket=s", "--proxy=8000"], "not PORT=HOST:PORT"),
         (["--socket=s", "--proxy=1=a:1", "--proxy=1=b:1"], "a port twice"),
@@ -146,6 +154,11 @@ def test_what_makes_no_sense_is_refused(
         ("vms: [{socket: /s, socket: /t}]", "the key socket is given twice"),
         ("vms: [{socket: /s, guest_cid: 4, guest-cid: 5}]", "the key guest-cid is given twice"),
         ("vms: [{socket: /s, proxy: 8000=a:1}]", "vms.0.proxy: must be a list"),
+        ('vms: [{socket: "/a\\0b"}]', "zero bytes"),
+        ("vms: [{socket: /s}]\nproxy_allowlist: 3", "proxy_allowlist"),
+        ('vms: !!int ""', "index out of range"),
+        ('vms: !!bool "x"', "'x'"),
+        ('vms: !!timestamp "x"', "group"),
         ("vms: [{socket: /s, guest_cid: 2}]", "vms.0.guest_cid"),
         ("vms: [{socket: /s, color: red}]", "vms.0.color"),
         ("vms: [{socket: /s}]\nextra: 1", "extra"),
@@ -161,6 +174,23 @@ def test_a_bad_file_is_told_apart_from_bad_flags(
     said = complaint(capsys, cli.EXIT_BAD_FILE, f"--config={file}")
     assert str(file) in said
     assert why in said
+
+
+def test_keys_may_be_merged(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "vsock.yaml"
+    file.write_text(
+        """
+vms:
+  - &a {guest_cid: 4, socket: /a, connections: 10}
+  - &b {<<: *a, guest_cid: 5, socket: /b}
+  - {<<: *b, guest_cid: 6, socket: /c}
+"""
+    )
+    assert [(vm.guest_cid, vm.connections) for vm in checked(capsys, f"--config={file}").vms] == [
+        (4, 10),
+        (5, 10),
+        (6, 10),
+    ]
 
 
 def test_a_missing_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,7 +158,20 @@ def test_a_process_that_does_not_answer_is_left_out(
         os.kill(worker, signal.SIGSTOP)
         assert set(stats(tmp_path, capsys)) == set(GROUPS) - {5}
         os.kill(worker, signal.SIGCONT)
-        assert set(stats(tmp_path, capsys)) == set(GROUPS)
+        eventually(lambda: set(stats(tmp_path, capsys)) == set(GROUPS))
+
+
+def test_signals_at_the_end_and_a_process_that_is_not_there_leave_nothing(tmp_path: Path) -> None:
+    with start(tmp_path) as process:
+        assert process.stderr
+        process.stderr.readline()
+        os.kill(of_guest(children(process.pid), tmp_path / "vhost5"), signal.SIGKILL)
+        assert b"lost their process" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert b"ending" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+    assert not list(tmp_path.iterdir())
 
 
 def of_guest(workers: list[int], path: Path) -> int:

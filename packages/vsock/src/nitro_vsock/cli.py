@@ -322,7 +322,7 @@ def _config(arguments: argparse.Namespace) -> "DaemonConfig":
     if arguments.allow_uid:
         content["allow_uid"] = arguments.allow_uid
     allowlist = arguments.proxy_allowlist or content.get("proxy_allowlist")
-    if allowlist is not None and not isinstance(allowlist, dict):
+    if isinstance(allowlist, str | Path):
         content["proxy_allowlist"] = config.read_allowlist(Path(allowlist))
     try:
         found = config.DaemonConfig.model_validate(content)

@@ -1,5 +1,6 @@
 """Where a guest's connections to the host go, and who on the host may connect to the guest."""
 
+import errno
 import os
 import socket
 import stat
@@ -90,18 +91,19 @@ class UnixListener:
         self, path: Path, socket_type: SocketType = SocketType.STREAM, *, users: Iterable[int] = ()
     ) -> None:
         self.path, self.socket_type = path, socket_type
+        self._inode: tuple[int, int] | None = None
         _check_length(os.fspath(path), 0)
-        _remove_stale(path, UNIX_TYPES[socket_type])
+        remove_stale(path, UNIX_TYPES[socket_type])
         self.socket = socket.socket(socket.AF_UNIX, UNIX_TYPES[socket_type] | socket.SOCK_NONBLOCK)
         try:
             os.fchmod(self.socket.fileno(), 0o600)  # on Linux, the mode of the file that bind makes
             self.socket.bind(os.fspath(path))
-            if set(users) - allowed_users(()):
-                path.chmod(0o666)
             self._inode = _inode(path)
+            if set(users) - allowed_users(()):
+                _open_to_all(path)
             self.socket.listen(BACKLOG)
         except OSError as error:
-            self.socket.close()
+            self.close()
             raise HostError(f"cannot listen on {path}: {error.strerror}") from error
 
     def close(self) -> None:
@@ -138,12 +140,28 @@ def _check_length(path: str, suffix_bytes: int) -> None:
         )
 
 
+def _open_to_all(path: Path) -> None:
+    """Let everybody connect to a socket, and never to what somebody puts in its place meanwhile."""
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
+        Path(f"/proc/self/fd/{descriptor}").chmod(0o666)
+    finally:
+        os.close(descriptor)
+
+
 def _inode(path: Path) -> tuple[int, int]:
     status = path.lstat()
     return status.st_dev, status.st_ino
 
 
-def _remove_stale(path: Path, unix_type: int) -> None:
+def remove_stale(path: Path, unix_type: int = socket.SOCK_STREAM) -> None:
+    """Remove the file of a listening socket that is gone.
+
+    Raises:
+        HostError: It is somebody's who is there, or no socket.
+    """
     try:
         mode = path.lstat().st_mode
     except OSError:

@@ -179,7 +179,8 @@ class Receiver:
         link.outgoing = link.outgoing[len(piece) :]
         flags = 0 if link.outgoing else Sequence.END_OF_MESSAGE
         self.ring.put(link.header(Op.RW, len(piece), flags), piece)
-        link.sent(len(piece), 1)
+        if piece:  # an empty one is not metered, for no count of bytes tells that the guest has taken it
+            link.sent(len(piece), 1)
         self._links.counters.bytes_to_guest += len(piece)
         self._links.counters.packets_to_guest += 1
         return 1

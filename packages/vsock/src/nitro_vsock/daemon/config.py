@@ -49,10 +49,26 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+def _utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be UTF-8") from None
+    return text
+
+
+def _host(name: str) -> str:
+    try:
+        name.encode("idna")  # as the resolver will
+    except UnicodeError:
+        raise ValueError(f"{name!r} is no host name") from None
+    return name
+
+
 class Target(_Frozen):
     """A TCP endpoint."""
 
-    host: str
+    host: Annotated[str, AfterValidator(_host)]
     """Name or address; IPv6 addresses in brackets in the text form."""
     port: TcpPort
 
@@ -89,10 +105,31 @@ class Proxied(_Frozen):
         return {"port": port, "target": Target.parse(target)}
 
 
+def _socket_path(path: Path) -> Path:
+    if not path.name:
+        raise ValueError(f"'{path}' names no file")
+    if len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
+        raise ValueError(f"a unix socket's path has at most {UNIX_PATH_BYTES_MAX} bytes")
+    if "\0" in str(path):
+        raise ValueError("a path has no zero bytes")
+    _utf8(str(path))
+    return path
+
+
+def _with_port(path: Path) -> Path:
+    longest = UNIX_PATH_BYTES_MAX - PORT_SUFFIX_BYTES_MAX
+    if len(os.fsencode(path)) > longest:
+        raise ValueError(f"a path that gets ports appended has at most {longest} bytes")
+    return path
+
+
+SocketPath = Annotated[Path, AfterValidator(_socket_path)]
+
+
 class Published(_Frozen):
     """A port of a guest that the host's programs reach over TCP or a plain unix socket."""
 
-    listen: Target | Path
+    listen: Target | SocketPath
     port: Port
 
     @classmethod
@@ -105,28 +142,6 @@ class Published(_Frozen):
         if not separator or kind not in {"tcp", "unix"} or not place:
             raise ValueError(f"{value!r} is neither tcp:HOST:PORT=GUEST_PORT nor unix:PATH=GUEST_PORT")
         return {"listen": Target.parse(place) if kind == "tcp" else Path(place), "port": port}
-
-
-def _socket_path(path: Path) -> Path:
-    if not path.name:
-        raise ValueError(f"'{path}' names no file")
-    if len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
-        raise ValueError(f"a unix socket's path has at most {UNIX_PATH_BYTES_MAX} bytes")
-    try:
-        os.fsencode(path).decode()
-    except UnicodeDecodeError:
-        raise ValueError("the path is not UTF-8") from None
-    return path
-
-
-def _with_port(path: Path) -> Path:
-    longest = UNIX_PATH_BYTES_MAX - PORT_SUFFIX_BYTES_MAX
-    if len(os.fsencode(path)) > longest:
-        raise ValueError(f"a path that gets ports appended has at most {longest} bytes")
-    return path
-
-
-SocketPath = Annotated[Path, AfterValidator(_socket_path)]
 
 
 def _guest_cid(cid: int) -> int:
@@ -154,10 +169,14 @@ class VmConfig(_Frozen):
     queue_size: Annotated[int, Field(ge=2, le=32768)] = 1024
     """Longest virtqueue accepted, in descriptors."""
     groups: Annotated[
-        frozenset[str], BeforeValidator(_split), PlainSerializer(sorted, return_type=list[str])
+        frozenset[Annotated[str, AfterValidator(_utf8)]],
+        BeforeValidator(_split),
+        PlainSerializer(sorted, return_type=list[str]),
     ] = frozenset({"default"})
     """Guests that share a group reach each other by CID."""
-    host_cids: Annotated[frozenset[int], BeforeValidator(_listed_port)] = frozenset({HOST_CID, PARENT_CID})
+    host_cids: Annotated[
+        frozenset[Annotated[int, Field(ge=HOST_CID, le=ANY_CID - 1)]], BeforeValidator(_listed_port)
+    ] = frozenset({HOST_CID, PARENT_CID})
     """Addresses at which guests reach the host: 2 everywhere, 3 in Nitro Enclaves."""
     ok_port: Literal["host", "guest"] = "guest"
     """Which port ``OK`` names: the guest's, as vhost-device-vsock, or the host's, as Firecracker."""
@@ -181,6 +200,8 @@ class VmConfig(_Frozen):
     def _consistent(self) -> Self:
         if self.uds_path is not None and (self.forward_cid is not None or self.forward_listen):
             raise ValueError("uds_path excludes forward_cid and forward_listen")
+        if not self.local_cids:
+            raise ValueError("host_cids has none but the guest's own address, so it could reach nobody")
         if self.queue_size & (self.queue_size - 1):
             raise ValueError("queue_size must be a power of two")
         ports = [proxied.port for proxied in self.proxy]
@@ -309,17 +330,18 @@ def parse_vm(text: str) -> dict[str, object]:
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """YAML in which no key comes twice, as it may not (YAML 1.2 §3.2.1.1) and PyYAML allows."""
 
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Before the keys of others are merged in, look at those of this mapping."""
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Look at the keys of a mapping, before those of others are merged in."""
+        node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
             name = str(key.value).replace("-", "_")
-            if name in seen and name != "<<":
-                raise yaml.constructor.ConstructorError(
+            if name in seen:
+                raise yaml.composer.ComposerError(
                     None, None, f"the key {key.value} is given twice", key.start_mark
                 )
             seen.add(name)
-        super().flatten_mapping(node)
+        return node
 
 
 def read_yaml(path: Path) -> dict[str, object]:
@@ -332,7 +354,10 @@ def read_yaml(path: Path) -> dict[str, object]:
         content = yaml.load(path.read_bytes(), _Loader)  # noqa: S506 (a safe one)
     except OSError as error:
         raise ConfigFileError(f"{path}: cannot read it: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeError, RecursionError, ValueError) as error:
+    except (
+        *(yaml.YAMLError, RecursionError, ValueError),
+        *(LookupError, AttributeError, TypeError),  # of PyYAML, for tags with values that are none
+    ) as error:
         raise ConfigFileError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigFileError(f"{path}: not a mapping at its top")

@@ -26,7 +26,7 @@ CONNECTING_MAX = 64
 def _addresses(host: str) -> set[str]:
     try:
         return {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except OSError:
+    except (OSError, UnicodeError):
         return set()
 
 

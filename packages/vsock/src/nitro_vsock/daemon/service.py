@@ -33,7 +33,8 @@ from nitro_vsock.packet import HOST_CID, SocketType
 from nitro_vsock.router import VsockRouter
 from nitro_vsock.vhost_user.backend import Backend
 
-ACCEPT_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED})
+NO_LISTENER = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})
+"""Errors of accept(2) that will not go away; the others are of one connection, or of the host for now."""
 ADDRESS_ABSENT = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 ACCEPT_RETRY_S = 1.0
 """How long not to accept after the host ran out of something."""
@@ -125,19 +126,24 @@ async def _supervise(config: DaemonConfig, parts: list[DaemonConfig]) -> None:
         return [each for worker in workers for each in found[worker]]
 
     with _signals() as signals, _stats_listener(config) as listener:
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as watching:
+            async with trio.open_nursery() as nursery:
 
-            async def serve() -> None:
-                async with trio.open_nursery() as starting:
-                    for worker in workers:
-                        starting.start_soon(nursery.start, worker.run)
-                if listener is not None:
-                    nursery.start_soon(stats.serve, partial(_accept, listener), report)
-                _say_serving(config, logging.INFO)
+                async def serve() -> None:
+                    async with trio.open_nursery() as starting:
+                        for worker in workers:
+                            starting.start_soon(nursery.start, worker.run)
+                    if listener is not None:
+                        nursery.start_soon(stats.serve, partial(_accept, listener), report)
+                    _say_serving(config, logging.INFO)
 
-            nursery.start_soon(serve)
-            await _signalled(signals, logging.INFO)
-            nursery.cancel_scope.cancel()
+                nursery.start_soon(serve)
+                await _signalled(signals, logging.INFO)
+                watching.start_soon(_ignore, signals)
+                nursery.cancel_scope.cancel()
+            watching.cancel_scope.cancel()
+    for part in parts:
+        supervisor.remove_sockets(part)
 
 
 async def _serve_here(
@@ -190,6 +196,12 @@ async def _signalled(signals: AsyncIterator[int], level: int) -> None:
     async for number in signals:
         LOGGER.log(level, "ending", extra={"signal": signal.Signals(number).name})
         break
+
+
+async def _ignore(signals: AsyncIterator[int]) -> None:
+    """We are ending already."""
+    async for _ in signals:
+        pass
 
 
 def _say_serving(config: DaemonConfig, level: int) -> None:
@@ -266,7 +278,7 @@ class Guest:
     def _host_cids(self) -> frozenset[int]:
         forwarded = self.config.forward_cid
         extra = {forwarded} if forwarded is not None and forwarded >= HOST_CID else set()
-        return self.config.local_cids | extra
+        return (self.config.local_cids | extra) - {self.config.guest_cid}
 
     def listen(self, descriptor: int | None) -> None:
         """Make every listener of this guest.
@@ -324,7 +336,7 @@ class Guest:
             raise HostError(f"cannot publish at {where}: {error.strerror}") from error
         for family, *_, address in dict.fromkeys(found):
             try:
-                server = socket.create_server(address[:2], family=family, backlog=128)
+                server = socket.create_server(address, family=family, backlog=128)
             except OSError as error:
                 if error.errno not in ADDRESS_ABSENT:
                     raise HostError(f"cannot publish at {where}: {error.strerror}") from error
@@ -405,8 +417,10 @@ async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
         try:
             connection, _ = await listener.accept()
         except OSError as error:
-            if error.errno not in ACCEPT_ERRORS:
+            if error.errno in NO_LISTENER:
                 raise
+            if error.errno == errno.ECONNABORTED:
+                continue
             LOGGER.error("cannot accept", extra={"why": error.strerror})
             await trio.sleep(ACCEPT_RETRY_S)
         else:

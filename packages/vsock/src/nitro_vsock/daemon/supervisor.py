@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, count
+from pathlib import Path
 from typing import Any, Self
 
 import trio
@@ -25,7 +26,8 @@ import trio
 from nitro_vsock.daemon.config import DaemonConfig, VmConfig
 from nitro_vsock.daemon.logs import LOGGER
 from nitro_vsock.daemon.stats import Report, VmReport
-from nitro_vsock.errors import VsockError
+from nitro_vsock.errors import HostError, VsockError
+from nitro_vsock.host_side import SEQPACKET_SUFFIX, remove_stale
 
 REPORT_S = 2.0
 """How long a process may take to tell its counters, before it is left out."""
@@ -141,6 +143,21 @@ class Worker:
                         reports: list[VmReport] = answer["vms"]
                         return reports
         return []
+
+
+def remove_sockets(config: DaemonConfig) -> None:
+    """Remove the sockets' files of a process that was killed."""
+    for vm in config.vms:
+        paths = [vm.socket, vm.uds_path, *(each.listen for each in vm.publish)]
+        for path in paths:
+            if isinstance(path, Path):
+                with contextlib.suppress(HostError):
+                    remove_stale(path)
+        if vm.uds_path is not None and vm.seqpacket:
+            with contextlib.suppress(HostError):
+                remove_stale(
+                    vm.uds_path.with_name(vm.uds_path.name + SEQPACKET_SUFFIX), socket.SOCK_SEQPACKET
+                )
 
 
 async def obey(descriptor: int, report: Report) -> None:
