@@ -178,6 +178,20 @@ def test_detach_delivers_what_comes_after_a_bad_chain(start: Callable[..., FakeG
     assert ends[0].recv(100) + ends[0].recv(100) == b"onetwo"
 
 
+def test_a_reset_before_the_rings_are_there_keeps_what_the_guest_opens_then(
+    start: Callable[..., FakeGuest], ends: Ends
+) -> None:
+    guest = start()
+    guest.engine.detach()
+    guest.engine.reset_transport()
+    guest.send(Op.REQUEST, 99, PORT, run=False)
+    guest._attach()
+    assert words(guest) == [(Op.RESPONSE, b"")]
+    assert guest.event.used() == [bytes(4)]
+    ends[0].send(b"hello")
+    assert words(guest) == [(Op.RW, b"hello")]
+
+
 def test_a_kick_descriptor_that_is_none_leaves_the_engine_detached(start: Callable[..., FakeGuest]) -> None:
     guest = start()
     guest.engine.detach()

@@ -246,6 +246,7 @@ class VsockEngine:
             rings, self._rings = self._rings, None
             if rings is None:
                 if not keep_connections:
+                    self._event_due = False
                     self._links.forget_all()
                 return
             with suppress(QueueError):
@@ -284,8 +285,8 @@ class VsockEngine:
     def reset_transport(self) -> None:
         """Tell the guest that every connection is lost, with a transport reset event (virtio 1.3 §5.10.6.7).
 
-        For after a snapshot or a restart of the device. The guest reads its CID again and keeps its
-        listeners.
+        For after a snapshot or a restart of the device; before `attach`, lest what the guest opens meanwhile
+        is lost as well. The guest reads its CID again and keeps its listeners.
         """
         with self._lock:
             self._detached += 1

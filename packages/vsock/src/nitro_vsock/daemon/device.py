@@ -60,5 +60,5 @@ class EngineDevice:
         self._engine.detach()
 
     def lost(self) -> None:
-        """Send the guest a transport reset."""
+        """Send the guest a transport reset, now or with its next rings."""
         self._engine.reset_transport()

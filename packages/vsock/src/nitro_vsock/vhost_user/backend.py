@@ -78,7 +78,7 @@ class Device(Protocol):
         """Forget the guest: it was reset, or its front-end has gone. Only while stopped."""
 
     def lost(self) -> None:
-        """Tell the guest, whose rings were just started, that none of its connections are left."""
+        """Tell the guest, once its rings are started next, that none of its connections are left."""
 
 
 class _RingState:
@@ -353,10 +353,10 @@ class Backend:
         bases = [ring.base for ring, known in zip(self._rings, wanted[2:], strict=True) if known]
         if self._stopped_at and bases != self._stopped_at[: len(bases)]:
             self._reset_device()
+        if any(bases) and not self._stopped_at:
+            self._device.lost()  # before the rings run, for what the guest opens then is not lost
         self._device.start(self._memory.guest_memory(), rings, self._features)
         self._running = wanted
-        if any(bases) and not self._stopped_at:
-            self._device.lost()
 
     def _reset_device(self) -> None:
         self._device.reset()
