@@ -182,14 +182,22 @@ class Guest:
         return self.directory / f"vsock{self.cid}"
 
     def wait(self) -> None:
-        """Until the agent has connected, for the first time or again."""
+        """Until the agent has connected, for the first time or again.
+
+        Where a daemon was away, the first to connect may be an attempt that the agent has given up meanwhile.
+        """
         self.listener.settimeout(ORDER_TIMEOUT_S)
-        try:
-            self.control, _ = self.listener.accept()
-        except TimeoutError:
-            pytest.fail(f"the guest did not come up:\n{self.log()}{self.console()[-2000:]}")
-        self.control.settimeout(ORDER_TIMEOUT_S)
-        self._lines = self.control.makefile("r")
+        while True:
+            try:
+                self.control, _ = self.listener.accept()
+            except TimeoutError:
+                pytest.fail(f"the guest did not come up:\n{self.log()}{self.console()[-2000:]}")
+            self.control.settimeout(ORDER_TIMEOUT_S)
+            self._lines = self.control.makefile("r")
+            with contextlib.suppress(ConnectionError):
+                if self.do("cid") == f"ok {self.cid}":
+                    return
+            self.close()
 
     def close(self) -> None:
         """Give the orders' connection up."""
