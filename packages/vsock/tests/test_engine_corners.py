@@ -3,7 +3,6 @@
 import os
 import socket
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,7 +13,6 @@ from nitro_vsock import UsageError, Vring, VsockConfig, VsockEngine, split_queue
 from nitro_vsock.links import RESETS_MAX, STALL_PROBE_S
 from nitro_vsock.packet import Op, Shutdown, SocketType
 from nitro_vsock.testing import FakeGuest
-from nitro_vsock.vhost_user import backend
 
 CID, PORT = 16, 5000
 Ends = list[socket.socket]
@@ -227,29 +225,6 @@ def test_a_buffer_that_comes_just_before_the_engine_asks_for_kicks_gets_the_even
     guest.engine.reset_transport()
     guest.run()
     assert len(guest.event.used()) == 1
-
-
-def test_a_call_descriptor_is_not_closed_while_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its number could be another file's by the time of the write."""
-    ring = backend._RingState()
-    first, second = os.eventfd(0), os.eventfd(0)
-    ring.replace("called", first)
-    swap = threading.Thread(target=ring.replace, args=("called", second))
-    write = os.eventfd_write
-
-    def slow_write(descriptor: int, value: int) -> None:
-        swap.start()
-        swap.join(0.1)
-        assert swap.is_alive(), "it waits"
-        write(descriptor, value)
-
-    monkeypatch.setattr(os, "eventfd_write", slow_write)
-    ring.call()
-    swap.join()
-    assert ring.called == second
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(first)
-    ring.close()
 
 
 def test_partial_messages_count_as_held(start: Callable[..., FakeGuest], ends: Ends) -> None:

@@ -1,6 +1,7 @@
 """The back-end's half of a vhost-user session, driven with the messages that QEMU 10 really sends."""
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from nitro_vsock.errors import QueueError
 from nitro_vsock.guest_memory import GuestMemory
 from nitro_vsock.vhost_user import messages
-from nitro_vsock.vhost_user.backend import Backend, Ring
+from nitro_vsock.vhost_user.backend import Backend, Ring, _RingState
 from nitro_vsock.vhost_user.errors import RefusedError, VhostUserError
 from nitro_vsock.vhost_user.messages import HEADER, U64, MemoryRegion, Message, ProtocolFeature, Request
 from vhost_user_strategies import SIZE, unsent
@@ -224,6 +225,29 @@ def test_a_new_call_descriptor_is_used_at_once_and_loses_no_interrupt(session: S
     assert os.eventfd_read(kept) == 1
     assert session.device.log == ["start"]
     os.close(kept)
+
+
+def test_a_call_descriptor_is_not_closed_while_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number could be another file's by the time of the write."""
+    ring = _RingState()
+    first, second = os.eventfd(0), os.eventfd(0)
+    ring.replace("called", first)
+    swap = threading.Thread(target=ring.replace, args=("called", second))
+    write = os.eventfd_write
+
+    def slow_write(descriptor: int, value: int) -> None:
+        swap.start()
+        swap.join(0.1)
+        assert swap.is_alive(), "it waits"
+        write(descriptor, value)
+
+    monkeypatch.setattr(os, "eventfd_write", slow_write)
+    ring.call()
+    swap.join()
+    assert ring.called == second
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(first)
+    ring.close()
 
 
 def test_a_ring_without_a_call_descriptor_interrupts_nobody(session: Session) -> None:

@@ -33,6 +33,7 @@ exit codes: 0 ended on SIGTERM or SIGINT, or did what was asked; 1 failed; 2 bad
 """
 
 STATS_TIMEOUT_S = 30.0
+"""How long a daemon may take to tell its counters, others that ask before us included."""
 
 SINGLE = (
     "guest_cid",

@@ -17,8 +17,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -129,7 +131,10 @@ SocketPath = Annotated[Path, AfterValidator(_socket_path)]
 class Published(_Frozen):
     """A port of a guest that the host's programs reach over TCP or a plain unix socket."""
 
-    listen: Target | SocketPath
+    listen: Annotated[
+        Annotated[Target, Tag("tcp")] | Annotated[SocketPath, Tag("unix")],
+        Discriminator(lambda value: "unix" if isinstance(value, str | Path) else "tcp"),
+    ]
     port: Port
 
     @classmethod
@@ -229,7 +234,7 @@ class Allowlist(_Frozen):
 
 
 class DaemonConfig(_Frozen):
-    """Everything that one process serves."""
+    """Everything that one daemon serves; see `supervisor.split` for its processes."""
 
     vms: tuple[VmConfig, ...]
     stats: SocketPath | None = None
@@ -275,18 +280,17 @@ def problems(error: ValidationError, name: Callable[[Location], str] = dotted) -
         name: What its user calls the place of a value.
     """
     return "; ".join(
-        ": ".join(filter(None, (name(found["loc"]), _explained(found["type"], found))))
+        ": ".join(filter(None, (name(found["loc"]), _explained(found, _keys(error.title, found["loc"])))))
         for found in error.errors()
     )
 
 
-def _explained(kind: str, found: Mapping[str, Any]) -> str:
-    location, context = found["loc"], found.get("ctx", {})
-    match kind:
+def _explained(found: Mapping[str, Any], keys: Sequence[str]) -> str:
+    context = found.get("ctx", {})
+    match found["type"]:
         case "extra_forbidden":
-            keys = list((VmConfig if location[0] == "vms" else DaemonConfig).model_fields)
-            likely = difflib.get_close_matches(str(location[-1]), keys, n=1) or keys
-            return f"there is no such key, but {', '.join(likely)}"
+            likely = difflib.get_close_matches(str(found["loc"][-1]), keys, n=1) or keys
+            return "there is no such key" + (f", but {', '.join(likely)}" if likely else "")
         case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size":
             return "must be a whole number"
         case "greater_than_equal":
@@ -295,11 +299,24 @@ def _explained(kind: str, found: Mapping[str, Any]) -> str:
             return f"must be at most {context['le']}"
         case "tuple_type" | "frozen_set_type" | "list_type":
             return "must be a list"
+        case "model_type":
+            return "must be a mapping"
         case "path_type" | "string_type":
             return "must be a text"
         case _:
             message: str = found["msg"]
             return message.removeprefix("Value error, ").replace("Input should be", "must be")
+
+
+def _keys(model: str, location: Location) -> Sequence[str]:
+    """The keys that there are at a place of the model; none of those that are evident there."""
+    match model, *location:
+        case [DaemonConfig.__name__, _]:
+            return list(DaemonConfig.model_fields)
+        case [DaemonConfig.__name__, "vms", int(), _]:
+            return list(VmConfig.model_fields)
+        case _:
+            return ()
 
 
 def _underscored(mapping: Mapping[object, object]) -> dict[str, object]:

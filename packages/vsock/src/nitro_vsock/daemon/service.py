@@ -1,5 +1,8 @@
 """The whole daemon: a data thread for each guest's bytes, trio for everything slow.
 
+Guests that do not reach each other are served by processes of their own, see `supervisor`; each process
+is what follows.
+
 For every guest there is an engine, a vhost-user listener that serves one front-end after the other, and what
 the configuration publishes, proxies and forwards. SIGTERM and SIGINT end it all in order: sessions first, so
 that rings stop where they are, then the data threads, then the sockets and their files.
