@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from nitro_vmm.accel.state import EntryState
+from nitro_vmm.accel.unicorn import Cpu, Stopped, measure_tsc_hz, private, read_tsc
 from nitro_vmm.address_map import BOOT_GDT, BOOT_PAGE_TABLES, MIB, RamRange
 from nitro_vmm.boot import long_mode
-from nitro_vmm.boot.loader import EntryState
-from nitro_vmm.cpu import Cpu, Stopped, measure_tsc_hz, private, read_tsc
 from nitro_vmm.errors import HostError
 
 MEMORY_BYTES = 4 * MIB

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nitro_vmm.cpu.exceptions import (
+from nitro_vmm.accel.unicorn.exceptions import (
     CR0_WRITE_PROTECT,
     CR4_SMAP,
     DOUBLE_FAULT,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nitro_vmm.cpu.identity import leaves
+from nitro_vmm.accel.unicorn.identity import leaves
 
 TSC_HZ = 2_199_999_000
 LEAVES = leaves(TSC_HZ)

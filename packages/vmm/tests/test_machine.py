@@ -3,9 +3,9 @@
 import threading
 
 from nitro_nsm import Nsm, NsmConfig
+from nitro_vmm.accel.state import EntryState
 from nitro_vmm.address_map import BOOT_GDT, BOOT_PAGE_TABLES, MIB
 from nitro_vmm.boot import long_mode
-from nitro_vmm.boot.loader import EntryState
 from nitro_vmm.machine import End, Machine, Memory
 
 CODE = 0x20_0000

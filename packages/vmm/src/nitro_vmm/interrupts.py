@@ -13,8 +13,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from nitro_vmm.accel.unicorn import Cpu
 from nitro_vmm.address_map import IO_APIC_ID, IO_APIC_PINS, LOCAL_APIC_ID
-from nitro_vmm.cpu import Cpu
 from nitro_vmm.devices.io_apic import IoApic
 from nitro_vmm.devices.local_apic import LocalApic
 

@@ -23,10 +23,11 @@ import trio
 
 from nitro_eif import Eif, Measurements
 from nitro_nsm import Nsm, NsmConfig, ensure_test_root
-from nitro_vmm.boot.loader import EntryState, load
+from nitro_vmm.accel.state import EntryState
+from nitro_vmm.accel.unicorn import measure_tsc_hz, read_tsc
+from nitro_vmm.boot.loader import load
 from nitro_vmm.config import EnclaveConfig
 from nitro_vmm.console import ConsoleWriter, PanicWatch
-from nitro_vmm.cpu import measure_tsc_hz, read_tsc
 from nitro_vmm.devices.virtio_vhost_user_vsock import VhostUserVsockDevice
 from nitro_vmm.devices.virtio_vsock import VsockDevice
 from nitro_vmm.image import MIB, choose_memory_mib, measure

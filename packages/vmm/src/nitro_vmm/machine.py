@@ -11,9 +11,9 @@ from enum import Enum
 
 from nitro_nsm import Nsm
 from nitro_vmm import address_map as at
-from nitro_vmm.boot.loader import EntryState
+from nitro_vmm.accel.state import EntryState
+from nitro_vmm.accel.unicorn import Cpu, Stopped
 from nitro_vmm.bus import AddressSpace
-from nitro_vmm.cpu import Cpu, Stopped
 from nitro_vmm.devices.acpi_power import AcpiPower
 from nitro_vmm.devices.i8042 import I8042
 from nitro_vmm.devices.rtc import Rtc
@@ -163,7 +163,7 @@ class Machine:
             self.end = end
         self._cpu.stop()
 
-    # What the processor calls: `nitro_vmm.cpu.Bus`.
+    # What the processor calls: `nitro_vmm.accel.unicorn.Bus`.
 
     def read_port(self, port: int, size: int) -> int:
         """IN."""

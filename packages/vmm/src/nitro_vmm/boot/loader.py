@@ -1,8 +1,8 @@
 """Puts a kernel with all it needs into guest RAM, and says in which state the processor must start it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from nitro_vmm.accel.state import EntryState
 from nitro_vmm.address_map import (
     ACPI_RSDP,
     BIOS_RESET,
@@ -16,27 +16,6 @@ from nitro_vmm.address_map import (
 )
 from nitro_vmm.boot import acpi, bios, boot_params, command_line, elf, initramfs, kernel, long_mode, mp_table
 from nitro_vmm.boot.ram import Bytes, Ram
-
-
-@dataclass(frozen=True, slots=True)
-class EntryState:
-    """The processor's registers at the kernel's first instruction.
-
-    64-bit mode (CR4.PAE, EFER.LME and LMA, CR0.PG and PE), interrupts off, CS and the data segments loaded
-    from the GDT by these selectors; what is not mentioned is 0.
-    """
-
-    rip: int
-    rsi: int
-    """``boot_params``."""
-    rsp: int
-    cr3: int
-    gdt_address: int
-    gdt_limit: int
-    code_selector: int
-    data_selector: int
-    command_line: bytes
-    """As the guest sees it."""
 
 
 def load(

@@ -19,11 +19,19 @@ from typing import Final, Protocol
 import unicorn
 from unicorn import x86_const as x86
 
+from nitro_vmm.accel.state import EntryState
+from nitro_vmm.accel.unicorn import identity
+from nitro_vmm.accel.unicorn.exceptions import (
+    DOUBLE_FAULT,
+    PAGE_FAULT,
+    Fault,
+    State,
+    Table,
+    combined,
+    obstacle,
+)
+from nitro_vmm.accel.unicorn.private import CS, SS, VIRQ_VECTOR, PrivateState, Segment
 from nitro_vmm.address_map import RamRange
-from nitro_vmm.boot.loader import EntryState
-from nitro_vmm.cpu import identity
-from nitro_vmm.cpu.exceptions import DOUBLE_FAULT, PAGE_FAULT, Fault, State, Table, combined, obstacle
-from nitro_vmm.cpu.private import CS, SS, VIRQ_VECTOR, PrivateState, Segment
 
 INVALID_OPCODE: Final = 6
 BREAKPOINT: Final = 3
