@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "boot"
 with atheris.instrument_imports(include=["nitro_vmm"]):
     from boot_images import COMPRESSIONS, FakeRam, make_bzimage, small_elf
 
-    from nitro_vmm.address_map import MIB
+    from nitro_vmm.address_map import MIB, virtio_slot
     from nitro_vmm.boot import load
     from nitro_vmm.errors import ImageError
 
@@ -69,7 +69,7 @@ def load_all(kernel: bytes, *, command_line: bytes = b"quiet", ramdisks: list[by
             image_command_line=command_line,
             ramdisks=ramdisks or [],
             rng_seed=bytes(32),
-            virtio_devices=2,
+            virtio_slots=[virtio_slot(0), virtio_slot(1)],
         )
 
 

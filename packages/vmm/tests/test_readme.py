@@ -1,17 +1,16 @@
 """What the README shows works."""
 
 import re
-import struct
 from pathlib import Path
 
 import pytest
 
 from nitro_eif import BuildMetadata, Contents, Metadata, write_eif
-from nitro_vmm import ExitCode
 from nitro_vmm.cli import parser
+from nitro_vmm.cli.exit_code import ExitCode
+from nitro_vmm.testing import tiny_kernel
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-ENTRY = 0x20_0000
 HALT = bytes.fromhex("faf4")  # cli; hlt
 
 
@@ -21,16 +20,16 @@ def test_the_example_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    kernel = struct.pack("<16sHHIQQQIHHHHHH", ident, 2, 62, 1, ENTRY, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    kernel += struct.pack("<IIQQQQQQ", 1, 7, 120, ENTRY, ENTRY, len(HALT), 0x1000, 0x1000) + HALT
     metadata = Metadata(image_name="hello", build=BuildMetadata(build_time="2026-01-31T12:00:00+00:00"))
-    contents = Contents(kernel=kernel, cmdline=b"quiet", ramdisks=[bytes(512)], metadata=metadata.pack())
+    contents = Contents(
+        kernel=tiny_kernel(HALT), cmdline=b"quiet", ramdisks=[bytes(512)], metadata=metadata.pack()
+    )
     write_eif(contents, "hello.eif")
 
     exec(code, {})  # noqa: S102 - it is our README
 
-    ended, pcr0 = capsys.readouterr().out.splitlines()
+    console, ended, pcr0 = capsys.readouterr().out.splitlines()
+    assert console == "b''"
     assert ended == "True the enclave halted for good"
     assert re.fullmatch(r"[0-9a-f]{96}", pcr0)
 

@@ -1,8 +1,17 @@
-"""An AWS Nitro Enclave on any machine: boots an EIF, and sees it through to its end.
+"""An AWS Nitro Enclave on any machine: boots an EIF, talks to it, and sees it through to its end.
 
-    >>> from pathlib import Path
-    >>> from nitro_vmm import Enclave, EnclaveConfig
-    >>> result = Enclave(EnclaveConfig(eif_path=Path("hello.eif"))).run()  # doctest: +SKIP
+::
+
+    import trio
+    from nitro_vmm import Enclave, EnclaveConfig
+
+    async def main() -> None:
+        async with Enclave(EnclaveConfig(eif_path="hello.eif")) as enclave:
+            await enclave.booted()
+            async with await enclave.connect(5000) as stream:
+                await stream.send_all(b"hello")
+
+    trio.run(main)
 
 The names are imported when they are first used, so that ``vmm --help`` need not wait for the machine.
 """
@@ -12,24 +21,54 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nitro_vmm.config import EnclaveConfig
-    from nitro_vmm.errors import HostError, ImageError, UsageError, VmmError
-    from nitro_vmm.launcher import Enclave, ExitCode, Result
+    from nitro_vmm.enclave import (
+        Console,
+        ConsoleSink,
+        ConsoleStream,
+        Enclave,
+        EnclaveEndedError,
+        Outcome,
+        ParentListener,
+        Result,
+    )
+    from nitro_vmm.errors import (
+        HostError,
+        ImageError,
+        StateError,
+        UsageError,
+        VmmError,
+    )
 
 __all__ = [
+    "Console",
+    "ConsoleSink",
+    "ConsoleStream",
     "Enclave",
     "EnclaveConfig",
-    "ExitCode",
+    "EnclaveEndedError",
     "HostError",
     "ImageError",
+    "Outcome",
+    "ParentListener",
     "Result",
+    "StateError",
     "UsageError",
     "VmmError",
 ]
 
 _HOMES = {
     "config": ("EnclaveConfig",),
-    "errors": ("HostError", "ImageError", "UsageError", "VmmError"),
-    "launcher": ("Enclave", "ExitCode", "Result"),
+    "enclave": (
+        "Console",
+        "ConsoleSink",
+        "ConsoleStream",
+        "Enclave",
+        "EnclaveEndedError",
+        "Outcome",
+        "ParentListener",
+        "Result",
+    ),
+    "errors": ("HostError", "ImageError", "StateError", "UsageError", "VmmError"),
 }
 
 

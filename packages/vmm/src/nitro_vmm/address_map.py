@@ -10,6 +10,8 @@ from typing import Final, NamedTuple
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
+PAGE_BITS: Final = 12
+"""Pages are of 4 KiB."""
 
 # Low memory. The pages below LOW_RAM_END hold what the loader writes for the kernel's first instructions.
 BOOT_STACK_TOP: Final = 0x8FF0

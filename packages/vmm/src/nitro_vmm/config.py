@@ -1,15 +1,11 @@
 """What can be chosen about one enclave."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-MEMORY_MIB_MIN = 64
-"""nitro_enclaves.ko refuses less."""
-MEMORY_MIB_DEFAULT = 512
-MEMORY_PER_IMAGE_BYTE = 4
-"""nitro-cli refuses less memory than four times the image's size (its error E26)."""
+from nitro_vmm.defaults import BOOT_TIMEOUT_S_DEFAULT, CID_DEFAULT, MEMORY_MIB_MIN
 
 
 class EnclaveConfig(BaseModel):
@@ -21,9 +17,9 @@ class EnclaveConfig(BaseModel):
     """The image."""
 
     memory_mib: Annotated[int, Field(ge=MEMORY_MIB_MIN, le=1 << 20)] | None = None
-    """The enclave's memory; None: 512 MiB, or four times the image's size if that is more."""
+    """The enclave's memory; `None`: 512 MiB, or four times the image's size if that is more."""
 
-    cid: Annotated[int, Field(ge=4, lt=0xFFFF_FFFF)] = 16
+    cid: Annotated[int, Field(ge=4, lt=0xFFFF_FFFF)] = CID_DEFAULT
     """The enclave's vsock address; 0 to 2 and 2**32-1 are reserved, 3 is the parent's."""
 
     cmdline_append: str = ""
@@ -31,7 +27,7 @@ class EnclaveConfig(BaseModel):
 
     vsock_path: Path | None = None
     """Unix socket that programs connect to and say ``CONNECT port``; with ``_port`` appended, the sockets
-    that the enclave's connections to its parent go to. None: there are none."""
+    that the enclave's connections to its parent go to. `None`: there are none."""
 
     seqpacket: bool = False
     """Offer the enclave SEQPACKET connections as well, which AWS's parents do not: on the host they are
@@ -40,7 +36,7 @@ class EnclaveConfig(BaseModel):
     vhost_user_path: Path | None = None
     """A vhost-user-vsock daemon's socket: it serves vsock, instead of this process."""
 
-    boot_timeout_s: Annotated[float, Field(gt=0)] = 180.0
+    boot_timeout_s: Annotated[float, Field(gt=0)] = BOOT_TIMEOUT_S_DEFAULT
     """How long the heartbeat may take, as long as nitro-cli waits at least."""
 
     debug_mode: bool = False
@@ -51,3 +47,13 @@ class EnclaveConfig(BaseModel):
 
     instance_id: Annotated[str, Field(pattern=r"^i-[0-9a-f]{1,17}$")] | None = None
     """The parent instance, measured into PCR4."""
+
+    @model_validator(mode="after")
+    def _one_vsock(self) -> Self:
+        if self.vhost_user_path is not None and self.vsock_path is not None:
+            raise ValueError(
+                "vhost_user_path and vsock_path exclude each other: give the daemon its own --uds-path"
+            )
+        if self.vhost_user_path is not None and self.seqpacket:
+            raise ValueError("vhost_user_path and seqpacket exclude each other: give the daemon --seqpacket")
+        return self

@@ -2,7 +2,15 @@
 
 
 class VmmError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of everything this package raises on purpose.
+
+    Attributes:
+        hint: What to do; empty where the message says all.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 class ImageError(VmmError):
@@ -14,32 +22,20 @@ class ImageError(VmmError):
             it counts in the decompressed bytes, and the message says so.
     """
 
-    def __init__(self, message: str, *, section: str, offset: int | None = None) -> None:
+    def __init__(self, message: str, *, section: str, offset: int | None = None, hint: str = "") -> None:
         place = section if offset is None else f"{section}, byte {offset:#x}"
-        super().__init__(f"{message} ({place})")
+        super().__init__(f"{message} ({place})", hint=hint)
         self.section = section
         self.offset = offset
 
 
 class HostError(VmmError):
-    """The operating system, a library or a file of the host is in the way.
-
-    Attributes:
-        hint: What to do.
-    """
-
-    def __init__(self, message: str, *, hint: str) -> None:
-        super().__init__(message)
-        self.hint = hint
+    """The operating system, a library or a file of the host is in the way."""
 
 
 class UsageError(VmmError):
-    """The caller asked for what cannot be.
+    """The caller asked for what cannot be."""
 
-    Attributes:
-        hint: What to do.
-    """
 
-    def __init__(self, message: str, *, hint: str) -> None:
-        super().__init__(message)
-        self.hint = hint
+class StateError(VmmError):
+    """The state of a saved machine cannot be restored: it is of another machine, or is damaged."""

@@ -22,7 +22,7 @@ def load_64_mib(image: bytes, ram: FakeRam | None = None, *, command_line: bytes
         image_command_line=command_line,
         ramdisks=[b"070701", b"070702"],
         rng_seed=bytes(32),
-        virtio_devices=2,
+        virtio_slots=[address_map.virtio_slot(index) for index in range(2)],
         append=[b"appended"],
     )
 

@@ -1,4 +1,170 @@
 """Accelerators: what runs the guest's instructions.
 
-Each has a folder, and nothing outside of that folder knows the library or the kernel interface behind it.
+Each has a folder, and nothing outside of that folder knows the library or the kernel interface behind it. The
+rest of the machine knows the protocols below: an `Accelerator` makes a `Vm`, which is one guest's processors
+with their interrupt controllers, and each `Vcpu` of it runs in a thread of its own.
+
+A new accelerator is a folder here that implements the three, and a line in `open_accelerator`.
 """
+
+import mmap
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from nitro_vmm.accel.state import EntryState, Exit, ExitReason, VmState
+from nitro_vmm.address_map import RamRange
+from nitro_vmm.errors import UsageError
+
+__all__ = [
+    "ACCELERATORS",
+    "Accelerator",
+    "Bus",
+    "EntryState",
+    "Exit",
+    "ExitReason",
+    "Line",
+    "Ram",
+    "Vcpu",
+    "Vm",
+    "VmState",
+    "open_accelerator",
+]
+
+ACCELERATORS: Final = ("unicorn",)
+"""The names that `open_accelerator` knows."""
+
+Line = Callable[[bool], None]
+"""Sets the level of an interrupt line; called under the bus lock."""
+
+Ram = Sequence[tuple[RamRange, mmap.mmap]]
+"""Where the guest's RAM is in its physical memory, and the memory itself."""
+
+
+class Bus(Protocol):
+    """Where the guest's accesses go that are not to RAM.
+
+    A `Vm` calls the first four under its bus lock, in the thread of the processor that makes the access.
+    Sizes are 1, 2, 4 or 8 bytes.
+    """
+
+    def read_port(self, port: int, size: int) -> int:
+        """IN."""
+        ...
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        """OUT."""
+        ...
+
+    def read_memory(self, address: int, size: int) -> int:
+        """A load."""
+        ...
+
+    def write_memory(self, address: int, size: int, value: int) -> None:
+        """A store."""
+        ...
+
+    def finish_output(self) -> None:
+        """Called after each OUT, once the bus lock is free again.
+
+        What may wait happens here, because a reader of the console who does not read must hold up the guest
+        and nobody else.
+        """
+        ...
+
+
+class Vcpu(Protocol):
+    """One virtual processor."""
+
+    def enter(self, entry: EntryState) -> None:
+        """Set the registers for the kernel's first instruction; before the first `run`."""
+        ...
+
+    def run(self) -> Exit:
+        """Run guest code, and wait in HLT, until there is a reason to stop.
+
+        The thread that calls this is the processor's. It may be called again after `ExitReason.KICKED`.
+        """
+        ...
+
+    def kick(self) -> None:
+        """Let the `run` that goes on, or else the next one, return `ExitReason.KICKED` soon.
+
+        From any thread. It is enough to call it once, whatever the guest does.
+        """
+        ...
+
+
+class Vm(Protocol):
+    """One guest's processors and interrupt controllers."""
+
+    @property
+    def vcpus(self) -> Sequence[Vcpu]:
+        """The processors; the first one boots, and the guest starts the others."""
+        ...
+
+    @property
+    def tsc_hz(self) -> int:
+        """The frequency of the guest's time stamp counter."""
+        ...
+
+    def line(self, irq: int) -> Line:
+        """The interrupt line of this number, which is an input of the IO-APIC."""
+        ...
+
+    def locked(self, function: Callable[[], None]) -> None:
+        """Call a function that touches devices under the bus lock; not for a processor's thread."""
+        ...
+
+    def state(self) -> VmState:
+        """What a saved machine keeps of the processors and controllers; while no `Vcpu.run` goes on."""
+        ...
+
+    def restore(self, state: VmState) -> None:
+        """Continue where ``state`` was taken; instead of `Vcpu.enter`, before the first `Vcpu.run`.
+
+        Raises:
+            StateError: The state is not one of this accelerator, or cannot be.
+        """
+        ...
+
+    def close(self) -> None:
+        """End threads and give back what the host gave; after the last `Vcpu.run`."""
+        ...
+
+
+class Accelerator(Protocol):
+    """Makes virtual machines.
+
+    It is opened first of all, because some measure the host's clocks while the image is loaded.
+    """
+
+    @property
+    def name(self) -> str:
+        """One of `ACCELERATORS`."""
+        ...
+
+    def create_vm(self, ram: Ram, bus: Bus) -> Vm:
+        """Make the processors of one guest.
+
+        Args:
+            ram: The guest's memory, as `address_map.ram_ranges` lays it out.
+            bus: Everything else that the guest can reach.
+
+        Raises:
+            HostError: The host cannot run it.
+        """
+        ...
+
+
+def open_accelerator(name: str) -> Accelerator:
+    """Open an accelerator by its name.
+
+    Raises:
+        UsageError: There is none of this name.
+        HostError: This host does not have it.
+    """
+    if name == "unicorn":
+        from nitro_vmm.accel.unicorn import Unicorn  # noqa: PLC0415 - nobody else needs to load the library
+
+        return Unicorn()
+    raise UsageError(f"there is no accelerator {name!r}", hint=f"one of: {', '.join(ACCELERATORS)}")

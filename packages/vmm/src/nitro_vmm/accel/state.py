@@ -1,6 +1,7 @@
-"""The state in which a processor starts a kernel."""
+"""The state of processors: in which one a kernel starts, why a run ends, and what a saved machine keeps."""
 
 from dataclasses import dataclass
+from enum import Enum, auto
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,13 +13,48 @@ class EntryState:
     """
 
     rip: int
+    """The address of the first instruction."""
     rsi: int
-    """``boot_params``."""
+    """The address of ``boot_params``."""
     rsp: int
+    """The top of the stack."""
     cr3: int
+    """The address of the page tables."""
     gdt_address: int
+    """Where the global descriptor table is."""
     gdt_limit: int
+    """Its size in bytes, less one."""
     code_selector: int
+    """What CS is loaded with."""
     data_selector: int
+    """What DS, ES, FS, GS and SS are loaded with."""
     command_line: bytes
-    """As the guest sees it."""
+    """The kernel's command line, as the guest sees it."""
+
+
+class ExitReason(Enum):
+    """Why a processor's run came to an end."""
+
+    KICKED = auto()
+    """Somebody asked for it."""
+    HALTED = auto()
+    """HLT with interrupts off: nothing can wake the processor any more."""
+    TRIPLE_FAULT = auto()
+    """An exception could not be delivered, nor the double fault that follows."""
+    CRASHED = auto()
+    """The guest ran where there is no code, or did what the accelerator cannot run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """The end of a run."""
+
+    reason: ExitReason
+    """Why."""
+    details: str = ""
+    """More about a crash, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class VmState:
+    """What a saved machine keeps of its processors and interrupt controllers; accelerators extend it."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from nitro_vmm.address_map import MIB, RamRange
 from nitro_vmm.boot.ram import Bytes, Ram
+from nitro_vmm.defaults import MEMORY_PER_IMAGE_BYTE
 from nitro_vmm.errors import ImageError
 
 ALIGNMENT = 4
@@ -18,9 +19,6 @@ LZ4_LEGACY_MAGIC = b"\x02\x21\x4c\x18"
 LZ4_END = 4
 """Zeros after an lz4 archive: it has no end mark of its own, so Linux reads on until a block of length zero
 (lib/decompress_unlz4.c)."""
-NITRO_MEMORY_FACTOR = 4
-"""nitro-cli asks for memory of four times the image's size; the guest holds its ramdisks both packed and
-unpacked while it boots."""
 
 
 class Initramfs(NamedTuple):
@@ -62,7 +60,8 @@ def place(
         return Initramfs(address, size)
 
     number, start = next((number, span.start) for number, span in enumerate(spans, 1) if span.stop > room)
-    least = max(start_min + size, NITRO_MEMORY_FACTOR * size)
+    # The guest holds its ramdisks both packed and unpacked while it boots.
+    least = max(start_min + size, MEMORY_PER_IMAGE_BYTE * size)
     raise ImageError(
         f"ramdisk {number} of {len(ramdisks)} has {len(ramdisks[number - 1])} bytes, but memory has room for "
         f"{max(0, room - start)} of them behind the kernel and the ramdisks before it; "

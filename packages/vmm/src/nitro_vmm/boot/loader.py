@@ -11,8 +11,8 @@ from nitro_vmm.address_map import (
     BOOT_PARAMS,
     BOOT_STACK_TOP,
     MP_TABLE,
+    VirtioSlot,
     ram_ranges,
-    virtio_slot,
 )
 from nitro_vmm.boot import acpi, bios, boot_params, command_line, elf, initramfs, kernel, long_mode, mp_table
 from nitro_vmm.boot.ram import Bytes, Ram
@@ -26,7 +26,7 @@ def load(
     image_command_line: bytes,
     ramdisks: Sequence[Bytes],
     rng_seed: bytes,
-    virtio_devices: int = 0,
+    virtio_slots: Sequence[VirtioSlot] = (),
     append: Sequence[bytes] = (),
 ) -> EntryState:
     """Load a kernel, its ramdisks, and the tables that describe the machine to it.
@@ -38,18 +38,17 @@ def load(
         image_command_line: The image's own command line.
         ramdisks: Archives that together become the initramfs.
         rng_seed: For the guest's random number generator; with 32 bytes or more it is ready at once.
-        virtio_devices: How many virtio-mmio devices the machine has, in slots 0 and up.
+        virtio_slots: Where the machine has virtio-mmio devices.
         append: More arguments for the command line.
 
     Raises:
         ImageError: The image is broken, unsupported, or does not fit the memory.
     """
     ranges = ram_ranges(memory_bytes)
-    slots = [virtio_slot(index) for index in range(virtio_devices)]
     parsed = kernel.parse(kernel_image, memory_bytes=memory_bytes)
     line = command_line.compose(
         image_command_line,
-        (*append, *(command_line.virtio_mmio(slot) for slot in slots)),
+        (*append, *(command_line.virtio_mmio(slot) for slot in virtio_slots)),
         bytes_max=parsed.command_line_bytes_max,
     )
     loaded = elf.load(parsed.elf, ram, ranges[0])
@@ -63,8 +62,8 @@ def load(
         rng_seed=rng_seed,
     )
     for address, table in (
-        (MP_TABLE, mp_table.build({slot.irq for slot in slots})),
-        (ACPI_RSDP, acpi.build(slots)),
+        (MP_TABLE, mp_table.build({slot.irq for slot in virtio_slots})),
+        (ACPI_RSDP, acpi.build(virtio_slots)),
         (BIOS_RESET, bios.RESET_CODE),
     ):
         ram.slice(address, len(table))[:] = table

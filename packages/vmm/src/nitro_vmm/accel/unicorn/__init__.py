@@ -1,6 +1,8 @@
-"""The processor: Unicorn, and what Unicorn leaves to its user. Nothing outside imports Unicorn."""
+"""Unicorn, QEMU's processor emulation as a library, and what it leaves to its user.
 
-from nitro_vmm.accel.unicorn.tsc import measure_tsc_hz, read_tsc
-from nitro_vmm.accel.unicorn.vcpu import Bus, Cpu, Stopped
+Nothing outside of this folder imports Unicorn.
+"""
 
-__all__ = ["Bus", "Cpu", "Stopped", "measure_tsc_hz", "read_tsc"]
+from nitro_vmm.accel.unicorn.vm import Unicorn
+
+__all__ = ["Unicorn"]

@@ -172,6 +172,10 @@ class Cpu:
         self._stop_asked.set()
         self._uc.emu_stop()
 
+    def forget_stop(self) -> None:
+        """Run again; after `run` has obeyed a `stop`."""
+        self._stop_asked.clear()
+
     @property
     def interrupts_enabled(self) -> bool:
         """RFLAGS.IF, for when the processor is halted."""

@@ -1,7 +1,6 @@
 """The command line's manners: help, codes, JSON; and what is asked of images and options before a boot."""
 
 import json
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -10,31 +9,13 @@ import pytest
 from pydantic import ValidationError
 
 from nitro_eif import Architecture, BuildMetadata, Contents, Eif, Metadata, measure, write_eif
-from nitro_vmm import Enclave, EnclaveConfig, ExitCode, UsageError, VmmError
+from nitro_vmm import EnclaveConfig, UsageError, VmmError
+from nitro_vmm.address_map import MIB
 from nitro_vmm.cli import main, parser
-from nitro_vmm.image import MIB, choose_memory_mib
-from nitro_vmm.image import measure as measure_for_boot
+from nitro_vmm.cli.exit_code import ExitCode
+from nitro_vmm.enclave.image import choose_memory_mib, measure_bootable
 
-ENTRY = 0x20_0000
 METADATA = Metadata(image_name="test", build=BuildMetadata(build_time="2026-01-31T12:00:00+00:00")).pack()
-# mov dx,0x3f8; mov al,'h'; out dx,al; mov al,'i'; out dx,al; cli; hlt
-SAY_HI_AND_HALT = bytes.fromhex("66baf803 b068ee b069ee faf4")
-
-
-def small_kernel(code: bytes = SAY_HI_AND_HALT) -> bytes:
-    """An ELF file of one segment."""
-    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    head = struct.pack("<16sHHIQQQIHHHHHH", ident, 2, 62, 1, ENTRY, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    return head + struct.pack("<IIQQQQQQ", 1, 7, 120, ENTRY, ENTRY, len(code), 0x1000, 0x1000) + code
-
-
-@pytest.fixture
-def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    path = tmp_path / "small.eif"
-    contents = Contents(kernel=small_kernel(), cmdline=b"quiet", ramdisks=[bytes(1 << 20)], metadata=METADATA)
-    write_eif(contents, path)
-    return path
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -189,7 +170,7 @@ def test_memory_must_be_four_times_the_image(tmp_path: Path) -> None:
 
 def test_an_image_is_measured(image: Path) -> None:
     with Eif.open(image) as eif:
-        assert measure_for_boot(eif) == measure(eif)
+        assert measure_bootable(eif) == measure(eif)
 
 
 def test_an_image_for_another_architecture(tmp_path: Path) -> None:
@@ -204,7 +185,7 @@ def test_an_image_for_another_architecture(tmp_path: Path) -> None:
     write_eif(contents, path)
 
     with Eif.open(path) as eif, pytest.raises(VmmError, match="aarch64"):
-        measure_for_boot(eif)
+        measure_bootable(eif)
 
 
 @pytest.mark.parametrize(
@@ -229,12 +210,3 @@ def test_a_configuration_does_not_change() -> None:
 
     with pytest.raises(ValidationError):
         config.cid = 5  # type: ignore[misc]
-
-
-def test_two_enclaves_one_after_the_other(image: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    results = [Enclave(EnclaveConfig(eif_path=image)).run() for _ in range(2)]
-
-    assert [result.exit_code for result in results] == [ExitCode.ENDED] * 2
-    assert results[0].module_id != results[1].module_id
-    assert results[0].measurements == results[1].measurements
-    assert capfd.readouterr().out == "hihi"

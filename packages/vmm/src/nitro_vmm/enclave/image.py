@@ -1,10 +1,10 @@
 """What is asked of an image file before it boots."""
 
 from nitro_eif import Architecture, Eif, Measurements, measure_and_checksum, refusals
-from nitro_vmm.config import MEMORY_MIB_DEFAULT, MEMORY_PER_IMAGE_BYTE, EnclaveConfig
+from nitro_vmm.address_map import MIB
+from nitro_vmm.config import EnclaveConfig
+from nitro_vmm.defaults import MEMORY_MIB_DEFAULT, MEMORY_PER_IMAGE_BYTE
 from nitro_vmm.errors import ImageError, UsageError
-
-MIB = 1 << 20
 
 
 def choose_memory_mib(config: EnclaveConfig) -> int:
@@ -27,8 +27,8 @@ def choose_memory_mib(config: EnclaveConfig) -> int:
     return config.memory_mib
 
 
-def measure(eif: Eif) -> Measurements:
-    """Measure an image that the hypervisor would boot.
+def measure_bootable(eif: Eif) -> Measurements:
+    """Measure an image, if Nitro would boot it.
 
     Raises:
         ImageError: It would not.

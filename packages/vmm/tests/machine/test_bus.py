@@ -2,7 +2,7 @@
 
 import pytest
 
-from nitro_vmm.bus import AddressSpace
+from nitro_vmm.machine.bus import AddressSpace
 
 
 class Register:

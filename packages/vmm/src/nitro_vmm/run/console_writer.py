@@ -1,7 +1,6 @@
-"""The enclave's console on its way to a file descriptor, and what can be read off it."""
+"""The enclave's console on its way to a file descriptor."""
 
 import os
-import re
 import select
 import threading
 import time
@@ -11,10 +10,6 @@ BUFFER_BYTES_MAX: Final = 256 << 10
 BATCH_S: Final = 0.005
 ABANDONED_S: Final = 0.5
 """How long the last output may take to be written when the machine was told to end."""
-LINE_BYTES_MAX: Final = 1024
-
-PANIC: Final = re.compile(rb"(?:^|\] )Kernel panic - not syncing: ?(.*)")
-PANIC_IS_OVER: Final = re.compile(rb"(?:^|\] )(?:Rebooting in \d+ seconds\.\.|---\[ end Kernel panic)")
 
 
 class ConsoleWriter:
@@ -73,33 +68,3 @@ class ConsoleWriter:
                         select.select([], [self._fd], [])
             except OSError:  # nobody reads any more
                 self._fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-
-
-class PanicWatch:
-    """Finds a kernel panic in what the console prints.
-
-    Linux gives a machine without a panic device no other sign; a program in the enclave that prints the same
-    two lines ends its own enclave.
-    """
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        """The panic's first line."""
-        self._line = bytearray()
-
-    def feed(self, data: bytes) -> bool:
-        """Look at output; true when the kernel has said all it had to say about its panic."""
-        over = False
-        for piece in data.splitlines(keepends=True):
-            self._line += piece[: LINE_BYTES_MAX - len(self._line)]
-            if piece.endswith(b"\n"):
-                over = self._finish_line(bytes(self._line.rstrip())) or over
-                self._line.clear()
-        return over
-
-    def _finish_line(self, line: bytes) -> bool:
-        if self.reason is None:
-            if match := PANIC.search(line):
-                self.reason = match[1].decode(errors="replace")
-            return False
-        return bool(PANIC_IS_OVER.search(line))

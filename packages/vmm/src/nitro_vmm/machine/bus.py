@@ -1,6 +1,11 @@
 """Which device answers at which port and address."""
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from nitro_vmm.address_map import PAGE_BITS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Device(Protocol):
@@ -18,13 +23,12 @@ class _Place(NamedTuple):
     base: int
 
 
-PAGE_BITS = 12
-
-
 class AddressSpace:
     """Ports, and memory by pages. Where nothing is, reads give all ones and writes are lost, as on a PC."""
 
     def __init__(self) -> None:
+        self.output: Callable[[], None] = lambda: None
+        """Called after each OUT, once the bus lock is free; it may wait."""
         self._ports: dict[int, _Place] = {}
         self._pages: dict[int, _Place] = {}
 
@@ -56,3 +60,7 @@ class AddressSpace:
         """A store."""
         if (place := self._pages.get(address >> PAGE_BITS)) is not None:
             place.device.write(address - place.base, size, value)
+
+    def finish_output(self) -> None:
+        """See `Bus.finish_output`."""
+        self.output()

@@ -10,15 +10,17 @@ follows when the guest signals the end of the first.
 """
 
 import threading
-import time
 from collections.abc import Callable
 
-from nitro_vmm.accel.unicorn import Cpu
+from nitro_vmm.accel.unicorn.vcpu import Cpu
 from nitro_vmm.address_map import IO_APIC_ID, IO_APIC_PINS, LOCAL_APIC_ID
 from nitro_vmm.devices.io_apic import IoApic
 from nitro_vmm.devices.local_apic import LocalApic
 
 NS_PER_S = 1_000_000_000
+KICK_RETRY_NS = 20_000_000
+"""How often a kick is repeated until the processor has stopped, because Unicorn forgets a request to stop
+that comes while it is about to start."""
 
 
 class Interrupts:
@@ -26,10 +28,12 @@ class Interrupts:
 
     Args:
         timer_hz: What the local APIC's timer counts at.
+        clock_ns: A monotonic clock, nanoseconds.
     """
 
-    def __init__(self, *, timer_hz: int) -> None:
-        self.local_apic = LocalApic(time.monotonic_ns, timer_hz, self._wake_timer, apic_id=LOCAL_APIC_ID)
+    def __init__(self, *, timer_hz: int, clock_ns: Callable[[], int]) -> None:
+        self._clock_ns = clock_ns
+        self.local_apic = LocalApic(clock_ns, timer_hz, self._wake_timer, apic_id=LOCAL_APIC_ID)
         self.io_apic = IoApic(self.local_apic.accept, pins=IO_APIC_PINS, io_apic_id=IO_APIC_ID)
         self.local_apic.end_of_level_interrupt = self.io_apic.end_of_interrupt
         self._cpu: Cpu | None = None
@@ -38,10 +42,10 @@ class Interrupts:
         self._halted = threading.Condition(self._lock)
         self._timer = threading.Condition(self._lock)
         self._sleeps_until_ns: float = 0
-        self._closed = self._woken = False
+        self._closed = self._kicked = False
         self._timer_thread = threading.Thread(target=self._run_timer, name="local APIC timer", daemon=True)
 
-    def start(self, cpu: Cpu) -> None:
+    def attach(self, cpu: Cpu) -> None:
         """Interrupt this processor from now on."""
         self._cpu = cpu
         self._timer_thread.start()
@@ -88,20 +92,31 @@ class Interrupts:
             self._halted.notify()
 
     def wait(self) -> None:
-        """Sleep in HLT until there is an interrupt, or `wake`."""
+        """Sleep in HLT until there is an interrupt, or a kick."""
         with self._lock:
-            while not self._woken:
+            while not self._kicked:
                 self._acknowledge()
                 self.settle()
                 if self._offered is not None:
                     return
                 self._halted.wait()
 
-    def wake(self) -> None:
-        """Let `wait` return, because the machine is to end."""
+    def kick(self) -> None:
+        """Let the processor stop soon, wherever it is; from any thread."""
         with self._lock:
-            self._woken = True
+            self._kicked = True
+            if self._cpu is not None:
+                self._cpu.stop()
             self._halted.notify()
+            self._timer.notify()  # the timer's thread repeats the request until `take_kick`
+
+    def take_kick(self) -> bool:
+        """Whether the processor was to stop; in its thread, which has stopped and may run again."""
+        with self._lock:
+            kicked, self._kicked = self._kicked, False
+            if kicked and self._cpu is not None:
+                self._cpu.forget_stop()
+            return kicked
 
     def _acknowledge(self) -> None:
         if self._offered is not None and self._cpu is not None and self._cpu.taken:
@@ -117,11 +132,15 @@ class Interrupts:
         with self._lock:
             while not self._closed:
                 self._acknowledge()
-                now_ns = time.monotonic_ns()
+                now_ns = self._clock_ns()
                 self.local_apic.tick(now_ns)
                 if self._offered is None:
                     self.settle()
                 deadline_ns = self.local_apic.deadline_ns
+                if self._kicked and self._cpu is not None:
+                    self._cpu.stop()
+                    retry_ns = now_ns + KICK_RETRY_NS
+                    deadline_ns = retry_ns if deadline_ns is None else min(deadline_ns, retry_ns)
                 if deadline_ns is None:
                     self._sleeps_until_ns = float("inf")
                     self._timer.wait()

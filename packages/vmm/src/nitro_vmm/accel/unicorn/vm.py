@@ -1,0 +1,173 @@
+"""A virtual machine on Unicorn: one emulated processor, and interrupt controllers in software."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from nitro_vmm.accel import Bus, Line, Ram, Vcpu
+from nitro_vmm.accel.state import EntryState, Exit, ExitReason, VmState
+from nitro_vmm.accel.unicorn.interrupts import Interrupts
+from nitro_vmm.accel.unicorn.tsc import measure_tsc_hz, read_tsc
+from nitro_vmm.accel.unicorn.vcpu import Cpu, Stopped
+from nitro_vmm.address_map import IO_APIC, LOCAL_APIC, PAGE_BITS
+
+if TYPE_CHECKING:
+    from nitro_vmm.devices.io_apic import IoApic
+    from nitro_vmm.devices.local_apic import LocalApic
+
+OFFSET_MASK: Final = (1 << PAGE_BITS) - 1
+
+
+class Unicorn:
+    """The accelerator.
+
+    Args:
+        clock_ns: A monotonic clock, nanoseconds.
+    """
+
+    name: Final = "unicorn"
+
+    def __init__(self, *, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._clock_ns = clock_ns
+        # The counter's frequency is had from two looks at it. The image is loaded in between.
+        self._tsc = read_tsc()
+
+    def create_vm(self, ram: Ram, bus: Bus) -> "UnicornVm":
+        """See `Accelerator.create_vm`.
+
+        Raises:
+            HostError: Unicorn is not the one that we know.
+        """
+        return UnicornVm(ram, bus, tsc_hz=measure_tsc_hz(self._tsc), clock_ns=self._clock_ns)
+
+
+class UnicornVm:
+    """One guest.
+
+    Args:
+        ram: See `Accelerator.create_vm`.
+        bus: Everything but RAM and the interrupt controllers.
+        tsc_hz: What the time stamp counter and the local APIC's timer count at.
+        clock_ns: A monotonic clock, nanoseconds.
+
+    Raises:
+        HostError: Unicorn is not the one that we know.
+    """
+
+    def __init__(self, ram: Ram, bus: Bus, *, tsc_hz: int, clock_ns: Callable[[], int]) -> None:
+        self.tsc_hz = tsc_hz
+        self._interrupts = Interrupts(timer_hz=tsc_hz, clock_ns=clock_ns)
+        self._cpu = Cpu(ram, _LockedBus(bus, self._interrupts), tsc_hz=tsc_hz)
+        self._interrupts.attach(self._cpu)
+        self.vcpus: Sequence[Vcpu] = (UnicornVcpu(self._cpu, self._interrupts),)
+
+    def line(self, irq: int) -> Line:
+        """See `Vm.line`."""
+        return self._interrupts.io_apic.line(irq)
+
+    def locked(self, function: Callable[[], None]) -> None:
+        """See `Vm.locked`."""
+        self._interrupts.locked(function)
+
+    def state(self) -> VmState:
+        """See `Vm.state`."""
+        raise NotImplementedError
+
+    def restore(self, state: VmState) -> None:
+        """See `Vm.restore`."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """See `Vm.close`."""
+        self._interrupts.close()
+
+
+class UnicornVcpu:
+    """The processor as the machine runs it: HLT waits, and kicks arrive.
+
+    Args:
+        cpu: The processor as Unicorn runs it.
+        interrupts: What wakes it.
+    """
+
+    def __init__(self, cpu: Cpu, interrupts: Interrupts) -> None:
+        self._cpu = cpu
+        self._interrupts = interrupts
+
+    def enter(self, entry: EntryState) -> None:
+        """See `Vcpu.enter`."""
+        self._cpu.enter(entry)
+
+    def run(self) -> Exit:
+        """See `Vcpu.run`."""
+        cpu, interrupts = self._cpu, self._interrupts
+        while not interrupts.take_kick():
+            match cpu.run():
+                case Stopped.HALTED if cpu.interrupts_enabled:
+                    interrupts.wait()
+                case Stopped.HALTED:
+                    return Exit(ExitReason.HALTED)
+                case Stopped.TRIPLE_FAULT:
+                    return Exit(ExitReason.TRIPLE_FAULT)
+                case Stopped.CRASHED:
+                    return Exit(ExitReason.CRASHED, cpu.crash)
+                case Stopped.ASKED:
+                    pass
+        return Exit(ExitReason.KICKED)
+
+    def kick(self) -> None:
+        """See `Vcpu.kick`."""
+        self._interrupts.kick()
+
+
+class _LockedBus:
+    """What the processor calls: the interrupt controllers here, all else on the machine's bus.
+
+    Each access holds the bus lock, within which interrupts are acknowledged and offered.
+    """
+
+    def __init__(self, bus: Bus, interrupts: Interrupts) -> None:
+        self._bus = bus
+        self._interrupts = interrupts
+        self._controllers: dict[int, LocalApic | IoApic] = {
+            LOCAL_APIC >> PAGE_BITS: interrupts.local_apic,
+            IO_APIC >> PAGE_BITS: interrupts.io_apic,
+        }
+
+    def read_port(self, port: int, size: int) -> int:
+        """IN."""
+        self._interrupts.enter()
+        try:
+            return self._bus.read_port(port, size)
+        finally:
+            self._interrupts.leave()
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        """OUT."""
+        self._interrupts.enter()
+        try:
+            self._bus.write_port(port, size, value)
+        finally:
+            self._interrupts.leave()
+        self._bus.finish_output()
+
+    def read_memory(self, address: int, size: int) -> int:
+        """A load outside RAM."""
+        self._interrupts.enter()
+        try:
+            if (controller := self._controllers.get(address >> PAGE_BITS)) is not None:
+                return controller.read(address & OFFSET_MASK, size)
+            return self._bus.read_memory(address, size)
+        finally:
+            self._interrupts.leave()
+
+    def write_memory(self, address: int, size: int, value: int) -> None:
+        """A store outside RAM."""
+        self._interrupts.enter()
+        try:
+            if (controller := self._controllers.get(address >> PAGE_BITS)) is not None:
+                controller.write(address & OFFSET_MASK, size, value)
+            else:
+                self._bus.write_memory(address, size, value)
+        finally:
+            self._interrupts.leave()

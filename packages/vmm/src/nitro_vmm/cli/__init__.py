@@ -1,0 +1,5 @@
+"""The command line: ``vmm``. Each command has a file, which brings its arguments and what it does."""
+
+from nitro_vmm.cli.main import main, parser
+
+__all__ = ["main", "parser"]

@@ -1,0 +1,13 @@
+"""Values that the configuration, the command line and the loader share; importing them loads nothing."""
+
+from typing import Final
+
+CID_DEFAULT: Final = 16
+"""The enclave's vsock address where none is chosen; nitro-cli counts up from this one."""
+MEMORY_MIB_MIN: Final = 64
+"""nitro_enclaves.ko refuses less."""
+MEMORY_MIB_DEFAULT: Final = 512
+MEMORY_PER_IMAGE_BYTE: Final = 4
+"""nitro-cli refuses less memory than four times the image's size (its error E26)."""
+BOOT_TIMEOUT_S_DEFAULT: Final = 180.0
+"""nitro-cli waits as long, or longer for large images."""

@@ -1,0 +1,158 @@
+"""Puts an enclave together: image, memory, security module, vsock, machine, and the kernel in it."""
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from nitro_eif import Eif, Measurements
+from nitro_nsm import Nsm, NsmConfig, ensure_test_root
+from nitro_vmm.accel import Accelerator, EntryState
+from nitro_vmm.address_map import MIB
+from nitro_vmm.boot.loader import load
+from nitro_vmm.config import EnclaveConfig
+from nitro_vmm.devices.virtio_mmio import VirtioDevice
+from nitro_vmm.devices.virtio_nsm import NsmDevice
+from nitro_vmm.devices.virtio_vhost_user_vsock import VhostUserVsockDevice
+from nitro_vmm.devices.virtio_vsock import VsockDevice
+from nitro_vmm.enclave.image import choose_memory_mib, measure_bootable
+from nitro_vmm.machine.machine import Machine
+from nitro_vmm.machine.memory import Memory
+from nitro_vsock import HostSide, Service, VsockConfig, VsockEngine
+from nitro_vsock.vhost_user.frontend import SharedRegion
+
+RNG_SEED_BYTES: Final = 64
+
+
+class VsockBackEnd(VirtioDevice, Protocol):
+    """What serves the vsock device, from the side of the main loop."""
+
+    def fileno(self) -> int:
+        """Readable when `turn` has something to do."""
+        ...
+
+    def turn(self) -> float | None:
+        """Do it; returns in how many seconds to call again at the latest."""
+        ...
+
+    def close(self) -> None:
+        """Give back all descriptors."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """An enclave that is ready to run."""
+
+    machine: Machine
+    """With all its devices."""
+    entry: EntryState
+    """Where its kernel begins."""
+    vsock: VsockBackEnd
+    """What the main loop has to turn."""
+    engine: VsockEngine | None
+    """The vsock device of this process; `None` when a daemon serves it."""
+    measurements: Measurements
+    """Of the image."""
+    module_id: str
+    """The security module's."""
+    memory_mib: int
+    """How much memory there is."""
+
+
+def assemble(
+    config: EnclaveConfig,
+    accelerator: Accelerator,
+    resources: ExitStack,
+    *,
+    console: Callable[[bytes], None],
+    console_ready: Callable[[], None],
+    host_side: HostSide,
+    services: dict[int, Service],
+    say: Callable[[str], None],
+) -> Assembly:
+    """Make an enclave. Takes long enough to be called in a thread.
+
+    Args:
+        config: What is wanted.
+        accelerator: What runs it.
+        resources: Gets what has to be given back when the enclave has ended.
+        console: See `Machine`.
+        console_ready: See `Machine`.
+        host_side: Where the enclave's connections go.
+        services: Servers on ports that ``host_side`` does not know.
+        say: Told what happens, for people.
+
+    Raises:
+        ImageError: The image would not boot.
+        EifError: It is not an image.
+        UsageError: The configuration cannot be.
+        HostError: The host lacks something.
+        VsockError: A vsock socket cannot be made.
+        NsmError: The test root cannot be made or read.
+        OSError: The image cannot be read.
+    """
+    memory_mib = choose_memory_mib(config)
+    with Eif.open(config.eif_path) as eif:
+        measurements = measure_bootable(eif)
+        memory, regions = _allocate(memory_mib * MIB, resources, shared=config.vhost_user_path is not None)
+        image_mib = config.eif_path.stat().st_size / MIB
+        say(f"booting {config.eif_path} ({image_mib:.1f} MiB) in {memory_mib} MiB")
+
+        machine = Machine(memory, accelerator, console=console, console_ready=console_ready)
+        resources.callback(machine.close)
+        nsm = _security_module(config, measurements)
+        machine.add_virtio("nsm", NsmDevice(nsm, memory.guest))
+        engine: VsockEngine | None = None
+        vsock: VsockBackEnd
+        if config.vhost_user_path is not None:
+            vsock = VhostUserVsockDevice(config.vhost_user_path, memory.guest, regions, locked=machine.locked)
+        else:
+            engine = VsockEngine(_vsock_config(config), services=services, host_side=host_side)
+            vsock = VsockDevice(engine, memory.guest, locked=machine.locked)
+        resources.callback(vsock.close)
+        machine.add_virtio("vsock", vsock)
+
+        entry = load(
+            memory.guest,
+            memory_mib * MIB,
+            kernel_image=eif.kernel,
+            image_command_line=bytes(eif.cmdline),
+            ramdisks=eif.ramdisks,
+            rng_seed=os.urandom(RNG_SEED_BYTES),
+            virtio_slots=machine.board.virtio_slots,
+            append=[config.cmdline_append.encode()] if config.cmdline_append else [],
+        )
+    return Assembly(machine, entry, vsock, engine, measurements, nsm.module_id, memory_mib)
+
+
+def _allocate(memory_bytes: int, resources: ExitStack, *, shared: bool) -> tuple[Memory, list[SharedRegion]]:
+    if not shared:
+        return Memory(memory_bytes), []
+    fd = os.memfd_create("enclave-ram", os.MFD_CLOEXEC)
+    resources.callback(os.close, fd)
+    os.truncate(fd, memory_bytes)
+    memory = Memory(memory_bytes, fd=fd)
+    regions, offset = [], 0
+    for address, size in memory.ranges:
+        regions.append(SharedRegion(address, size, fd, offset))
+        offset += size
+    return memory, regions
+
+
+def _security_module(config: EnclaveConfig, measurements: Measurements) -> Nsm:
+    pcrs = {0: measurements.pcr0, 1: measurements.pcr1, 2: measurements.pcr2}
+    if measurements.pcr8 is not None:
+        pcrs[8] = measurements.pcr8
+    nsm_config = NsmConfig(
+        pcrs=pcrs,
+        role_arn=config.role_arn,
+        instance_id=config.instance_id,
+        debug_mode=config.debug_mode,
+    )
+    return Nsm(nsm_config, root=ensure_test_root())
+
+
+def _vsock_config(config: EnclaveConfig) -> VsockConfig:
+    return VsockConfig(guest_cid=config.cid, uds_path=config.vsock_path, seqpacket=config.seqpacket)

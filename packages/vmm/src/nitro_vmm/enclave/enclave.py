@@ -1,0 +1,338 @@
+"""An enclave, for programs that run a trio loop: boots it, talks to it, and says how it ended.
+
+The guest runs in a thread. Tasks of the caller's loop move its vsock data, answer the heartbeat, and end it
+when it does not boot in time. Several enclaves may run in one loop.
+"""
+
+import logging
+import math
+import socket
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack, ExitStack, suppress
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from nitro_eif import Measurements
+from nitro_vmm.accel import Accelerator, open_accelerator
+from nitro_vmm.config import EnclaveConfig
+from nitro_vmm.enclave.assembly import Assembly, assemble
+from nitro_vmm.enclave.console import Console, ConsoleSink
+from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT, Heartbeat
+from nitro_vmm.enclave.outcome import EnclaveEndedError, Outcome, Result, Verdict, judge, late
+from nitro_vmm.enclave.panic import PanicWatch
+from nitro_vmm.enclave.parent import ParentListener, ParentSide
+from nitro_vmm.enclave.tasks import either, ungrouped
+from nitro_vmm.errors import UsageError
+from nitro_vmm.machine.machine import End, Ending
+from nitro_vsock import UnixHostSide
+
+logger = logging.getLogger(__name__)
+
+
+class Enclave:
+    """One launch. ``async with`` boots the enclave, and leaving the block ends it.
+
+    All methods belong to the trio loop that entered the block. What is raised is raised on entering it.
+
+    Args:
+        config: What to launch.
+        console_sink: A reader of the console that misses nothing, because the guest waits for it.
+        accelerator: What runs it; `None` opens the one that the configuration names.
+        say: Told what happens, for people.
+        started_s: When the launch began, on the monotonic clock; `None` is now.
+
+    Raises:
+        ImageError: The image would not boot.
+        EifError: It is not an image.
+        UsageError: The configuration cannot be.
+        HostError: The host lacks something.
+        VsockError: A vsock socket cannot be made.
+        NsmError: The test root cannot be made or read.
+        OSError: The image cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: EnclaveConfig,
+        *,
+        console_sink: ConsoleSink | None = None,
+        accelerator: Accelerator | None = None,
+        say: Callable[[str], None] = logger.info,
+        started_s: float | None = None,
+    ) -> None:
+        self.config = config
+        """What was launched."""
+        self.console = Console(console_sink)
+        """What the enclave prints."""
+        self._accelerator = accelerator
+        self._say = say
+        self._started_s = time.monotonic() if started_s is None else started_s
+        self._heartbeat = Heartbeat(say, self._seconds)
+        self._panic = PanicWatch()
+        unix = None if config.vsock_path is None else UnixHostSide(config.vsock_path)
+        self._parent = ParentSide(unix, self._heartbeat.note)
+        self._verdict: Verdict | None = None
+        self._result: Result | None = None
+        self._ended = trio.Event()
+        self._input_wanted = trio.Event()
+        self._resources = ExitStack()
+        self._tasks = AsyncExitStack()
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._nursery: trio.Nursery | None = None
+        self._assembly: Assembly | None = None
+
+    async def __aenter__(self) -> Self:
+        self._token = trio.lowlevel.current_trio_token()
+        try:
+            self._assembly = await trio.to_thread.run_sync(self._assemble)
+        except BaseException:
+            self._resources.close()
+            raise
+        self._nursery = await self._tasks.enter_async_context(trio.open_nursery())
+        for task in (self._run_guest, self._watch_boot, self._move_vsock):
+            self._nursery.start_soon(task, self._assembly)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self.terminate()
+        try:
+            if self._nursery is not None:
+                self._nursery.cancel_scope.cancel()
+            with ungrouped():
+                return bool(await self._tasks.__aexit__(kind, value, trace))
+        finally:
+            self._parent.end()
+            self._resources.close()
+
+    # What is known from the start.
+
+    @property
+    def measurements(self) -> Measurements:
+        """PCR0, PCR1, PCR2 and PCR8 of the image."""
+        return self._running.measurements
+
+    @property
+    def module_id(self) -> str:
+        """The security module's name, which is the enclave's own as well."""
+        return self._running.module_id
+
+    @property
+    def memory_mib(self) -> int:
+        """How much memory the enclave has."""
+        return self._running.memory_mib
+
+    # The enclave's life.
+
+    async def booted(self) -> float:
+        """Wait for the heartbeat; returns how many seconds after the launch it came.
+
+        Raises:
+            EnclaveEndedError: The enclave ended before.
+        """
+        await either(self._heartbeat.came, self._ended)
+        if self._heartbeat.at_s is not None:
+            return self._heartbeat.at_s
+        raise EnclaveEndedError(await self.wait())
+
+    async def wait(self) -> Result:
+        """Wait for the enclave's end."""
+        await self._ended.wait()
+        assert self._result is not None  # noqa: S101 - set before the event
+        return self._result
+
+    def terminate(self, reason: str = "ended by its parent") -> None:
+        """End the enclave, whatever it does; `wait` tells when it has.
+
+        Args:
+            reason: What `Result.reason` says. The first one counts, and none after the guest's own end.
+        """
+        self._stop(Verdict(Outcome.STOPPED, reason))
+
+    async def stop(self, reason: str = "ended by its parent") -> Result:
+        """`terminate` and `wait`."""
+        self.terminate(reason)
+        return await self.wait()
+
+    async def pause(self) -> None:
+        """Let the guest stand still until `resume`. Time goes on for it.
+
+        Raises:
+            EnclaveEndedError: It has ended.
+        """
+        if not await trio.to_thread.run_sync(self._running.machine.pause):
+            raise EnclaveEndedError(await self.wait())
+
+    def resume(self) -> None:
+        """Let the guest go on."""
+        self._running.machine.resume()
+
+    # Talking to it.
+
+    async def connect(self, port: int) -> trio.SocketStream:
+        """Connect to a vsock port of the enclave.
+
+        Raises:
+            ConnectionRefusedError: Nothing listens on that port, or the enclave has ended.
+            UsageError: A daemon serves vsock.
+        """
+        engine = self._running.engine
+        if engine is None:
+            raise UsageError(
+                "a vhost-user daemon serves this enclave's vsock", hint="connect through the daemon's sockets"
+            )
+        accepted = False
+        answered = trio.Event()
+
+        def on_result(result: bool) -> None:  # noqa: FBT001 - the engine's callback
+            nonlocal accepted
+            accepted = result
+            answered.set()
+
+        ours, theirs = socket.socketpair()
+        engine.adopt(theirs, port, on_result=on_result)
+        try:
+            await either(answered, self._ended)
+        finally:
+            if not accepted:
+                ours.close()
+        if not accepted:
+            raise ConnectionRefusedError(f"the enclave does not listen on vsock port {port}")
+        return trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+
+    def listen(self, port: int) -> ParentListener:
+        """Take the connections that the enclave opens to a port of its parent, CID 3.
+
+        May be called before the enclave is entered. Close the listener, or use it in a ``with`` block.
+
+        Raises:
+            UsageError: There is a listener, there can be no such port, or a daemon serves vsock.
+        """
+        if self.config.vhost_user_path is not None:
+            raise UsageError(
+                "a vhost-user daemon serves this enclave's vsock", hint="listen on the daemon's sockets"
+            )
+        return self._parent.listen(port)
+
+    async def send_input(self, data: bytes) -> None:
+        """Type on the enclave's console; returns when the guest has taken all of it."""
+        machine = self._running.machine
+        await trio.lowlevel.checkpoint()
+        while data and self._result is None:
+            # A new event before the attempt: the guest may make room at any moment after it was refused.
+            wanted = self._input_wanted = trio.Event()
+            data = data[machine.type(data) :]
+            if data:
+                await wanted.wait()
+
+    # The inside.
+
+    @property
+    def _running(self) -> Assembly:
+        if self._assembly is None:
+            raise UsageError("the enclave was not launched", hint="use it in an `async with` block")
+        return self._assembly
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started_s
+
+    def _assemble(self) -> Assembly:
+        return assemble(
+            self.config,
+            self._accelerator or open_accelerator("unicorn"),
+            self._resources,
+            console=self._on_console,
+            console_ready=self._on_console_ready,
+            host_side=self._parent,
+            services={HEARTBEAT_PORT: self._on_heartbeat},
+            say=self._say,
+        )
+
+    def _stop(self, verdict: Verdict) -> None:
+        if self._verdict is None:
+            self._verdict = verdict
+        self.console.abandon()
+        if self._assembly is not None:
+            self._assembly.machine.stop()
+
+    # What the machine calls, in a processor's thread.
+
+    def _on_console(self, data: bytes) -> None:
+        self.console.write(data)
+        if self._panic.feed(data):
+            self._running.machine.stop()
+
+    def _on_console_ready(self) -> None:
+        assert self._token is not None  # noqa: S101 - set before the machine exists
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._input_wanted.set)
+
+    # Tasks, and what vsock calls in one of them.
+
+    def _on_heartbeat(self, sock: socket.socket) -> None:
+        assert self._nursery is not None  # noqa: S101 - its own task calls this
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        self._nursery.start_soon(self._heartbeat.answer, stream)
+
+    async def _run_guest(self, assembly: Assembly) -> None:
+        if self._verdict is not None:  # told to end while it was put together
+            assembly.machine.stop()
+        ending = Ending(End.CRASHED, "its thread failed")
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._stop_when_cancelled, assembly)
+                # A limiter of its own, because the guest keeps its thread for as long as it lives.
+                ending = await trio.to_thread.run_sync(
+                    assembly.machine.run, assembly.entry, limiter=trio.CapacityLimiter(1)
+                )
+                nursery.cancel_scope.cancel()
+        finally:
+            self._settle(assembly, ending)
+
+    def _settle(self, assembly: Assembly, ending: Ending) -> None:
+        """The guest has ended: tell everybody who waits."""
+        verdict = self._verdict or judge(ending, panic=self._panic.reason)
+        self._result = Result(
+            verdict.outcome,
+            verdict.reason,
+            seconds=self._seconds(),
+            heartbeat_s=self._heartbeat.at_s,
+            measurements=assembly.measurements,
+            module_id=assembly.module_id,
+            memory_mib=assembly.memory_mib,
+        )
+        self.console.close()
+        self._input_wanted.set()
+        self._parent.end()
+        self._ended.set()
+
+    async def _stop_when_cancelled(self, assembly: Assembly) -> None:
+        # Waiting for a thread cannot be cancelled, so whatever cancels the tasks has to end the guest.
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.console.abandon()
+            assembly.machine.stop()
+
+    async def _watch_boot(self, assembly: Assembly) -> None:  # noqa: ARG002 - tasks get the same
+        if self.config.vhost_user_path is not None:
+            return  # the daemon's clients get the heartbeat
+        remaining_s = self.config.boot_timeout_s - self._seconds()
+        with trio.move_on_after(max(remaining_s, 0)):
+            await self._heartbeat.came.wait()
+            return
+        self._stop(late(self.config.boot_timeout_s, panic=self._panic.reason))
+
+    async def _move_vsock(self, assembly: Assembly) -> None:
+        vsock = assembly.vsock
+        while True:
+            delay_s = vsock.turn()
+            if delay_s == 0:
+                await trio.lowlevel.checkpoint()
+                continue
+            with trio.move_on_after(math.inf if delay_s is None else delay_s):
+                await trio.lowlevel.wait_readable(vsock.fileno())

@@ -1,0 +1,54 @@
+"""The heartbeat: the enclave's init sends a byte to its parent once it runs, and waits to get it back.
+
+Source: ``eif_loader`` of nitro-cli, and AWS's init, which sends 0xB7 to CID 3, port 9000.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+HEARTBEAT_PORT: Final = 9000
+HEARTBEAT: Final = b"\xb7"
+
+
+class Heartbeat:
+    """When the heartbeat came, and the parent's part of it.
+
+    Args:
+        say: Told what happens, for people.
+        seconds: The time since the launch.
+    """
+
+    def __init__(self, say: Callable[[str], None], seconds: Callable[[], float]) -> None:
+        self.at_s: float | None = None
+        """When it came, in seconds since the launch; `None` while it has not."""
+        self.came = trio.Event()
+        """Set when it has come."""
+        self._say = say
+        self._seconds = seconds
+
+    def note(self) -> None:
+        """The enclave has booted: the first time counts."""
+        if self.at_s is None:
+            self.at_s = self._seconds()
+            self._say(f"heartbeat after {self.at_s:.2f} s")
+            self.came.set()
+
+    async def answer(self, stream: trio.abc.Stream) -> None:
+        """Serve a connection to the heartbeat's port, and close it.
+
+        A wrong byte gets no answer, because AWS's parent does not answer one either. The enclave may try
+        again.
+        """
+        async with stream:
+            try:
+                byte = await stream.receive_some(1)
+                if byte == HEARTBEAT:
+                    await stream.send_all(byte)
+                    self.note()
+                else:
+                    got = bytes(byte).hex() or "empty"
+                    self._say(f"the enclave's heartbeat was {got}, not {HEARTBEAT.hex()}")
+            except trio.BrokenResourceError:
+                self._say("the enclave broke off its heartbeat")

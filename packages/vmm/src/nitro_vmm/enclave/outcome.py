@@ -1,0 +1,91 @@
+"""How an enclave's life can end, as data."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from nitro_eif import Measurements
+from nitro_vmm.errors import VmmError
+from nitro_vmm.machine.machine import End, Ending
+
+
+class Outcome(StrEnum):
+    """How an enclave ended."""
+
+    ENDED = "ended"
+    """It powered off, rebooted or halted, as enclaves do when their application ends."""
+    BOOT_TIMEOUT = "boot timeout"
+    """It sent no heartbeat in time."""
+    PANIC = "panic"
+    """Its kernel panicked."""
+    CRASH = "crash"
+    """A triple fault, or code where there is none."""
+    STOPPED = "stopped"
+    """It was told to end from outside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An outcome and its reason."""
+
+    outcome: Outcome
+    """Which kind of end it was."""
+    reason: str
+    """The same for people, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """An enclave that has ended."""
+
+    outcome: Outcome
+    """Which kind of end it was."""
+    reason: str
+    """The same for people, in one line."""
+    seconds: float
+    """From the launch to the end."""
+    heartbeat_s: float | None
+    """From the launch to the heartbeat; `None` if there was none."""
+    measurements: Measurements
+    """Of the image."""
+    module_id: str
+    """The security module's, which is the enclave's own as well."""
+    memory_mib: int
+    """How much it had."""
+
+
+class EnclaveEndedError(VmmError):
+    """The enclave has ended, and what was asked for needs one that runs.
+
+    Attributes:
+        result: How it ended.
+    """
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result.reason)
+        self.result = result
+
+
+def judge(ending: Ending, *, panic: str | None) -> Verdict:
+    """The verdict on a machine that came to its end by itself.
+
+    Args:
+        ending: The machine's.
+        panic: The first line of the kernel's panic, if the console had one.
+    """
+    if panic is not None:
+        return panicked(panic)
+    reason = f"the enclave {ending.end.value}" + (f": {ending.details}" if ending.details else "")
+    crashed = ending.end in (End.TRIPLE_FAULT, End.CRASHED)
+    return Verdict(Outcome.CRASH if crashed else Outcome.ENDED, reason)
+
+
+def panicked(reason: str) -> Verdict:
+    """The verdict on an enclave whose kernel panicked."""
+    return Verdict(Outcome.PANIC, f"the enclave's kernel panicked: {reason}")
+
+
+def late(timeout_s: float, *, panic: str | None) -> Verdict:
+    """The verdict on an enclave that sent no heartbeat within ``timeout_s``; a panic explains it better."""
+    if panic is not None:
+        return panicked(panic)
+    return Verdict(Outcome.BOOT_TIMEOUT, f"no heartbeat within {timeout_s:g} s")

@@ -1,0 +1,135 @@
+"""The parent's side of an enclave's vsock: who gets the connections that the enclave opens.
+
+Python programs that called `Enclave.listen` come first, then unix sockets, and the heartbeat's port has a
+server of its own where neither is there.
+"""
+
+import socket
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import trio
+
+from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT
+from nitro_vmm.errors import UsageError
+from nitro_vsock import HostSide, SocketType
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+BACKLOG = 128
+"""Connections that nobody has accepted yet; more are refused, as a full backlog refuses elsewhere."""
+
+
+class ParentListener:
+    """A port of the parent on which this program takes the enclave's connections.
+
+    Args:
+        port: Which.
+        closed: Called when the listener is closed.
+    """
+
+    def __init__(self, port: int, closed: Callable[[], None]) -> None:
+        self.port = port
+        """The vsock port, as the enclave knows it."""
+        self._closed = closed
+        self._send, self._receive = trio.open_memory_channel[socket.socket](BACKLOG)
+
+    async def accept(self) -> trio.SocketStream:
+        """Wait for the enclave to connect.
+
+        Raises:
+            trio.ClosedResourceError: The listener is closed, or the enclave has ended.
+        """
+        try:
+            sock = await self._receive.receive()
+        except trio.EndOfChannel:
+            raise trio.ClosedResourceError("the enclave has ended") from None
+        return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+    def offer(self, sock: socket.socket) -> bool:
+        """Take a connection of the enclave's; false when the backlog is full."""
+        try:
+            self._send.send_nowait(sock)
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
+        return True
+
+    def end(self) -> None:
+        """The enclave has ended: nobody will connect any more."""
+        self._send.close()
+
+    def close(self) -> None:
+        """Refuse connections from now on, and those that were not accepted yet."""
+        self._closed()
+        self._send.close()
+        while True:
+            try:
+                self._receive.receive_nowait().close()
+            except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+                break
+        self._receive.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ParentSide:
+    """Joins the enclave's connections with programs on this machine; a `HostSide`.
+
+    Args:
+        inner: Where a connection goes that no listener of this process wants.
+        heartbeat: Called when a program of the user's has taken a connection to the heartbeat's port: such a
+            program answers the heartbeat itself.
+    """
+
+    def __init__(self, inner: HostSide | None, heartbeat: Callable[[], None]) -> None:
+        self._inner = inner
+        self._heartbeat = heartbeat
+        self._listeners: dict[int, ParentListener] = {}
+
+    def listen(self, port: int) -> ParentListener:
+        """Take the enclave's connections to a port.
+
+        Raises:
+            UsageError: This program listens there already, or there can be no such port.
+        """
+        if not 0 < port < (1 << 32) - 1:
+            raise UsageError(f"there is no vsock port {port}", hint="ports are from 1 to 4294967294")
+        if port in self._listeners:
+            raise UsageError(f"port {port} has a listener", hint="close it first")
+        listener = ParentListener(port, lambda: self._forget(port))
+        self._listeners[port] = listener
+        return listener
+
+    def end(self) -> None:
+        """The enclave has ended."""
+        for listener in self._listeners.values():
+            listener.end()
+
+    def connect(self, port: int, socket_type: SocketType) -> "socket.socket | Future[socket.socket]":
+        """See `HostSide.connect`."""
+        listener = self._listeners.get(port)
+        if listener is None or socket_type is not SocketType.STREAM:
+            if self._inner is None:
+                raise FileNotFoundError(port)
+            connection = self._inner.connect(port, socket_type)
+        else:
+            connection, ours = socket.socketpair()
+            connection.setblocking(False)
+            if not listener.offer(ours):
+                connection.close()
+                ours.close()
+                raise ConnectionRefusedError(port)
+        if port == HEARTBEAT_PORT:
+            self._heartbeat()
+        return connection
+
+    def _forget(self, port: int) -> None:
+        self._listeners.pop(port, None)

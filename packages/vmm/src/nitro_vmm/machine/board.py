@@ -1,0 +1,84 @@
+"""The board: every device but the interrupt controllers, and where each is on the bus.
+
+The order in which virtio devices are added is the one list of them: the bus, the interrupt lines and the
+tables that the loader writes for the kernel are all made from it.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from nitro_vmm import address_map as at
+from nitro_vmm.accel import Line
+from nitro_vmm.devices.acpi_power import AcpiPower
+from nitro_vmm.devices.i8042 import I8042
+from nitro_vmm.devices.rtc import Rtc
+from nitro_vmm.devices.serial import Serial
+from nitro_vmm.devices.virtio_mmio import VirtioDevice, VirtioMmio
+from nitro_vmm.machine.bus import AddressSpace
+
+I8042_PORTS: Final = (at.I8042_DATA, at.I8042_COMMAND)
+RTC_PORTS: Final = 2
+COM1_PORTS: Final = 8
+ACPI_PORTS: Final = 3
+
+
+class Board:
+    """The devices, wired to a bus and to interrupt lines.
+
+    Args:
+        bus: Where the devices are put.
+        line: Gives the interrupt line of a number.
+        wall_clock_ns: Nanoseconds since 1970, for the clock that the guest reads at its start.
+        console: Called with what the guest prints, in a processor's thread; it may wait, because the bus lock
+            is not held.
+        console_ready: Called when the console takes input again after it has refused some.
+        power_off: Called when the guest turns the machine off.
+        reset: Called when the guest resets it.
+    """
+
+    def __init__(
+        self,
+        bus: AddressSpace,
+        line: Callable[[int], Line],
+        *,
+        wall_clock_ns: Callable[[], int],
+        console: Callable[[bytes], None],
+        console_ready: Callable[[], None],
+        power_off: Callable[[], None],
+        reset: Callable[[], None],
+    ) -> None:
+        self.virtio_slots: list[at.VirtioSlot] = []
+        """Where the virtio devices are, in order; the loader's tables are made from these."""
+        self._bus = bus
+        self._line = line
+        self._console = console
+        self._printed = bytearray()
+        self.serial = Serial(line(at.COM1_IRQ), self._printed.extend, console_ready)
+        """The console's port."""
+        i8042 = I8042(reset)
+        rtc = Rtc(wall_clock_ns)
+        power = AcpiPower(power_off, reset)
+
+        bus.add_ports(at.COM1, COM1_PORTS, self.serial)
+        for port in I8042_PORTS:
+            bus.add_ports(port, 1, i8042, device_base=at.I8042_DATA)
+        bus.add_ports(at.CMOS_INDEX, RTC_PORTS, rtc)
+        bus.add_ports(at.ACPI_SLEEP_CONTROL, ACPI_PORTS, power)
+        bus.output = self._deliver_output
+
+    def add_virtio(self, name: str, device: VirtioDevice) -> None:
+        """Put a device into the next virtio slot; before the kernel is loaded.
+
+        Args:
+            name: What messages and saved machines call it.
+            device: What is behind the transport.
+        """
+        slot = at.virtio_slot(len(self.virtio_slots))
+        self.virtio_slots.append(slot)
+        self._bus.add_page(slot.address, VirtioMmio(device, self._line(slot.irq), name=name))
+
+    def _deliver_output(self) -> None:
+        if self._printed:
+            data = bytes(self._printed)
+            self._printed.clear()
+            self._console(data)

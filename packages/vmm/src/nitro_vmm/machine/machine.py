@@ -1,0 +1,182 @@
+"""The machine: runs its processors in threads, pauses and stops them, and says how it ended.
+
+It opens no sockets and no files. The console and the clock are callables, and devices come from outside.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from nitro_vmm.accel import Accelerator, EntryState, ExitReason, Vcpu
+from nitro_vmm.devices.virtio_mmio import VirtioDevice
+from nitro_vmm.machine.board import Board
+from nitro_vmm.machine.bus import AddressSpace
+from nitro_vmm.machine.memory import Memory
+
+
+class End(Enum):
+    """How a machine came to its end; the values are for people."""
+
+    POWER_OFF = "powered off"
+    REBOOT = "rebooted"
+    HALTED = "halted for good"
+    TRIPLE_FAULT = "crashed with a triple fault"
+    CRASHED = "crashed"
+    STOPPED = "was stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The end of a machine."""
+
+    end: End
+    """How."""
+    details: str = ""
+    """More about a crash, for people."""
+
+
+ENDS = {
+    ExitReason.HALTED: End.HALTED,
+    ExitReason.TRIPLE_FAULT: End.TRIPLE_FAULT,
+    ExitReason.CRASHED: End.CRASHED,
+}
+
+
+class Machine:
+    """One enclave's machine.
+
+    Add devices, load a kernel into the memory, then call `run` in a thread of its own. All other methods may
+    be called from any other thread.
+
+    Args:
+        memory: Its RAM.
+        accelerator: What runs it.
+        console: Called with what the guest prints, in a processor's thread; it may wait, because the bus lock
+            is not held.
+        console_ready: Called when the console takes input again after it has refused some.
+        wall_clock_ns: Nanoseconds since 1970.
+
+    Raises:
+        HostError: The accelerator cannot run on this host.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        accelerator: Accelerator,
+        *,
+        console: Callable[[bytes], None],
+        console_ready: Callable[[], None],
+        wall_clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        bus = AddressSpace()
+        self._vm = accelerator.create_vm(memory.ram, bus)
+        self.board = Board(
+            bus,
+            self._vm.line,
+            wall_clock_ns=wall_clock_ns,
+            console=console,
+            console_ready=console_ready,
+            power_off=lambda: self._finish(Ending(End.POWER_OFF)),
+            reset=lambda: self._finish(Ending(End.REBOOT)),
+        )
+        """The devices."""
+        self._changed = threading.Condition()
+        self._ending: Ending | None = None
+        self._paused = False
+        self._running = 0
+        """How many processors are within `Vcpu.run`."""
+
+    def add_virtio(self, name: str, device: VirtioDevice) -> None:
+        """See `Board.add_virtio`."""
+        self.board.add_virtio(name, device)
+
+    def locked(self, function: Callable[[], None]) -> None:
+        """Call a function that touches devices under the bus lock; not for a processor's thread."""
+        self._vm.locked(function)
+
+    def type(self, data: bytes) -> int:
+        """Give the console input; returns how many bytes it took, from the start."""
+        taken = 0
+
+        def receive() -> None:
+            nonlocal taken
+            taken = self.board.serial.receive(data)
+
+        self._vm.locked(receive)
+        return taken
+
+    def run(self, entry: EntryState) -> Ending:
+        """Run the guest to its end, in this thread and, if it has several processors, in more."""
+        first, *others = self._vm.vcpus
+        first.enter(entry)
+        threads = [threading.Thread(target=self._run_vcpu, args=(vcpu,), daemon=True) for vcpu in others]
+        for thread in threads:
+            thread.start()
+        try:
+            self._run_vcpu(first)
+        finally:
+            self._finish(Ending(End.CRASHED, "a processor's thread failed"))  # unless it has ended otherwise
+            for thread in threads:
+                thread.join()
+            self._vm.close()
+        assert self._ending is not None  # noqa: S101 - `_finish` has set it
+        return self._ending
+
+    def close(self) -> None:
+        """Give back what the machine holds, if it was never run; `run` does it by itself."""
+        self._vm.close()
+
+    def stop(self) -> None:
+        """End the machine: `run` returns soon, whatever the guest does."""
+        self._finish(Ending(End.STOPPED))
+
+    def pause(self) -> bool:
+        """Let the guest stand still; returns when it does.
+
+        Returns:
+            Whether it does; false when the machine has ended.
+        """
+        with self._changed:
+            self._paused = True
+        self._kick()
+        with self._changed:
+            self._changed.wait_for(lambda: self._ending is not None or not self._running)
+            return self._ending is None
+
+    def resume(self) -> None:
+        """Let the guest go on after `pause`."""
+        with self._changed:
+            self._paused = False
+            self._changed.notify_all()
+
+    def _run_vcpu(self, vcpu: Vcpu) -> None:
+        while self._may_run():
+            exit_ = vcpu.run()
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+            if exit_.reason is not ExitReason.KICKED:
+                self._finish(Ending(ENDS[exit_.reason], exit_.details))
+
+    def _may_run(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ending is not None or not self._paused)
+            if self._ending is not None:
+                return False
+            self._running += 1
+            return True
+
+    def _finish(self, ending: Ending) -> None:
+        with self._changed:
+            if self._ending is None:
+                self._ending = ending
+            self._changed.notify_all()
+        self._kick()
+
+    def _kick(self) -> None:
+        # Not under `_changed`, because a kick takes the bus lock, under which a device may end the machine.
+        for vcpu in self._vm.vcpus:
+            vcpu.kick()

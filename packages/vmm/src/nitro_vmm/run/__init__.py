@@ -1,0 +1,1 @@
+"""How ``vmm run`` sees an enclave through: the terminal, signals and standard input."""

@@ -1,0 +1,96 @@
+"""Runs an enclave in the foreground: its console is this process's, and signals end it."""
+
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from nitro_vmm.accel import Accelerator
+from nitro_vmm.config import EnclaveConfig
+from nitro_vmm.enclave import Enclave, Result
+from nitro_vmm.enclave.tasks import ungrouped
+from nitro_vmm.run.console_writer import ConsoleWriter
+from nitro_vmm.run.terminal import may_read, pollable, stdin_fd, terminal_without_echo
+
+logger = logging.getLogger(__name__)
+
+INPUT_CHUNK_BYTES: Final = 4096
+SIGNAL_NAMES: Final = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """An enclave that ran in the foreground."""
+
+    result: Result
+    """How it ended."""
+    signal: signal.Signals | None
+    """Which signal ended it, if one did."""
+
+
+def attach(
+    config: EnclaveConfig,
+    *,
+    console_fd: int = 1,
+    accelerator: Accelerator | None = None,
+    say: Callable[[str], None] = logger.info,
+    started_s: float | None = None,
+) -> Attached:
+    """Boot an enclave and wait for its end; in the main thread only, where signals arrive.
+
+    Args:
+        config: What to launch.
+        console_fd: Where the console goes. The guest waits for its reader, and nothing is lost.
+        accelerator: See `Enclave`.
+        say: Told what happens, for people.
+        started_s: See `Enclave`.
+
+    Raises:
+        VmmError, EifError, VsockError, NsmError, OSError: See `Enclave`.
+    """
+    with closing(ConsoleWriter(console_fd)) as writer, terminal_without_echo():
+        enclave = Enclave(config, console_sink=writer, accelerator=accelerator, say=say, started_s=started_s)
+        return trio.run(_see_through, enclave)
+
+
+async def _see_through(enclave: Enclave) -> Attached:
+    received: signal.Signals | None = None
+
+    async def obey(signals: AsyncIterator[int]) -> None:
+        nonlocal received
+        async for number in signals:
+            # The first one counts: the enclave is ending already, and nothing ends it faster.
+            if received is None:
+                received = signal.Signals(number)
+                enclave.terminate(f"ended by {SIGNAL_NAMES[received]}")
+
+    with ungrouped(), trio.open_signal_receiver(*SIGNAL_NAMES) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(obey, signals)
+            async with enclave:
+                nursery.start_soon(_feed_console, enclave)
+                result = await enclave.wait()
+            nursery.cancel_scope.cancel()
+    return Attached(result, received)
+
+
+async def _feed_console(enclave: Enclave) -> None:
+    fd = stdin_fd()
+    if fd < 0 or not may_read(fd):
+        return
+    waits = pollable(fd)
+    while True:
+        if waits:
+            await trio.lowlevel.wait_readable(fd)
+        try:
+            data = os.read(fd, INPUT_CHUNK_BYTES)
+        except OSError:  # a terminal that was hung up
+            return
+        if not data:
+            return
+        await enclave.send_input(data)

@@ -1,0 +1,27 @@
+"""An image whose kernel is a few bytes."""
+
+from pathlib import Path
+
+import pytest
+
+from nitro_eif import BuildMetadata, Contents, Metadata, write_eif
+from nitro_vmm.testing import tiny_kernel
+
+METADATA = Metadata(image_name="test", build=BuildMetadata(build_time="2026-01-31T12:00:00+00:00")).pack()
+# mov dx,0x3f8; mov al,'h'; out dx,al; mov al,'i'; out dx,al; cli; hlt
+SAY_HI_AND_HALT = bytes.fromhex("66baf803 b068ee b069ee faf4")
+
+
+@pytest.fixture
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An image that prints "hi" and halts for good."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    path = tmp_path / "small.eif"
+    contents = Contents(
+        kernel=tiny_kernel(SAY_HI_AND_HALT),
+        cmdline=b"quiet",
+        ramdisks=[bytes(1 << 20)],
+        metadata=METADATA,
+    )
+    write_eif(contents, path)
+    return path

@@ -1,0 +1,287 @@
+"""An enclave's life and its verdicts, with processors that are Python functions."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from nitro_vmm import Enclave, EnclaveConfig, EnclaveEndedError, Outcome, UsageError
+from nitro_vmm.accel import Exit, ExitReason
+from nitro_vmm.enclave.console import KEPT_BYTES_MAX
+from nitro_vmm.testing import FakeAccelerator, FakeVcpu
+from nitro_vsock import VsockError
+
+Program = Callable[[FakeVcpu], Exit]
+PANIC = b"Kernel panic - not syncing: no init\n---[ end Kernel panic - not syncing: no init ]---\n"
+
+
+def enclave_with(image: Path, program: Program, **options: object) -> Enclave:
+    config = EnclaveConfig.model_validate({"eif_path": image, **options})
+    return Enclave(config, accelerator=FakeAccelerator(program))
+
+
+def wait_for_kick(vcpu: FakeVcpu) -> Exit:
+    return vcpu.wait_for_kick()
+
+
+async def read_all(enclave: Enclave) -> bytes:
+    return b"".join([piece async for piece in enclave.console.stream()])
+
+
+def open_descriptors(image: Path) -> set[str]:
+    # The image's mapping has a descriptor of its own, which goes with the traceback of the error.
+    entries = [entry for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    return {entry.name for entry in entries if entry.readlink() != image}
+
+
+# Verdicts.
+
+
+@pytest.mark.parametrize(
+    ("exit_", "outcome", "reason"),
+    [
+        (Exit(ExitReason.HALTED), Outcome.ENDED, "the enclave halted for good"),
+        (Exit(ExitReason.TRIPLE_FAULT), Outcome.CRASH, "the enclave crashed with a triple fault"),
+        (Exit(ExitReason.CRASHED, "nothing at 0x1"), Outcome.CRASH, "the enclave crashed: nothing at 0x1"),
+    ],
+)
+async def test_the_guest_ends_by_itself(image: Path, exit_: Exit, outcome: Outcome, reason: str) -> None:
+    async with enclave_with(image, lambda _vcpu: exit_) as enclave:
+        result = await enclave.wait()
+
+    assert (result.outcome, result.reason) == (outcome, reason)
+    assert result.heartbeat_s is None
+
+
+async def test_a_panic_is_the_reason_however_the_machine_ends(image: Path) -> None:
+    def panic(vcpu: FakeVcpu) -> Exit:
+        vcpu.print(PANIC)
+        return Exit(ExitReason.TRIPLE_FAULT)
+
+    async with enclave_with(image, panic) as enclave:
+        result = await enclave.wait()
+
+    assert result.outcome is Outcome.PANIC
+    assert result.reason == "the enclave's kernel panicked: no init"
+
+
+async def test_a_panic_ends_the_machine(image: Path) -> None:
+    def panic(vcpu: FakeVcpu) -> Exit:
+        vcpu.print(PANIC)
+        return vcpu.wait_for_kick()
+
+    async with enclave_with(image, panic) as enclave:
+        result = await enclave.wait()
+
+    assert result.outcome is Outcome.PANIC
+
+
+async def test_no_heartbeat_in_time(image: Path) -> None:
+    async with enclave_with(image, wait_for_kick, boot_timeout_s=0.01) as enclave:
+        result = await enclave.wait()
+
+    assert (result.outcome, result.reason) == (Outcome.BOOT_TIMEOUT, "no heartbeat within 0.01 s")
+
+
+async def test_the_first_reason_to_stop_counts(image: Path) -> None:
+    async with enclave_with(image, wait_for_kick) as enclave:
+        enclave.terminate("the first")
+        enclave.terminate("the second")
+        result = await enclave.stop("the third")
+
+    assert (result.outcome, result.reason) == (Outcome.STOPPED, "the first")
+
+
+async def test_a_stop_after_the_end_changes_nothing(image: Path) -> None:
+    async with enclave_with(image, lambda _vcpu: Exit(ExitReason.HALTED)) as enclave:
+        before = await enclave.wait()
+
+        assert await enclave.stop() is before
+
+
+async def test_told_to_end_before_it_was_launched(image: Path) -> None:
+    enclave = enclave_with(image, wait_for_kick)
+    enclave.terminate("too early")
+
+    async with enclave:
+        result = await enclave.wait()
+
+    assert (result.outcome, result.reason) == (Outcome.STOPPED, "too early")
+
+
+# The block.
+
+
+async def test_leaving_the_block_ends_the_enclave(image: Path) -> None:
+    async with enclave_with(image, wait_for_kick) as enclave:
+        pass
+
+    result = await enclave.wait()
+    assert result.outcome is Outcome.STOPPED
+
+
+async def test_an_error_in_the_block_arrives_as_itself(image: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with enclave_with(image, wait_for_kick):
+            raise ZeroDivisionError
+
+
+async def test_cancelling_the_block_ends_the_enclave(image: Path) -> None:
+    with trio.move_on_after(0.01):
+        async with enclave_with(image, wait_for_kick) as enclave:
+            await trio.sleep_forever()
+
+    result = await enclave.wait()
+    assert result.outcome is Outcome.STOPPED
+
+
+async def test_a_failing_processor_is_an_error_of_the_block(image: Path) -> None:
+    def fail(_vcpu: FakeVcpu) -> Exit:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        async with enclave_with(image, fail):
+            await trio.sleep_forever()
+
+
+async def test_what_cannot_be_launched_leaves_nothing_behind(image: Path, tmp_path: Path) -> None:
+    path = tmp_path / "vsock"
+    before = open_descriptors(image)
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(str(path))
+        taken.listen()
+
+        with pytest.raises(VsockError, match="in use"):
+            async with enclave_with(image, wait_for_kick, vsock_path=path):
+                pass
+
+    assert open_descriptors(image) == before
+
+
+async def test_the_sockets_go_with_the_enclave(image: Path, tmp_path: Path) -> None:
+    path = trio.Path(tmp_path, "vsock")
+
+    async with enclave_with(image, wait_for_kick, vsock_path=tmp_path / "vsock"):
+        during = await path.exists()
+
+    assert during
+    assert not await path.exists()
+
+
+async def test_several_enclaves_in_one_loop(image: Path) -> None:
+    def speak(text: bytes) -> Program:
+        def program(vcpu: FakeVcpu) -> Exit:
+            vcpu.print(text)
+            return Exit(ExitReason.HALTED)
+
+        return program
+
+    texts = [b"one", b"two", b"three"]
+    async with (
+        enclave_with(image, speak(texts[0])) as one,
+        enclave_with(image, speak(texts[1])) as two,
+        enclave_with(image, speak(texts[2])) as three,
+    ):
+        printed = [await read_all(enclave) for enclave in (one, two, three)]
+
+    assert printed == texts
+    assert len({one.module_id, two.module_id, three.module_id}) == 3
+    assert one.measurements == two.measurements
+
+
+def test_an_enclave_that_was_not_launched(image: Path) -> None:
+    with pytest.raises(UsageError, match="not launched"):
+        _ = enclave_with(image, wait_for_kick).measurements
+
+
+# What can be asked of it.
+
+
+async def test_waiting_for_the_heartbeat_of_an_enclave_that_ends(image: Path) -> None:
+    async with enclave_with(image, lambda _vcpu: Exit(ExitReason.HALTED)) as enclave:
+        with pytest.raises(EnclaveEndedError, match="halted for good") as caught:
+            await enclave.booted()
+
+    assert caught.value.result.outcome is Outcome.ENDED
+
+
+async def test_a_port_of_an_enclave_without_driver_is_refused(image: Path) -> None:
+    async with enclave_with(image, wait_for_kick) as enclave:
+        with pytest.raises(ConnectionRefusedError, match="port 5000"):
+            await enclave.connect(5000)
+
+
+async def test_pausing_an_enclave(image: Path) -> None:
+    async with enclave_with(image, wait_for_kick) as enclave:
+        await enclave.pause()
+        enclave.resume()
+        await enclave.stop()
+
+        with pytest.raises(EnclaveEndedError):
+            await enclave.pause()
+
+
+# The console.
+
+
+async def test_every_reader_gets_everything_from_the_first_byte(image: Path) -> None:
+    def speak(vcpu: FakeVcpu) -> Exit:
+        vcpu.print(b"hello")
+        return Exit(ExitReason.HALTED)
+
+    async with enclave_with(image, speak) as enclave:
+        early = enclave.console.stream()
+        first = await early.receive()
+        await enclave.wait()
+        rest = b"".join([piece async for piece in early])
+        late = await read_all(enclave)
+
+    assert first + rest == late == b"hello"
+
+
+async def test_a_slow_reader_is_told_what_it_has_missed(image: Path) -> None:
+    def speak(vcpu: FakeVcpu) -> Exit:
+        vcpu.print(b"x" * 10)
+        return Exit(ExitReason.HALTED)
+
+    async with enclave_with(image, speak) as enclave:
+        await enclave.wait()
+        enclave.console.write(b"y" * KEPT_BYTES_MAX)
+        stream = enclave.console.stream()
+        kept = await stream.receive()
+
+    assert kept == b"y" * KEPT_BYTES_MAX
+    assert stream.lost == 10
+
+
+async def test_the_guest_waits_for_the_sink_until_the_enclave_is_to_end(image: Path) -> None:
+    class Slow:
+        def __init__(self) -> None:
+            self.let_go = trio.Event()
+            self.entered = trio.Event()
+            self.token = trio.lowlevel.current_trio_token()
+
+        def write(self, _data: bytes, /) -> None:
+            trio.from_thread.run_sync(self.entered.set, trio_token=self.token)
+            trio.from_thread.run(self.let_go.wait, trio_token=self.token)
+
+        def abandon(self) -> None:
+            self.let_go.set()
+
+    def speak(vcpu: FakeVcpu) -> Exit:
+        vcpu.print(b"x")
+        return Exit(ExitReason.HALTED)
+
+    sink = Slow()
+    config = EnclaveConfig(eif_path=image)
+    async with Enclave(config, console_sink=sink, accelerator=FakeAccelerator(speak)) as enclave:
+        await sink.entered.wait()
+        with trio.move_on_after(0.01):
+            await enclave.wait()
+        waited = enclave.console.stream()
+        result = await enclave.stop()
+
+    assert await waited.receive() == b"x"
+    assert result.outcome is Outcome.STOPPED

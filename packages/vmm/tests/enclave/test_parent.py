@@ -1,0 +1,108 @@
+"""Who gets the connections that the enclave opens."""
+
+import socket
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from nitro_vmm import UsageError
+from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT
+from nitro_vmm.enclave.parent import BACKLOG, ParentSide
+from nitro_vsock import SocketType
+
+
+class Elsewhere:
+    """A host side that remembers what was asked of it."""
+
+    def __init__(self) -> None:
+        self.ports: list[int] = []
+
+    def connect(self, port: int, _socket_type: SocketType, /) -> socket.socket:
+        self.ports.append(port)
+        return socket.socket(socket.AF_UNIX)
+
+
+def parent_side(inner: Elsewhere | None = None, heartbeat: Callable[[], None] = lambda: None) -> ParentSide:
+    return ParentSide(inner, heartbeat)
+
+
+async def test_a_listener_gets_the_connection() -> None:
+    parent = parent_side()
+
+    with parent.listen(8000) as listener:
+        enclave = parent.connect(8000, SocketType.STREAM)
+        assert isinstance(enclave, socket.socket)
+        async with await listener.accept() as stream:
+            enclave.send(b"hello")
+            received = await stream.receive_some()
+        enclave.close()
+
+    assert received == b"hello"
+
+
+def test_a_port_without_listener_goes_elsewhere() -> None:
+    inner = Elsewhere()
+    parent = parent_side(inner)
+
+    with parent.listen(8000):
+        for port, kind in ((8001, SocketType.STREAM), (8000, SocketType.SEQPACKET)):
+            connection = parent.connect(port, kind)
+            assert isinstance(connection, socket.socket)
+            connection.close()
+
+    assert inner.ports == [8001, 8000]
+
+
+def test_a_port_that_nobody_knows() -> None:
+    with pytest.raises(FileNotFoundError):
+        parent_side().connect(8000, SocketType.STREAM)
+
+
+@pytest.mark.parametrize("port", [0, -1, (1 << 32) - 1, 1 << 40])
+def test_ports_that_cannot_be(port: int) -> None:
+    with pytest.raises(UsageError, match=str(port)):
+        parent_side().listen(port)
+
+
+def test_one_listener_a_port() -> None:
+    parent = parent_side()
+
+    with parent.listen(8000), pytest.raises(UsageError, match="8000"):
+        parent.listen(8000)
+    parent.listen(8000).close()
+
+
+def test_a_full_backlog_refuses() -> None:
+    parent = parent_side()
+    with parent.listen(8000):
+        connections = [parent.connect(8000, SocketType.STREAM) for _ in range(BACKLOG)]
+
+        with pytest.raises(ConnectionRefusedError):
+            parent.connect(8000, SocketType.STREAM)
+
+    for connection in connections:
+        assert isinstance(connection, socket.socket)
+        assert connection.recv(1) == b""  # closing the listener refused it
+        connection.close()
+
+
+async def test_the_end_of_the_enclave_ends_accept() -> None:
+    parent = parent_side()
+    with parent.listen(8000) as listener:
+        parent.end()
+
+        with pytest.raises(trio.ClosedResourceError, match="ended"):
+            await listener.accept()
+
+
+def test_a_program_that_takes_the_heartbeat_is_noticed() -> None:
+    noted: list[bool] = []
+    parent = parent_side(Elsewhere(), lambda: noted.append(True))
+
+    for port in (8000, HEARTBEAT_PORT):
+        connection = parent.connect(port, SocketType.STREAM)
+        assert isinstance(connection, socket.socket)
+        connection.close()
+
+    assert noted == [True]

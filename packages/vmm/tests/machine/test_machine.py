@@ -1,0 +1,186 @@
+"""The machine runs, pauses and ends its processors, and its threads do not stop each other."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from nitro_vmm.accel import EntryState, Exit, ExitReason
+from nitro_vmm.accel.unicorn import Unicorn
+from nitro_vmm.address_map import ACPI_RESET, ACPI_RESET_VALUE, BOOT_GDT, BOOT_PAGE_TABLES, MIB
+from nitro_vmm.boot import long_mode
+from nitro_vmm.machine.machine import End, Ending, Machine
+from nitro_vmm.machine.memory import Memory
+from nitro_vmm.testing import FakeAccelerator, FakeVcpu
+
+CODE = 0x20_0000
+# mov dx,0x3f8; mov al,'x'; print: out dx,al; jmp print
+PRINT_FOR_EVER = bytes.fromhex("66baf803 b078 ee ebfd")
+# count: inc rax; jmp count
+COUNT_FOR_EVER = bytes.fromhex("48ffc0 ebfb")
+PATIENCE_S = 10
+ENTRY = EntryState(
+    rip=CODE,
+    rsi=0,
+    rsp=0,
+    cr3=BOOT_PAGE_TABLES,
+    gdt_address=BOOT_GDT,
+    gdt_limit=long_mode.GDT_LIMIT,
+    code_selector=long_mode.CODE_SELECTOR,
+    data_selector=long_mode.DATA_SELECTOR,
+    command_line=b"",
+)
+
+
+def machine_with(
+    *programs: Callable[[FakeVcpu], Exit], console: Callable[[bytes], None] = lambda _data: None
+) -> Machine:
+    return Machine(Memory(MIB), FakeAccelerator(*programs), console=console, console_ready=lambda: None)
+
+
+def wait_for_kick(vcpu: FakeVcpu) -> Exit:
+    return vcpu.wait_for_kick()
+
+
+def start(machine: Machine) -> tuple[threading.Thread, list[Ending]]:
+    endings: list[Ending] = []
+    thread = threading.Thread(target=lambda: endings.append(machine.run(ENTRY)))
+    thread.start()
+    return thread, endings
+
+
+@pytest.mark.parametrize(
+    ("exit_", "ending"),
+    [
+        (Exit(ExitReason.HALTED), Ending(End.HALTED)),
+        (Exit(ExitReason.TRIPLE_FAULT), Ending(End.TRIPLE_FAULT)),
+        (Exit(ExitReason.CRASHED, "at 0x1"), Ending(End.CRASHED, "at 0x1")),
+    ],
+)
+def test_the_processor_ends_the_machine(exit_: Exit, ending: Ending) -> None:
+    machine = machine_with(lambda _vcpu: exit_)
+
+    assert machine.run(ENTRY) == ending
+
+
+def test_the_guest_resets_the_machine() -> None:
+    def reset(vcpu: FakeVcpu) -> Exit:
+        vcpu.bus.write_port(ACPI_RESET, 1, ACPI_RESET_VALUE)
+        return vcpu.wait_for_kick()
+
+    assert machine_with(reset).run(ENTRY) == Ending(End.REBOOT)
+
+
+def test_the_end_of_one_processor_is_the_end_of_all() -> None:
+    machine = machine_with(wait_for_kick, lambda _vcpu: Exit(ExitReason.TRIPLE_FAULT), wait_for_kick)
+
+    assert machine.run(ENTRY) == Ending(End.TRIPLE_FAULT)
+
+
+def test_a_processor_whose_thread_fails_ends_the_machine() -> None:
+    def fail(_vcpu: FakeVcpu) -> Exit:
+        raise ZeroDivisionError
+
+    machine = machine_with(fail, wait_for_kick)
+
+    with pytest.raises(ZeroDivisionError):
+        machine.run(ENTRY)
+
+
+def test_a_machine_stopped_before_it_runs_never_runs() -> None:
+    started = threading.Event()
+
+    def note(vcpu: FakeVcpu) -> Exit:
+        started.set()
+        return vcpu.wait_for_kick()
+
+    machine = machine_with(note)
+
+    machine.stop()
+
+    assert machine.run(ENTRY) == Ending(End.STOPPED)
+    assert not started.is_set()
+
+
+def test_a_paused_machine_stands_still_until_it_is_resumed() -> None:
+    steps: list[int] = []
+    stepped = threading.Event()
+
+    def step(vcpu: FakeVcpu) -> Exit:
+        steps.append(vcpu.runs)
+        stepped.set()
+        return vcpu.wait_for_kick()
+
+    machine = machine_with(step)
+    thread, endings = start(machine)
+    assert stepped.wait(PATIENCE_S)
+
+    paused = machine.pause()
+    before = list(steps)
+    stepped.clear()
+    machine.resume()
+    resumed = stepped.wait(PATIENCE_S)
+    machine.stop()
+    thread.join(PATIENCE_S)
+
+    assert paused
+    assert before == [1]
+    assert resumed
+    assert endings == [Ending(End.STOPPED)]
+
+
+def test_a_machine_can_be_stopped_while_it_is_paused() -> None:
+    machine = machine_with(wait_for_kick, wait_for_kick)
+    thread, endings = start(machine)
+
+    machine.pause()
+    machine.stop()
+    thread.join(PATIENCE_S)
+
+    assert endings == [Ending(End.STOPPED)]
+    assert not machine.pause()
+
+
+def unicorn_machine(code: bytes, console: Callable[[bytes], None] = lambda _data: None) -> Machine:
+    memory = Memory(4 * MIB)
+    long_mode.write(memory.guest)
+    memory.guest.slice(CODE, len(code))[:] = code
+    return Machine(memory, Unicorn(), console=console, console_ready=lambda: None)
+
+
+def test_a_busy_guest_is_paused_resumed_and_stopped_again_and_again() -> None:
+    machine = unicorn_machine(COUNT_FOR_EVER)
+    thread, endings = start(machine)
+
+    paused = []
+    for _ in range(100):
+        paused.append(machine.pause())
+        machine.resume()
+    machine.stop()
+    thread.join(PATIENCE_S)
+
+    assert paused == [True] * 100
+    assert endings == [Ending(End.STOPPED)]
+
+
+def test_a_console_that_waits_holds_up_nobody_but_the_guest() -> None:
+    waiting, let_go, entered = threading.Event(), threading.Event(), threading.Event()
+
+    def console(_data: bytes) -> None:
+        waiting.set()
+        let_go.wait()
+
+    machine = unicorn_machine(PRINT_FOR_EVER, console)
+    processor, endings = start(machine)
+    assert waiting.wait(PATIENCE_S)
+
+    other = threading.Thread(target=machine.locked, args=(entered.set,))
+    other.start()
+    free = entered.wait(PATIENCE_S)
+    let_go.set()
+    machine.stop()
+    processor.join(PATIENCE_S)
+    other.join()
+
+    assert free
+    assert endings == [Ending(End.STOPPED)]

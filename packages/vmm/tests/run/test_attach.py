@@ -1,0 +1,58 @@
+"""An enclave in the foreground: signals."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from nitro_vmm import EnclaveConfig, Outcome, UsageError
+from nitro_vmm.accel import Exit, ExitReason
+from nitro_vmm.run.attach import attach
+from nitro_vmm.testing import FakeAccelerator, FakeVcpu
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        (signal.SIGINT, signal.SIGTERM, "ended by Ctrl-C"),
+        (signal.SIGTERM, signal.SIGINT, "ended by SIGTERM"),
+        (signal.SIGINT, signal.SIGINT, "ended by Ctrl-C"),
+    ],
+)
+def test_the_first_signal_counts(
+    image: Path, first: signal.Signals, second: signal.Signals, reason: str
+) -> None:
+    def send_signals(vcpu: FakeVcpu) -> Exit:
+        os.kill(os.getpid(), first)
+        vcpu.wait_for_kick()  # the first one was obeyed
+        os.kill(os.getpid(), second)
+        return Exit(ExitReason.HALTED)
+
+    attached = attach(EnclaveConfig(eif_path=image), accelerator=FakeAccelerator(send_signals))
+
+    assert attached.signal is first
+    assert (attached.result.outcome, attached.result.reason) == (Outcome.STOPPED, reason)
+
+
+def test_the_console_arrives_before_it_returns(image: Path) -> None:
+    def speak(vcpu: FakeVcpu) -> Exit:
+        vcpu.print(b"last words")
+        return Exit(ExitReason.HALTED)
+
+    read_end, write_end = os.pipe()
+    attached = attach(EnclaveConfig(eif_path=image), console_fd=write_end, accelerator=FakeAccelerator(speak))
+    os.close(write_end)
+    printed = os.read(read_end, 100)
+    os.close(read_end)
+
+    assert printed == b"last words"
+    assert attached.signal is None
+
+
+def test_what_cannot_be_launched_is_one_error(image: Path) -> None:
+    with image.open("r+b") as file:
+        file.truncate(20 << 20)
+
+    with pytest.raises(UsageError, match="four times"):
+        attach(EnclaveConfig(eif_path=image, memory_mib=64))

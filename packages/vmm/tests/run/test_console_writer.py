@@ -1,0 +1,85 @@
+"""The console's way out to a file descriptor."""
+
+import os
+import threading
+
+from nitro_vmm.run.console_writer import BUFFER_BYTES_MAX, ConsoleWriter
+
+
+def read_all(fd: int) -> bytes:
+    pieces = []
+    while piece := os.read(fd, 1 << 16):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def test_everything_arrives_in_order() -> None:
+    pieces = [f"line {index}\n".encode() * 100 for index in range(1000)]
+    read_end, write_end = os.pipe()
+    arrived: list[bytes] = []
+    reader = threading.Thread(target=lambda: arrived.append(read_all(read_end)))
+    reader.start()
+    writer = ConsoleWriter(write_end)
+
+    for piece in pieces:
+        writer.write(piece)
+    writer.close()
+    os.close(write_end)
+    reader.join()
+    os.close(read_end)
+
+    assert arrived == [b"".join(pieces)]
+
+
+def test_a_writer_waits_for_its_reader_until_it_is_abandoned() -> None:
+    read_end, write_end = os.pipe()
+    writer = ConsoleWriter(write_end)
+    done = threading.Event()
+
+    def fill() -> None:
+        for _ in range(4):
+            writer.write(bytes(BUFFER_BYTES_MAX + 1))
+        done.set()
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    assert not done.is_set()
+    writer.abandon()
+    thread.join()
+
+    assert done.is_set()
+    writer.close()
+    os.close(read_end)  # the writer's thread ends, because nobody reads any more
+    writer._thread.join()
+    os.close(write_end)
+
+
+def test_nobody_reads() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    writer = ConsoleWriter(write_end)
+
+    writer.write(b"lost")
+    writer.write(b"lost, too")
+    writer.close()
+
+    assert not writer._thread.is_alive()
+    os.close(write_end)
+
+
+def test_a_descriptor_that_does_not_block_loses_nothing() -> None:
+    text = bytes(range(256)) * 1000
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    arrived: list[bytes] = []
+    writer = ConsoleWriter(write_end)
+    writer.write(text)
+    reader = threading.Thread(target=lambda: arrived.append(read_all(read_end)))
+    reader.start()
+
+    writer.close()
+    os.close(write_end)
+    reader.join()
+    os.close(read_end)
+
+    assert arrived == [text]
