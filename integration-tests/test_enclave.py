@@ -1,0 +1,120 @@
+"""Enclaves of a real kernel in a trio program: connections both ways, several at once, pauses."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("nitro_vmm.cli", reason="there is no `vmm run`; install nitro-vmm")
+
+import trio
+
+from nitro_vmm import Enclave, EnclaveConfig, EnclaveEndedError, Outcome
+from vsock_guest import CONTROL_PORT, images, vmm_image
+
+pytestmark = pytest.mark.slow
+
+ECHO_PORT = 7000
+PATIENCE_S = 120
+
+
+@pytest.fixture(scope="module")
+def agent_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An enclave that connects to its parent, takes orders there, and sends no heartbeat."""
+    return vmm_image(tmp_path_factory.mktemp("agent"))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+
+
+class Agent:
+    """The enclave's agent at the other end of its connection to the parent."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+
+    async def do(self, order: str) -> str:
+        await self._stream.send_all(f"{order}\n".encode())
+        answer = b""
+        while not answer.endswith(b"\n"):
+            piece = await self._stream.receive_some()
+            assert piece, f"the connection ended in {answer!r}"
+            answer += piece
+        return answer.decode().strip()
+
+
+def enclave(image: Path, cid: int) -> Enclave:
+    return Enclave(EnclaveConfig(eif_path=image, cid=cid, memory_mib=128, boot_timeout_s=3600))
+
+
+@pytest.mark.usefixtures("home")
+async def test_two_enclaves_in_one_loop_are_reached_both_ways(agent_image: Path) -> None:
+    echoes: dict[int, bytes] = {}
+
+    async def run(cid: int) -> None:
+        vm = enclave(agent_image, cid)
+        with vm.listen(CONTROL_PORT) as listener:
+            async with vm, await listener.accept() as stream:
+                agent = Agent(stream)
+                assert await agent.do("cid") == f"ok {cid}"
+                assert (await agent.do(f"echo {ECHO_PORT}")).startswith("ok")
+                async with await vm.connect(ECHO_PORT) as connection:
+                    await connection.send_all(f"hello {cid}".encode())
+                    echoes[cid] = bytes(await connection.receive_some())
+                with pytest.raises(ConnectionRefusedError):
+                    await vm.connect(ECHO_PORT + 1)
+
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, 20)
+            nursery.start_soon(run, 21)
+
+    assert echoes == {20: b"hello 20", 21: b"hello 21"}
+
+
+@pytest.mark.usefixtures("home")
+async def test_a_paused_enclave_answers_when_it_is_resumed(agent_image: Path) -> None:
+    vm = enclave(agent_image, 20)
+    with trio.fail_after(PATIENCE_S), vm.listen(CONTROL_PORT) as listener:
+        async with vm, await listener.accept() as stream:
+            agent = Agent(stream)
+            await agent.do("cid")
+            for _ in range(20):
+                await vm.pause()
+                with trio.move_on_after(0.01) as asking:
+                    await agent.do("cid")
+                vm.resume()
+                if asking.cancelled_caught:
+                    # The answer to the order that was given up comes first.
+                    await agent.do("cid")
+            answer = await agent.do("cid")
+
+    assert answer == "ok 20"
+
+
+@pytest.mark.usefixtures("home")
+async def test_the_heartbeat_and_the_console(agent_image: Path) -> None:
+    try:
+        image = images.hello("nitro")
+    except images.ERRORS as error:
+        pytest.skip(str(error))
+
+    with trio.fail_after(PATIENCE_S):
+        async with Enclave(EnclaveConfig(eif_path=image)) as vm:
+            heartbeat_s = await vm.booted()
+            result = await vm.wait()
+            printed = b"".join([piece async for piece in vm.console.stream()])
+
+    assert result.heartbeat_s == heartbeat_s
+    assert result.outcome is Outcome.ENDED
+    assert b"the application exited with 0" in printed
+
+
+@pytest.mark.usefixtures("home")
+async def test_an_enclave_that_never_sends_a_heartbeat(agent_image: Path) -> None:
+    with trio.fail_after(PATIENCE_S):
+        async with enclave(agent_image, 20) as vm:
+            vm.terminate("enough")
+            with pytest.raises(EnclaveEndedError, match="enough"):
+                await vm.booted()
