@@ -8,8 +8,9 @@ import pytest
 
 from nitro_vmm.accel.state import EntryState
 from nitro_vmm.accel.unicorn import private
+from nitro_vmm.accel.unicorn.engine import Stopped
 from nitro_vmm.accel.unicorn.tsc import measure_tsc_hz, read_tsc
-from nitro_vmm.accel.unicorn.vcpu import Cpu, Stopped
+from nitro_vmm.accel.unicorn.vcpu import Cpu
 from nitro_vmm.address_map import BOOT_GDT, BOOT_PAGE_TABLES, MIB, RamRange
 from nitro_vmm.boot import long_mode
 from nitro_vmm.errors import HostError

@@ -3,6 +3,9 @@
 Nothing outside of this folder imports Unicorn.
 """
 
-from nitro_vmm.accel.unicorn.vm import Unicorn
+# The native part must be loaded before Unicorn is, so it comes first.
+from nitro_vmm.accel.unicorn.native import MISSING as NATIVE_PART_MISSING
 
-__all__ = ["Unicorn"]
+from nitro_vmm.accel.unicorn.vm import Unicorn  # isort: skip
+
+__all__ = ["NATIVE_PART_MISSING", "Unicorn"]

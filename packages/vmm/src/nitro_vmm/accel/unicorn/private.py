@@ -103,19 +103,18 @@ class PrivateState:
         _check_build()
         uc.reg_read(x86.UC_X86_REG_RIP)  # Unicorn initialises itself at the first use
         mapped = _Mapped()
-        handle = uc._uch  # noqa: SLF001 - the address of struct uc_struct
-        structure = int(handle.value if hasattr(handle, "value") else handle)
+        structure = engine_address(uc)
         mapped.require(structure, UC_INIT_DONE + 1, "uc_struct")
         neighbours = (_u32(structure + UC_TARGET_PAGE_SIZE).value, _u8(structure + UC_INIT_DONE).value)
         if neighbours != (4096, 1) or _u8(structure + UC_NO_EXIT_REQUEST).value:
-            raise _mismatch("uc_struct.no_exit_request has other neighbours")
+            raise mismatch("uc_struct.no_exit_request has other neighbours")
         cpu = mapped.follow(structure + UC_CPU, CPU_CLASS + 8, "uc_struct.cpu")
         env = mapped.follow(cpu + CPU_ENV, ENV_BYTES, "CPUState.env_ptr")
         icount = mapped.follow(cpu + CPU_ICOUNT_DECR, 4, "CPUState.icount_decr_ptr")
         cpu_class = mapped.follow(cpu + CPU_CLASS, CLASS_DO_INTERRUPT + 8, "CPUState.cc")
         function = _u64(cpu_class + CLASS_DO_INTERRUPT).value
         if not mapped.is_unicorn_code(function):
-            raise _mismatch("CPUClass.do_interrupt is no function of Unicorn")
+            raise mismatch("CPUClass.do_interrupt is no function of Unicorn")
 
         self.registers = (ctypes.c_uint64 * 16).from_address(env + ENV_REGS)
         """RAX RCX RDX RBX RSP RBP RSI RDI R8-R15."""
@@ -174,7 +173,7 @@ class PrivateState:
             before = uc.reg_read(register)
             uc.reg_write(register, value)
             if _u64(at).value != value:
-                raise _mismatch(f"{name} is elsewhere")
+                raise mismatch(f"{name} is elsewhere")
             uc.reg_write(register, before)
         for name, msr, at in (
             ("STAR", 0xC000_0081, ENV_STAR),
@@ -183,7 +182,7 @@ class PrivateState:
         ):
             uc.reg_write(x86.UC_X86_REG_MSR, (msr, 0x1234_5678))
             if _u64(self._env + at).value & 0xFFFF_FFFF != 0x1234_5678:
-                raise _mismatch(f"{name} is elsewhere")
+                raise mismatch(f"{name} is elsewhere")
             uc.reg_write(x86.UC_X86_REG_MSR, (msr, 0))
         for name, register, found in (
             ("TR", x86.UC_X86_REG_TR, self.task_register),
@@ -193,14 +192,20 @@ class PrivateState:
             before = uc.reg_read(register)
             uc.reg_write(register, (0, 0x1234_5000, 0x765, 0))
             if (found.base, found.limit) != (0x1234_5000, 0x765):
-                raise _mismatch(f"{name} is elsewhere")
+                raise mismatch(f"{name} is elsewhere")
             uc.reg_write(register, before)
         if (
             _u64(self._env + ENV_VM_VMCB).value
             or self.exception_index.value != -1
             or self.interrupt_pending.value
         ):
-            raise _mismatch("a fresh processor has exceptions or interrupts pending")
+            raise mismatch("a fresh processor has exceptions or interrupts pending")
+
+
+def engine_address(uc: unicorn.Uc) -> int:
+    """Where ``struct uc_struct`` is."""
+    handle = uc._uch  # noqa: SLF001
+    return int(handle.value if hasattr(handle, "value") else handle)
 
 
 def _check_build() -> None:
@@ -217,7 +222,8 @@ def _check_build() -> None:
         )
 
 
-def _mismatch(what: str) -> HostError:
+def mismatch(what: str) -> HostError:
+    """The error for a Unicorn that is not the one that we know."""
     return HostError(
         f"this build of Unicorn is laid out differently: {what}",
         hint=f"pip install --force-reinstall --only-binary :all: unicorn=={UNICORN_VERSION}",
@@ -243,7 +249,7 @@ class _Mapped:
 
     def require(self, address: int, size: int, what: str) -> None:
         if not any(start <= address and address + size <= end for start, end in self._readable):
-            raise _mismatch(f"{what} points nowhere")
+            raise mismatch(f"{what} points nowhere")
 
     def follow(self, pointer: int, size: int, what: str) -> int:
         address = _u64(pointer).value

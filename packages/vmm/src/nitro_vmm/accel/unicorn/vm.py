@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Final
 
 from nitro_vmm.accel import Bus, Line, Ram, Vcpu
 from nitro_vmm.accel.state import EntryState, Exit, ExitReason, VmState
+from nitro_vmm.accel.unicorn.engine import Stopped
 from nitro_vmm.accel.unicorn.interrupts import Interrupts
 from nitro_vmm.accel.unicorn.tsc import measure_tsc_hz, read_tsc
-from nitro_vmm.accel.unicorn.vcpu import Cpu, Stopped
+from nitro_vmm.accel.unicorn.vcpu import Cpu
 from nitro_vmm.address_map import IO_APIC, LOCAL_APIC, PAGE_BITS
 
 if TYPE_CHECKING:

@@ -1,0 +1,103 @@
+/* Ports and memory-mapped registers: the checks that Unicorn leaves out, and the way to the devices. */
+
+#include "machine.h"
+
+#define TSS_LIMIT_MIN 103
+#define TSS_IO_MAP 0x66
+
+/* QEMU's number of the address space that the kernel's own accesses use: with SMAP or without. */
+static int kernel_mmu_index(env *registers)
+{
+    bool smap = ENV_HFLAGS(registers) & HFLAGS_SMAP;
+    bool lifted = (ENV_HFLAGS(registers) & HFLAGS_CPL) < 3 && (ENV_EFLAGS(registers) & FLAG_AC);
+
+    return smap && !lifted ? 0 : 2;
+}
+
+/* #GP unless IOPL or the TSS's bitmap allows the access (SDM vol. 1, "I/O Permission Bit Map"). */
+static void check_permission(env *registers, uint32_t port, int size, uintptr_t return_address)
+{
+    uint64_t flags = ENV_EFLAGS(registers);
+    const struct segment *tss = ENV_TR(registers);
+
+    if (!(ENV_CR(registers, 0) & CR0_PE))
+        return;
+    if (!(flags & FLAG_VM) && (ENV_HFLAGS(registers) & HFLAGS_CPL) <= FLAGS_IOPL(flags))
+        return;
+    if ((tss->flags & SEGMENT_P) && TSS_32_BUSY_OR_NOT(tss->flags) && tss->limit >= TSS_LIMIT_MIN) {
+        int mmu = kernel_mmu_index(registers);
+        uint32_t at = original.cpu_lduw_mmuidx_ra_x86_64(registers, tss->base + TSS_IO_MAP, mmu, return_address);
+        at += port >> 3;
+        if (at + 1 <= tss->limit) { /* the processor always reads two bytes */
+            uint32_t map = original.cpu_lduw_mmuidx_ra_x86_64(registers, tss->base + at, mmu, return_address);
+            if (!(map >> (port & 7) & ((1u << size) - 1)))
+                return;
+        }
+    }
+    raise_exception(registers, GENERAL_PROTECTION, 0, return_address);
+}
+
+static uint64_t in(struct machine *machine, uint32_t port, int size, uintptr_t return_address)
+{
+    check_permission(machine->registers, port, size, return_address);
+    return machine->board.read_port(port, size);
+}
+
+static void out(struct machine *machine, uint32_t port, int size, uint32_t value, uintptr_t return_address)
+{
+    check_permission(machine->registers, port, size, return_address);
+    machine->board.write_port(port, size, value);
+}
+
+#define IN(letter, size, type)                                                                                   \
+    uint64_t helper_in##letter##_x86_64(env *registers, uint32_t port)                                           \
+    {                                                                                                            \
+        struct machine *machine = machine_of(registers);                                                         \
+        if (machine == NULL)                                                                                     \
+            return original.helper_in##letter##_x86_64(registers, port);                                         \
+        return (type)in(machine, port, size, RETURN_ADDRESS);                                                    \
+    }
+#define OUT(letter, size, type)                                                                                  \
+    void helper_out##letter##_x86_64(env *registers, uint32_t port, uint32_t value)                              \
+    {                                                                                                            \
+        struct machine *machine = machine_of(registers);                                                         \
+        if (machine == NULL)                                                                                     \
+            original.helper_out##letter##_x86_64(registers, port, value);                                        \
+        else                                                                                                     \
+            out(machine, port, size, (type)value, RETURN_ADDRESS);                                               \
+    }
+
+IN(b, 1, uint8_t)
+IN(w, 2, uint16_t)
+IN(l, 4, uint32_t)
+OUT(b, 1, uint8_t)
+OUT(w, 2, uint16_t)
+OUT(l, 4, uint32_t)
+
+static uint64_t load(uc *engine, uint64_t offset, unsigned size, void *data)
+{
+    const struct hole *hole = data;
+
+    (void)engine;
+    return hole->machine->board.read_memory(hole->address + offset, (int)size);
+}
+
+static void store(uc *engine, uint64_t offset, unsigned size, uint64_t value, void *data)
+{
+    const struct hole *hole = data;
+
+    (void)engine;
+    hole->machine->board.write_memory(hole->address + offset, (int)size, value);
+}
+
+/* Sends accesses to these physical addresses to the board; NULL, or what went wrong. */
+EXPORTED const char *nitro_map_hole(struct machine *machine, uint64_t address, uint64_t size)
+{
+    if (machine->hole_count == HOLES_MAX)
+        return "too many holes";
+    struct hole *hole = &machine->holes[machine->hole_count++];
+    hole->machine = machine;
+    hole->address = address;
+    int error = original.uc_mmio_map(machine->engine, address, size, (void *)load, hole, (void *)store, hole);
+    return error == 0 ? NULL : original.uc_strerror(error);
+}

@@ -1,0 +1,74 @@
+/* One machine: an engine of Unicorn's, and what we keep for it. */
+
+#ifndef NITRO_MACHINE_H
+#define NITRO_MACHINE_H
+
+#include <stddef.h>
+
+#include "layout.h"
+#include "table.h"
+
+/* Why `nitro_run` returned; accel/unicorn/native.py has the same numbers. */
+enum ending { HALTED, ASKED, TRIPLE_FAULT, CRASHED };
+
+struct leaf {
+    uint32_t number, eax, ebx, ecx, edx;
+};
+
+#define LEAVES_MAX 48
+
+/* Physical addresses without RAM; RAM lies in two ranges at most, so there are three of these. */
+#define HOLES_MAX 3
+
+struct hole {
+    struct machine *machine;
+    uint64_t address;
+};
+
+/* The board. Python's frames end before these return, so nothing of QEMU ever jumps over one. */
+typedef uint64_t (*read_device)(uint64_t address, int size);
+typedef void (*write_device)(uint64_t address, int size, uint64_t value);
+
+struct board {
+    read_device read_port;
+    write_device write_port;
+    read_device read_memory;
+    write_device write_memory;
+};
+
+struct machine {
+    uc *engine;
+    cpu *processor;
+    env *registers;
+    struct board board;
+    volatile uint32_t vector; /* of the interrupt that is offered while REQUEST_VIRQ is set */
+    volatile uint8_t stop;    /* asked to stop; set until it is forgotten */
+    uint8_t triple_fault;
+    uint64_t int_rip; /* where the last software interrupt's instruction began */
+    char crash[160];  /* why the machine cannot go on, or empty */
+    int hole_count;
+    struct hole holes[HOLES_MAX];
+    int leaf_count;
+    struct leaf leaves[LEAVES_MAX];
+};
+
+/* The machine that a processor belongs to; NULL for an engine that is not ours. */
+static inline struct machine *machine_of(env *registers)
+{
+    return CPU_MACHINE(CPU_OF(registers));
+}
+
+/* Leave the loop of the processor from within it, to where `nitro_run` returns. Does not return. */
+_Noreturn void leave(struct machine *machine);
+
+/* Raise an exception at the instruction whose translation called the helper that has this return address;
+ * 0 where RIP is right already. Does not return. */
+_Noreturn void raise_exception(env *registers, int vector, int error_code, uintptr_t return_address);
+
+/* Hooks the engine's exceptions; an error of Unicorn's or 0. */
+int hook_exceptions(struct machine *machine);
+
+#define RETURN_ADDRESS ((uintptr_t)__builtin_return_address(0))
+#define EXPORTED __attribute__((visibility("default")))
+
+#endif

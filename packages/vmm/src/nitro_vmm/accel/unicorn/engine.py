@@ -1,0 +1,64 @@
+"""What the two ways to run a guest on Unicorn have in common: with the native part, and without it."""
+
+from enum import Enum, auto
+from typing import Protocol
+
+
+class Bus(Protocol):
+    """Where accesses go that are not to RAM."""
+
+    def read_port(self, port: int, size: int) -> int:
+        """IN."""
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        """OUT."""
+
+    def read_memory(self, address: int, size: int) -> int:
+        """A load."""
+
+    def write_memory(self, address: int, size: int, value: int) -> None:
+        """A store."""
+
+
+class Stopped(Enum):
+    """Why a processor stopped."""
+
+    HALTED = auto()
+    """HLT: waits for an interrupt."""
+    ASKED = auto()
+    """Somebody called `stop`."""
+    TRIPLE_FAULT = auto()
+    """An exception could not be delivered, nor the double fault that follows."""
+    CRASHED = auto()
+    """The guest ran where there is no code, or did what QEMU cannot emulate; `crash` says more."""
+
+
+class Engine(Protocol):
+    """Runs a guest; `Cpu` documents the methods."""
+
+    @property
+    def crash(self) -> str:
+        """What `Stopped.CRASHED` means, for people."""
+
+    @property
+    def interrupts_enabled(self) -> bool:
+        """RFLAGS.IF."""
+
+    @property
+    def taken(self) -> bool:
+        """Whether no interrupt is offered."""
+
+    def run(self) -> Stopped:
+        """Run until the guest stops."""
+
+    def stop(self) -> None:
+        """End `run`."""
+
+    def forget_stop(self) -> None:
+        """Let `run` run again."""
+
+    def offer(self, vector: int) -> None:
+        """Offer an interrupt."""
+
+    def withdraw(self) -> None:
+        """Take an offer back."""

@@ -1,0 +1,102 @@
+"""The library of ours that lies in front of Unicorn: loads it, and proves that it is in force.
+
+``packages/vmm/native`` has its source, and ``native/table.h`` what it replaces. It must be loaded before
+Unicorn is, so this module comes before the first ``import unicorn`` of the package. Where it cannot be used,
+`LIBRARY` is `None` and `MISSING` says why; the guest then runs with hooks in Python.
+"""
+
+import ctypes
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+VERSION: Final = 1
+"""Of the library's interface, as in ``native/library.c``."""
+PATH: Final = Path(__file__).with_name("libnitro.so")
+
+ReadDevice: Final = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int)
+WriteDevice: Final = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_int, ctypes.c_uint64)
+
+
+class Board(ctypes.Structure):
+    """``struct board``."""
+
+    _fields_ = (
+        ("read_port", ReadDevice),
+        ("write_port", WriteDevice),
+        ("read_memory", ReadDevice),
+        ("write_memory", WriteDevice),
+    )
+
+
+class Leaf(ctypes.Structure):
+    """``struct leaf``."""
+
+    _fields_ = tuple((name, ctypes.c_uint32) for name in ("number", "eax", "ebx", "ecx", "edx"))
+
+
+class Library:
+    """The library's functions, by the names of their sources."""
+
+    def __init__(self, path: Path) -> None:
+        # PyDLL keeps the interpreter's lock, which is right for functions that return at once.
+        quick = ctypes.PyDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
+        self.version = _prototype(quick.nitro_version, number)
+        self.symbol = _prototype(quick.nitro_symbol, text, number)
+        self.set_original = _prototype(quick.nitro_set_original, None, number, pointer)
+        self.not_in_force = _prototype(quick.nitro_not_in_force, text, pointer)
+        self.attach = _prototype(
+            quick.nitro_attach, pointer, pointer, ctypes.POINTER(Board), ctypes.POINTER(text)
+        )
+        self.detach = _prototype(quick.nitro_detach, None, pointer)
+        self.map_hole = _prototype(quick.nitro_map_hole, text, pointer, ctypes.c_uint64, ctypes.c_uint64)
+        self.add_leaf = _prototype(quick.nitro_add_leaf, number, pointer, ctypes.POINTER(Leaf))
+        self.stop = _prototype(quick.nitro_stop, None, pointer)
+        self.forget_stop = _prototype(quick.nitro_forget_stop, None, pointer)
+        self.offer = _prototype(quick.nitro_offer, None, pointer, ctypes.c_uint32)
+        self.withdraw = _prototype(quick.nitro_withdraw, None, pointer)
+        self.taken = _prototype(quick.nitro_taken, number, pointer)
+        self.interrupts_enabled = _prototype(quick.nitro_interrupts_enabled, number, pointer)
+        self.crash = _prototype(quick.nitro_crash, text, pointer)
+        self.run = _prototype(ctypes.CDLL(str(path)).nitro_run, number, pointer)
+
+
+def _prototype(function: Any, result: Any, *arguments: Any) -> Any:  # noqa: ANN401 - ctypes has no better
+    function.restype = result
+    function.argtypes = arguments
+    return function
+
+
+def _load() -> tuple[Library | None, str]:
+    if not PATH.exists():
+        return None, "it was not built"
+    if "unicorn" in sys.modules:
+        return None, "Unicorn was imported before it"
+    try:
+        library = Library(PATH)
+    except (OSError, AttributeError) as error:
+        return None, f"it cannot be loaded: {error}"
+    if library.version() != VERSION:
+        return None, f"it is of another build ({library.version()}, not {VERSION}); install nitro-vmm again"
+    return _connect(library)
+
+
+def _connect(library: Library) -> tuple[Library | None, str]:
+    """Give the library the functions that it replaces, and see whether Unicorn calls it instead."""
+    from unicorn.unicorn_py3.unicorn import uclib  # noqa: PLC0415 - after the library
+
+    number = 0
+    while name := library.symbol(number):
+        try:
+            original = uclib[name.decode()]
+        except AttributeError:
+            return None, f"this Unicorn has no {name.decode()}"
+        library.set_original(number, ctypes.cast(original, ctypes.c_void_p).value)
+        number += 1
+    if name := library.not_in_force(uclib._handle):  # noqa: SLF001 - what dlopen returned
+        return None, f"this Unicorn does not call its {name.decode()}"
+    return library, ""
+
+
+LIBRARY, MISSING = _load()

@@ -1,0 +1,117 @@
+"""Runs a guest with the native part: its hooks are in C, and Python is asked for devices only."""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import unicorn
+
+from nitro_vmm.accel.unicorn.engine import Bus, Stopped
+from nitro_vmm.accel.unicorn.identity import Leaf
+from nitro_vmm.accel.unicorn.native import Board, Library, ReadDevice, WriteDevice
+from nitro_vmm.accel.unicorn.native import Leaf as NativeLeaf
+from nitro_vmm.accel.unicorn.private import engine_address, mismatch
+from nitro_vmm.address_map import RamRange
+
+ENDINGS: Final = (Stopped.HALTED, Stopped.ASKED, Stopped.TRIPLE_FAULT, Stopped.CRASHED)
+"""By the number that ``nitro_run`` returns."""
+
+
+class NativeEngine:
+    """See `Engine`.
+
+    Args:
+        library: The native part.
+        uc: The engine, whose layout is proved and whose RAM is mapped.
+        bus: Where accesses go that are not to RAM.
+        holes: The addresses without RAM.
+        leaves: CPUID.
+
+    Raises:
+        HostError: Unicorn is not the one that we know.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        uc: unicorn.Uc,
+        bus: Bus,
+        holes: Sequence[RamRange],
+        leaves: dict[int, Leaf],
+    ) -> None:
+        self._library = library
+        self._error: BaseException | None = None
+        self._uc = uc  # keeps the engine alive
+        self._board = Board(
+            ReadDevice(self._guarded(bus, "read_port")),
+            WriteDevice(self._guarded(bus, "write_port")),
+            ReadDevice(self._guarded(bus, "read_memory")),
+            WriteDevice(self._guarded(bus, "write_memory")),
+        )
+        reason = ctypes.c_char_p()
+        self._machine = library.attach(engine_address(uc), self._board, reason)
+        if not self._machine:
+            raise mismatch((reason.value or b"").decode())
+        for address, size in holes:
+            if error := library.map_hole(self._machine, address, size):
+                raise mismatch(error.decode())
+        for number, values in leaves.items():
+            if not library.add_leaf(self._machine, NativeLeaf(number, *values)):
+                raise mismatch("too many leaves")
+
+    def __del__(self) -> None:
+        if machine := getattr(self, "_machine", None):
+            self._library.detach(machine)
+
+    @property
+    def crash(self) -> str:
+        """See `Engine`."""
+        text: bytes = self._library.crash(self._machine)
+        return text.decode(errors="replace")
+
+    @property
+    def interrupts_enabled(self) -> bool:
+        """See `Engine`."""
+        return bool(self._library.interrupts_enabled(self._machine))
+
+    @property
+    def taken(self) -> bool:
+        """See `Engine`."""
+        return bool(self._library.taken(self._machine))
+
+    def run(self) -> Stopped:
+        """See `Engine`."""
+        stopped = ENDINGS[self._library.run(self._machine)]
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return stopped
+
+    def stop(self) -> None:
+        """See `Engine`."""
+        self._library.stop(self._machine)
+
+    def forget_stop(self) -> None:
+        """See `Engine`."""
+        self._library.forget_stop(self._machine)
+
+    def offer(self, vector: int) -> None:
+        """See `Engine`."""
+        self._library.offer(self._machine, vector)
+
+    def withdraw(self) -> None:
+        """See `Engine`."""
+        self._library.withdraw(self._machine)
+
+    def _guarded(self, bus: Bus, method: str) -> Callable[..., Any]:
+        """An exception of a device's ends the run; ctypes would print it and go on."""
+
+        def call(*arguments: int) -> Any:  # noqa: ANN401 - an integer, or nothing
+            try:
+                return getattr(bus, method)(*arguments)
+            except BaseException as error:  # noqa: BLE001 - `run` raises it
+                self._error = error
+                self.stop()
+                return 0
+
+        return call
