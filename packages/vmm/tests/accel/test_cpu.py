@@ -1,118 +1,35 @@
-"""The processor runs a few bytes of guest code on a bus that remembers."""
+"""The processor, with the native part and without it."""
 
-import mmap
 import struct
 from collections.abc import Iterator
 
 import pytest
+from tiny_guest import (
+    CODE,
+    HANDLER,
+    HLT,
+    INTERRUPT_GATE,
+    LIDT,
+    RESULT,
+    STORE_RAX,
+    TRAP_GATE_FOR_USERS,
+    TSC_HZ,
+    Guest,
+)
 
-from nitro_vmm.accel.state import EntryState
-from nitro_vmm.accel.unicorn import private
+from nitro_vmm.accel.unicorn import native, private
 from nitro_vmm.accel.unicorn.engine import Stopped
 from nitro_vmm.accel.unicorn.tsc import measure_tsc_hz, read_tsc
-from nitro_vmm.accel.unicorn.vcpu import Cpu
-from nitro_vmm.address_map import BOOT_GDT, BOOT_PAGE_TABLES, MIB, RamRange
-from nitro_vmm.boot import long_mode
 from nitro_vmm.errors import HostError
 
-MEMORY_BYTES = 4 * MIB
-TSC_HZ = 2_500_000_000
-CODE = 0x20_0000
-HANDLER = 0x20_1000
-IDT = 0x20_2000
-RESULT = 0x20_3000
-STACK = 0x20_8000
-HLT = "f4"
-STORE_RAX = "48890425 00302000"  # mov [RESULT],rax
-INTERRUPT_GATE = 0x8E00
-TRAP_GATE_FOR_USERS = 0xEF00
 
-
-class Ram:
-    """One region from 0."""
-
-    def __init__(self) -> None:
-        self.buffer = mmap.mmap(-1, MEMORY_BYTES)
-
-    def slice(self, address: int, length: int) -> memoryview:
-        return memoryview(self.buffer)[address : address + length]
-
-
-class RememberingBus:
-    """Answers each read with the same number, and keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[object, ...]] = []
-        self.answer = 0x1122_3344_5566_7788
-
-    def read_port(self, port: int, size: int) -> int:
-        self.asked.append(("in", port, size))
-        return self.answer & (1 << 8 * size) - 1
-
-    def write_port(self, port: int, size: int, value: int) -> None:
-        self.asked.append(("out", port, size, value))
-
-    def read_memory(self, address: int, size: int) -> int:
-        self.asked.append(("load", address, size))
-        return self.answer & (1 << 8 * size) - 1
-
-    def write_memory(self, address: int, size: int, value: int) -> None:
-        self.asked.append(("store", address, size, value))
-
-
-class Guest:
-    """A processor in 64-bit mode with an IDT that is empty, and some code."""
-
-    def __init__(self) -> None:
-        self.ram = Ram()
-        self.bus = RememberingBus()
-        self.cpu = Cpu([(RamRange(0, MEMORY_BYTES), self.ram.buffer)], self.bus, tsc_hz=TSC_HZ)
-        long_mode.write(self.ram)
-
-    def put(self, address: int, code: str) -> None:
-        data = bytes.fromhex(code)
-        self.ram.slice(address, len(data))[:] = data
-
-    def gate(self, vector: int, handler: str, *, kind: int = INTERRUPT_GATE) -> None:
-        """A handler; the code must load the IDT."""
-        address = HANDLER + 0x40 * (vector % 0x20)
-        self.put(address, handler)
-        gate = struct.pack("<HHHHII", address & 0xFFFF, 0x10, kind, address >> 16, 0, 0)
-        self.ram.slice(IDT + 16 * vector, 16)[:] = gate
-
-    def run(self, code: str) -> Stopped:
-        self.put(CODE, code)
-        self.cpu.enter(
-            EntryState(
-                rip=CODE,
-                rsi=0x7000,
-                rsp=STACK,
-                cr3=BOOT_PAGE_TABLES,
-                gdt_address=BOOT_GDT,
-                gdt_limit=long_mode.GDT_LIMIT,
-                code_selector=long_mode.CODE_SELECTOR,
-                data_selector=long_mode.DATA_SELECTOR,
-                command_line=b"",
-            )
-        )
-        return self.cpu.run()
-
-    @property
-    def result(self) -> int:
-        (value,) = struct.unpack("<Q", self.ram.slice(RESULT, 8))
-        assert isinstance(value, int)
-        return value
-
-
-# lidt [IDT_POINTER]: limit 0xFFF, base IDT
-IDT_POINTER = 0x20_4000
-LIDT = "0f011c25 00402000"
-
-
-@pytest.fixture
-def guest() -> Iterator[Guest]:
+@pytest.fixture(params=["native", "Python"])
+def guest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guest]:
+    if request.param == "Python":
+        monkeypatch.setattr(native, "LIBRARY", None)
+    elif native.LIBRARY is None:
+        pytest.skip(f"no native part: {native.MISSING}")
     guest = Guest()
-    guest.ram.slice(IDT_POINTER, 10)[:] = struct.pack("<HQ", 0xFFF, IDT)
     yield guest
     guest.cpu.stop()
 

@@ -1,0 +1,249 @@
+"""The native part: that it is in force, and guests that only it can hold."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from tiny_guest import CODE, HANDLER, HLT, LIDT, RESULT, STACK, STORE_RAX, Guest
+
+from nitro_vmm.accel.unicorn import native
+from nitro_vmm.accel.unicorn.engine import Stopped
+
+pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason=f"no native part: {native.MISSING}")
+
+STOP_S_MAX = 1.0
+TRAP_GATE = 0x8F00
+OUT = "e664"  # out 0x64,al
+WRMSR_EFER_SCE = "b9800000c0 0f32 83c801 0f30"
+
+
+@pytest.fixture
+def guest() -> Iterator[Guest]:
+    guest = Guest()
+    yield guest
+    guest.cpu.stop()
+
+
+def seconds_to_stop(guest: Guest, code: str) -> float:
+    """How long one call of `Cpu.stop` takes to end a guest that never ends, once it has used a port."""
+    stopped: list[Stopped] = []
+    started = threading.Event()
+    guest.bus.write_port = lambda *_: started.set()  # type: ignore[method-assign]
+    runner = threading.Thread(target=lambda: stopped.append(guest.run(code)), daemon=True)
+    runner.start()
+    started.wait()
+    asked = time.monotonic()
+    guest.cpu.stop()
+    runner.join(10 * STOP_S_MAX)
+    assert stopped == [Stopped.ASKED]
+    return time.monotonic() - asked
+
+
+def python(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+# That it is in force.
+
+
+def test_it_comes_too_late_after_unicorn() -> None:
+    missing = python(
+        "import unicorn\nfrom nitro_vmm.accel.unicorn import NATIVE_PART_MISSING\nprint(NATIVE_PART_MISSING)"
+    )
+
+    assert missing == "Unicorn was imported before it"
+
+
+def test_a_library_of_another_build_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "VERSION", native.VERSION + 1)
+    monkeypatch.delitem(sys.modules, "unicorn")
+
+    library, missing = native._load()
+
+    assert library is None
+    assert "install nitro-vmm again" in missing
+
+
+def test_a_function_that_is_not_called_is_noticed() -> None:
+    """libunicorn loaded in front of the library calls its own functions."""
+    name = python(
+        "import ctypes, sys, unicorn\n"
+        "from unicorn.unicorn_py3.unicorn import uclib\n"
+        "from nitro_vmm.accel.unicorn.native import Library, PATH, _connect\n"
+        "print(_connect(Library(PATH)))"
+    )
+
+    assert "does not call its" in name
+
+
+def test_other_engines_are_left_alone() -> None:
+    """Another user of Unicorn in the process keeps its hooks."""
+    import unicorn
+    from unicorn import x86_const as x86
+
+    uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    uc.mem_map(0x1000, 0x1000)
+    uc.mem_write(0x1000, bytes.fromhex("0f05 0fa2 e440 f4"))  # syscall; cpuid; in al,0x40; hlt
+    called = []
+
+    def note(name: str, answer: int) -> Callable[..., int]:
+        def hook(*_: object) -> int:
+            called.append(name)
+            return answer
+
+        return hook
+
+    for name, answer, instruction in (
+        ("syscall", 0, x86.UC_X86_INS_SYSCALL),
+        ("cpuid", 1, x86.UC_X86_INS_CPUID),
+        ("in", 7, x86.UC_X86_INS_IN),
+    ):
+        uc.hook_add(unicorn.UC_HOOK_INSN, note(name, answer), None, 1, 0, instruction)
+
+    uc.emu_start(0x1000, 0)
+
+    assert called == ["syscall", "cpuid", "in"]
+    assert uc.reg_read(x86.UC_X86_REG_AL) == 7
+
+
+def test_a_device_that_fails_ends_the_run(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: int) -> None:
+        raise RuntimeError("a device")
+
+    monkeypatch.setattr(guest.bus, "write_port", fail)
+
+    with pytest.raises(RuntimeError, match="a device"):
+        guest.run("e664 ebfe")  # out 0x64,al; jmp $
+
+
+# Stopping: one request, from another thread, ends every guest.
+
+
+def test_an_endless_loop_stops(guest: Guest) -> None:
+    assert seconds_to_stop(guest, f"{OUT} ebfe") < STOP_S_MAX
+
+
+def test_faults_without_end_stop(guest: Guest) -> None:
+    guest.gate(6, f"{OUT} 48cf")  # iretq: to the instruction that faulted
+
+    assert seconds_to_stop(guest, f"{LIDT} 0f0b") < STOP_S_MAX
+
+
+def test_system_calls_without_sce_stop(guest: Guest) -> None:
+    guest.gate(6, f"{OUT} 48cf")
+
+    assert seconds_to_stop(guest, f"{LIDT} 0f05") < STOP_S_MAX
+
+
+def test_an_interrupt_that_nobody_can_deliver_stops(guest: Guest) -> None:
+    """Its vector has no gate, and the handler of the fault returns with interrupts on."""
+    guest.gate(13, f"{OUT} 58 48cf", kind=TRAP_GATE)  # pop rax; iretq
+    guest.cpu.offer(0x31)
+
+    assert seconds_to_stop(guest, f"{LIDT} fb ebfe") < STOP_S_MAX
+    assert guest.cpu.taken
+
+
+def test_a_stopped_guest_goes_on(guest: Guest) -> None:
+    seconds_to_stop(guest, f"{OUT} 8b042500302000 85c0 74f5 {HLT}")  # l: mov eax,[RESULT]; test eax,eax; jz l
+    guest.ram.slice(RESULT, 1)[:] = b"\1"
+
+    guest.cpu.forget_stop()
+
+    assert guest.cpu.run() is Stopped.HALTED
+
+
+# Exceptions in states of all kinds.
+
+
+def test_a_stack_over_the_page_tables(guest: Guest) -> None:
+    """Pushing the frame changes what the next push is translated by."""
+    for vector in range(32):
+        guest.gate(vector, HLT)
+
+    # mov esp,0xa010 (the first entry of the root table is just below); ud2
+    assert guest.run(f"{LIDT} bc10a00000 0f0b") in {Stopped.TRIPLE_FAULT, Stopped.HALTED}
+
+
+def test_no_physical_address_extension_in_long_mode(guest: Guest) -> None:
+    guest.gate(6, HLT)
+
+    # mov rax,cr4; and eax,~0x20; mov cr4,rax
+    stopped = guest.run(f"{LIDT} 0f20e0 83e0df 0f22e0 0f0b")
+
+    assert stopped in {Stopped.TRIPLE_FAULT, Stopped.HALTED}
+
+
+def test_a_breakpoint_after_leaving_long_mode(guest: Guest) -> None:
+    # A 32-bit code segment of our own.
+    descriptors = bytes(8) + bytes.fromhex("ffff0000009bcf00 ffff00000093cf00")
+    guest.ram.slice(RESULT + 0x100, len(descriptors))[:] = descriptors
+    guest.put(RESULT + 0x80, "1700 00312000 00000000")  # GDTR
+    guest.put(RESULT + 0x90, f"{(HANDLER + 0x800).to_bytes(4, 'little').hex()} 0800")  # far pointer
+    guest.put(
+        HANDLER + 0x800,
+        "66b81000 8ed8 8ed0"  # mov ax,0x10; mov ds,ax; mov ss,ax
+        "0f20c0 25ffffff7f 0f22c0"  # paging off
+        "b9800000c0 31c0 31d2 0f30"  # EFER 0
+        "cc",
+    )
+
+    # lgdt [RESULT+0x80]; ljmp [RESULT+0x90]
+    assert guest.run(f"{LIDT} 0f011425 80302000 ff2c25 90302000") is Stopped.TRIPLE_FAULT
+
+
+def test_ltr_of_a_null_selector_is_a_protection_fault(guest: Guest) -> None:
+    guest.gate(13, f"58 {STORE_RAX} {HLT}")
+
+    assert guest.run(f"{LIDT} b807000000 {STORE_RAX} 31c0 0f00d8") is Stopped.HALTED  # ltr ax
+
+    assert guest.result == 0
+
+
+def test_an_error_code_names_the_gate(guest: Guest) -> None:
+    guest.gate(13, f"58 {STORE_RAX} {HLT}")
+
+    assert guest.run(f"{LIDT} cdf0") is Stopped.HALTED  # int 0xf0
+
+    assert guest.result == 0xF0 * 8 + 2
+
+
+def test_a_system_call_of_32_bit_code_is_an_invalid_opcode(guest: Guest) -> None:
+    guest.gate(6, f"488b0424 {STORE_RAX} {HLT}")  # where it returns to
+    descriptors = bytes(16) + bytes.fromhex("ffff0000009baf00 ffff00000093cf00 ffff0000009bcf00")
+    guest.ram.slice(RESULT + 0x100, len(descriptors))[:] = descriptors
+    guest.put(RESULT + 0x80, "2700 00312000 00000000")
+    guest.put(RESULT + 0x90, f"{(HANDLER + 0x800).to_bytes(4, 'little').hex()} 2000")
+    guest.put(HANDLER + 0x800, "0f05")
+
+    stopped = guest.run(f"{WRMSR_EFER_SCE} {LIDT} 0f011425 80302000 ff2c25 90302000")
+
+    assert stopped is Stopped.HALTED
+    assert guest.result == HANDLER + 0x800
+
+
+def test_sysenter(guest: Guest) -> None:
+    guest.put(HANDLER, f"4889e0 {STORE_RAX} {HLT}")  # mov rax,rsp
+    wrmsr = "0f30"
+    stopped = guest.run(
+        f"31d2 b974010000 b810000000 {wrmsr} "  # the code segment
+        f"b975010000 b8{(STACK - 64).to_bytes(4, 'little').hex()} {wrmsr} "
+        f"b976010000 b8{HANDLER.to_bytes(4, 'little').hex()} {wrmsr} "
+        "fb 0f34"
+    )
+
+    assert stopped is Stopped.HALTED
+    assert guest.result == STACK - 64
+    assert not guest.cpu.interrupts_enabled
+
+
+def test_sysenter_without_a_segment_is_a_protection_fault(guest: Guest) -> None:
+    guest.gate(13, f"58 488b0424 {STORE_RAX} {HLT}")
+
+    assert guest.run(f"{LIDT} 90 0f34") is Stopped.HALTED
+
+    assert guest.result == CODE + len(bytes.fromhex(LIDT)) + 1
