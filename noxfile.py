@@ -135,6 +135,7 @@ def types(session: nox.Session) -> None:
     for package in PACKAGES:
         session.run("mypy", f"packages/{package}/src", f"packages/{package}/tests")
     session.run("mypy", "noxfile.py", "tools", "integration-tests")
+    session.run("mypy", "conftest.py")
 
 
 @nox.session

@@ -1,3 +1,3 @@
 import pytest
 
-pytest.register_assert_rewrite("vsock_guest", "vsock_scenarios")
+pytest.register_assert_rewrite("vsock_machines", "vsock_scenarios")

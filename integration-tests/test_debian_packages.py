@@ -1,12 +1,9 @@
 """Where guests' packages come from: the system's apt configuration, in both of its formats."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
 
 import debian
 

@@ -7,7 +7,6 @@ import json
 import shutil
 import socket
 import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -16,14 +15,12 @@ from pathlib import Path
 
 import pytest
 
+import images
 from nitro_eif import Architecture, Eif, Image, RegistryError, open_image, read_ramdisk, tree_of
 from nitro_eif.cli import main
 from nitro_eif.testing import tar_member, tar_of
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "tools"))
-
-import images  # noqa: E402
 
 OCI = "application/vnd.oci.image"
 START_TIMEOUT_S = 30

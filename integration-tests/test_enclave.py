@@ -9,7 +9,7 @@ pytest.importorskip("nitro_vmm.cli", reason="there is no `vmm run`; install nitr
 import trio
 
 from nitro_vmm import Enclave, EnclaveConfig, EnclaveEndedError, Outcome
-from vsock_guest import CONTROL_PORT, images, vmm_image
+from vsock_machines import CONTROL_PORT, images, vmm_image
 
 pytestmark = pytest.mark.slow
 

@@ -3,19 +3,16 @@
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import images
 from nitro_eif import Node, guest_init, write_cpio
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "tools"))
-
-import images  # noqa: E402
 
 CMDLINE = "reboot=k panic=1 console=ttyS0 quiet"
 BOOT_TIMEOUT_S = 60

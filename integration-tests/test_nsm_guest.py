@@ -8,20 +8,17 @@ import base64
 import os
 import re
 import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+import images
 from nitro_eif import Eif, Node, guest_init, measure, write_cpio
 from nitro_nsm import Nsm, NsmConfig, Root, ensure_test_root, read_test_root, verify
 from nitro_nsm.testing import serving
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "tools"))
-
-import images  # noqa: E402
 
 SOURCE = Path(__file__).parent / "guest" / "nsm_check.c"
 CMDLINE = "reboot=k panic=1 console=ttyS0 quiet"

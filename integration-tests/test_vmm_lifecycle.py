@@ -8,19 +8,16 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import images
 from nitro_eif import BuildMetadata, Contents, Metadata, Node, write_cpio, write_eif
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "tools"))
-
-import images  # noqa: E402
 
 CMDLINE = b"reboot=k panic=1 console=ttyS0 quiet"
 END_TIMEOUT_S = 60

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vsock_guest import Guest, Machine, daemon, guest, microvm, q35
+from vsock_machines import Guest, Machine, daemon, guest, microvm, q35
 from vsock_scenarios import CID, DaemonScenarios
 
 

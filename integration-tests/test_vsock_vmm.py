@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("nitro_vmm.cli", reason="there is no `vmm run`; install nitro-vmm")
 
-from vsock_guest import Guest, Vmm, daemon, echoing, guest, vmm_image
+from vsock_machines import Guest, Vmm, daemon, echoing, guest, vmm_image
 from vsock_scenarios import CID, DaemonScenarios, Scenarios
 
 

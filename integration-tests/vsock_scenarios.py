@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vsock_guest import (
+from vsock_machines import (
     Guest,
     Machine,
     daemon,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from containers import Container
-from debian import module, package
+from debian_packages import module, package
 from nitro_eif import (
     Eif,
     Metadata,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from containers import zstd
-from debian import CONFIG, ar, directory_only, module, package
+from debian_packages import CONFIG, ar, directory_only, module, package
 from nitro_eif import Architecture, EifFormatError, HostError, UsageError, read_blobs, read_package
 from nitro_eif.kernelpackage import module_dependencies, module_name
 

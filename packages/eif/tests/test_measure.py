@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from images import CMDLINE, KERNEL, RAMDISK, image
+from eif_images import CMDLINE, KERNEL, RAMDISK, image
 from nitro_eif import (
     Contents,
     Eif,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from images import (
+from eif_images import (
     CMDLINE,
     KERNEL,
     METADATA,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from containers import Container
-from debian import module, package
+from debian_packages import module, package
 
 BUILD = """
 import os, sys

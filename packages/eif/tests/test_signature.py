@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from images import SIGNATURE, image, parts
+from eif_images import SIGNATURE, image, parts
 from nitro_eif import (
     Eif,
     EifFormatError,

@@ -2,7 +2,6 @@ import struct
 from collections.abc import Sequence
 
 from boot_images import FakeRam, make_bzimage
-
 from nitro_vmm import address_map
 from nitro_vmm.address_map import GIB, MIB, RamRange, ram_ranges
 from nitro_vmm.boot import boot_params, kernel

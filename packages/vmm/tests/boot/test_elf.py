@@ -2,10 +2,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
-from boot_images import ENTRY, ENTRY_VIRTUAL, FakeRam, Part, make_elf, small_elf
 from hypothesis import given
 from hypothesis import strategies as st
 
+from boot_images import ENTRY, ENTRY_VIRTUAL, FakeRam, Part, make_elf, small_elf
 from nitro_vmm.address_map import HOLE_START, MIB, RamRange
 from nitro_vmm.boot import elf
 from nitro_vmm.boot.elf import load

@@ -1,8 +1,8 @@
 import pytest
-from boot_images import FakeRam
 from hypothesis import given
 from hypothesis import strategies as st
 
+from boot_images import FakeRam
 from nitro_vmm.address_map import GIB, HOLE_END, HOLE_START, MIB, RamRange
 from nitro_vmm.boot.initramfs import LZ4_LEGACY_MAGIC, Initramfs, place
 from nitro_vmm.errors import ImageError

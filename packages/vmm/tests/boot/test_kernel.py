@@ -1,10 +1,10 @@
 from contextlib import suppress
 
 import pytest
-from boot_images import COMPRESSIONS, SETUP_SECTORS, make_bzimage, small_elf
 from hypothesis import given
 from hypothesis import strategies as st
 
+from boot_images import COMPRESSIONS, SETUP_SECTORS, make_bzimage, small_elf
 from nitro_vmm.address_map import MIB
 from nitro_vmm.boot import setup_header as header
 from nitro_vmm.boot.kernel import Kernel, parse

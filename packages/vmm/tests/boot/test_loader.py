@@ -1,10 +1,10 @@
 import struct
 
 import pytest
-from boot_images import COMPRESSIONS, ENTRY, REAL_KERNEL, FakeRam, make_bzimage, small_elf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from boot_images import COMPRESSIONS, ENTRY, REAL_KERNEL, FakeRam, make_bzimage, small_elf
 from nitro_vmm import address_map
 from nitro_vmm.address_map import MIB
 from nitro_vmm.boot import EntryState, load

@@ -4,10 +4,10 @@ import struct
 from contextlib import suppress
 
 import pytest
-from boot_images import COMMANDS, COMPRESSIONS, compress_with_command
 from hypothesis import given
 from hypothesis import strategies as st
 
+from boot_images import COMMANDS, COMPRESSIONS, compress_with_command
 from nitro_vmm.boot import payload
 from nitro_vmm.boot.payload import decompress
 from nitro_vmm.errors import ImageError

@@ -2,6 +2,7 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from wired_devices import OPERATION, check
 
 operations = st.builds(

@@ -21,13 +21,11 @@ from typing import Protocol
 
 import pytest
 
+import debian
+import images
 from nitro_eif import Node, write_cpio
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "tools"))
-
-import debian  # noqa: E402
-import images  # noqa: E402
 
 CONTROL_PORT = 9999
 ORDER_TIMEOUT_S = 300.0
