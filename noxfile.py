@@ -107,7 +107,7 @@ def tests(session: nox.Session, package: str) -> None:
     if session.posargs:
         session.run("pytest", f"packages/{package}/tests", *session.posargs)
         return
-    measured = {"COVERAGE_FILE": str(Path(session.create_tmp(), "coverage"))}
+    measured = {"COVERAGE_FILE": str(Path(session.virtualenv.location, "coverage"))}
     source = f"--source=nitro_{package}"
     session.run("coverage", "erase", env=measured)
     session.run("coverage", "run", source, "-m", "pytest", f"packages/{package}/tests", env=measured)
