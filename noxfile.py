@@ -39,7 +39,7 @@ PYTHONS = nox.project.python_versions(MANIFESTS["vmm"])
 """What the packages run on, as their classifiers say."""
 
 COVERAGE_FLOORS = {"eif": 91, "nsm": 97, "vsock": 95, "vmm": 94}
-"""Per cent of lines and branches that each package's own tests must reach. Raise them when tests reach more."""
+"""Per cent of lines and branches that each package's tests must reach. Raise them when tests reach more."""
 
 COMPILE = {"NITRO_VSOCK_COMPILE": "1"}
 """Has nitro-vsock's data path compiled, or its build fail."""

@@ -1,5 +1,6 @@
 """The back-end's half of a vhost-user session, driven with the messages that QEMU 10 really sends."""
 
+import gc
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -451,6 +452,7 @@ class AnyMessages(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        gc.collect()  # because what earlier tests left behind is closed when Python finds it, not before
         self.before = open_descriptors()
         self.session = Session()
 
