@@ -8,8 +8,9 @@ pytest.importorskip("nitro_vmm.cli", reason="there is no `vmm run`; install nitr
 
 import trio
 
+import images
 from nitro_vmm import Enclave, EnclaveConfig, EnclaveEndedError, Outcome
-from vsock_machines import CONTROL_PORT, images, vmm_image
+from vsock_machines import CONTROL_PORT, vmm_image
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from nitro_eif import BuildMetadata, Contents, Metadata, write_eif
+from nitro_vmm.testing import tiny_kernel
 
 END_TIMEOUT_S = 60
 
@@ -108,6 +109,73 @@ def subcommands(command: Command, directory: Path) -> list[str]:
     return names
 
 
+@dataclass(frozen=True)
+class Busy:
+    """Arguments that keep a command at work, and how to wait until it is."""
+
+    arguments: tuple[str, ...]
+    wait: Callable[["subprocess.Popen[str]"], None]
+
+
+@contextmanager
+def pulling(directory: Path) -> Iterator[Busy]:
+    """`eif` waits for the answer of a registry that says nothing."""
+    for name in ("kernel", "cmdline"):
+        (directory / name).write_bytes(b"any")
+    with socket.create_server(("127.0.0.1", 0)) as listener, answered(listener) as wait:
+        image = f"127.0.0.1:{listener.getsockname()[1]}/application"
+        application = ("--image", image, "--plain-http", "--kernel", "kernel", "--cmdline", "any")
+        yield Busy(("build", *application, "--output", "new.eif"), wait)
+
+
+@contextmanager
+def reading(directory: Path) -> Iterator[Busy]:
+    """`nsm` reads a named pipe into which nobody writes."""
+    pipe = directory / "pipe"
+    os.mkfifo(pipe)
+    writing: list[int] = []
+    yield Busy(("describe", "pipe"), lambda _: writing.append(os.open(pipe, os.O_WRONLY)))
+    for descriptor in writing:
+        os.close(descriptor)
+
+
+@contextmanager
+def asking(directory: Path) -> Iterator[Busy]:
+    """`vhost-user-vsock stats` waits for the answer of a daemon that says nothing."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory / "socket"))
+        listener.listen()
+        with answered(listener) as wait:
+            yield Busy(("stats", "socket"), wait)
+
+
+@contextmanager
+def answered(listener: socket.socket) -> Iterator[Callable[["subprocess.Popen[str]"], None]]:
+    """A way to wait for the command's connection, which is kept and not used."""
+    listener.settimeout(END_TIMEOUT_S)
+    with ExitStack() as stack:
+        yield lambda _: stack.enter_context(listener.accept()[0]).setblocking(True)
+
+
+@contextmanager
+def booting(directory: Path) -> Iterator[Busy]:
+    """`vmm` runs a guest that says ``ready`` and then does nothing for ever."""
+    # mov dx,0x3f8; for each byte: mov al,BYTE; out dx,al. Then: cli; jmp $.
+    says_ready = bytes.fromhex("66baf803") + b"".join(bytes([0xB0, byte, 0xEE]) for byte in b"ready\n")
+    kernel = tiny_kernel(says_ready + bytes.fromhex("faebfe"))
+    metadata = Metadata(image_name="test", build=BuildMetadata(build_time="2026-01-31T12:00:00+00:00"))
+    contents = Contents(
+        kernel=kernel, cmdline=b"console=ttyS0", ramdisks=[bytes(512)], metadata=metadata.pack()
+    )
+    write_eif(contents, directory / "spin.eif")
+
+    def wait(process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        assert "ready" in process.stdout.readline()
+
+    yield Busy(("run", "spin.eif"), wait)
+
+
 class TestWrongUsage:
     @EVERY_COMMAND
     def test_an_unknown_option_exits_with_2_and_is_named(self, command: Command, tmp_path: Path) -> None:
@@ -179,90 +247,34 @@ class TestEnding:
     @pytest.mark.parametrize(
         ("command", "busy"),
         [
-            pytest.param(COMMANDS[0], lambda directory: reading(directory, "describe"), id="eif"),
-            pytest.param(COMMANDS[1], lambda directory: reading(directory, "describe"), id="nsm"),
-            pytest.param(COMMANDS[2], lambda directory: asking(directory, "stats"), id="vhost-user-vsock"),
-            pytest.param(COMMANDS[3], lambda directory: booting(directory, "run"), id="vmm"),
+            pytest.param(COMMANDS[0], pulling, id="eif"),
+            pytest.param(COMMANDS[1], reading, id="nsm"),
+            pytest.param(COMMANDS[2], asking, id="vhost-user-vsock"),
+            pytest.param(COMMANDS[3], booting, id="vmm"),
         ],
     )
     def test_ctrl_c_exits_with_130_and_without_a_traceback(
-        self, command: Command, busy: "Callable[[Path], Busy]", tmp_path: Path
+        self, command: Command, busy: Callable[[Path], AbstractContextManager[Busy]], tmp_path: Path
     ) -> None:
-        work = busy(tmp_path)
-        process = subprocess.Popen(
-            [command.path, *work.arguments],
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-        try:
-            work.wait(process)
-            process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=END_TIMEOUT_S)
-        finally:
-            process.kill()
-            process.communicate()
+        with busy(tmp_path) as work:
+            process = subprocess.Popen(
+                [command.path, *work.arguments],
+                cwd=tmp_path,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            try:
+                work.wait(process)
+                process.send_signal(signal.SIGINT)
+                _, said = process.communicate(timeout=END_TIMEOUT_S)
+            finally:
+                process.kill()
+                process.communicate()
 
         assert process.returncode == 130, said
         assert "Traceback" not in said
-
-
-@dataclass(frozen=True)
-class Busy:
-    """Arguments that keep a command at work, and how to wait until it is."""
-
-    arguments: tuple[str, ...]
-    wait: Callable[["subprocess.Popen[str]"], None]
-
-
-def reading(directory: Path, verb: str) -> Busy:
-    """Reads a named pipe into which nobody writes."""
-    pipe = directory / "pipe"
-    os.mkfifo(pipe)
-
-    def wait(process: "subprocess.Popen[str]") -> None:
-        def give_up() -> None:
-            process.wait()
-            os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
-
-        # A program that ended instead of reading lets us go.
-        threading.Thread(target=give_up, daemon=True).start()
-        os.open(pipe, os.O_WRONLY)
-
-    return Busy((verb, str(pipe)), wait)
-
-
-def asking(directory: Path, verb: str) -> Busy:
-    """Waits for the answer of a daemon that says nothing."""
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(directory / "socket"))
-    listener.listen()
-    listener.settimeout(END_TIMEOUT_S)
-    accepted = []
-    return Busy((verb, "socket"), lambda _: accepted.append(listener.accept()))
-
-
-def booting(directory: Path, verb: str) -> Busy:
-    """Runs a guest that says ``ready`` and then does nothing for ever."""
-    from nitro_vmm.testing import tiny_kernel  # noqa: PLC0415 - it imports all of the machine
-
-    # mov dx,0x3f8; for each byte: mov al,BYTE; out dx,al. Then: cli; jmp $.
-    says_ready = bytes.fromhex("66baf803") + b"".join(bytes([0xB0, byte, 0xEE]) for byte in b"ready\n")
-    kernel = tiny_kernel(says_ready + bytes.fromhex("faebfe"))
-    metadata = Metadata(image_name="test", build=BuildMetadata(build_time="2026-01-31T12:00:00+00:00"))
-    contents = Contents(
-        kernel=kernel, cmdline=b"console=ttyS0", ramdisks=[bytes(512)], metadata=metadata.pack()
-    )
-    write_eif(contents, directory / "spin.eif")
-
-    def wait(process: "subprocess.Popen[str]") -> None:
-        assert process.stdout is not None
-        assert "ready" in process.stdout.readline()
-
-    return Busy((verb, "spin.eif"), wait)
 
 
 class TestHelp:
