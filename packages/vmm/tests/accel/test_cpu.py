@@ -4,6 +4,11 @@ import struct
 from collections.abc import Iterator
 
 import pytest
+
+from nitro_vmm.accel.unicorn import native, private
+from nitro_vmm.accel.unicorn.engine import Stopped
+from nitro_vmm.accel.unicorn.tsc import measure_tsc_hz, read_tsc
+from nitro_vmm.errors import HostError
 from tiny_guest import (
     CODE,
     HANDLER,
@@ -16,11 +21,6 @@ from tiny_guest import (
     TSC_HZ,
     Guest,
 )
-
-from nitro_vmm.accel.unicorn import native, private
-from nitro_vmm.accel.unicorn.engine import Stopped
-from nitro_vmm.accel.unicorn.tsc import measure_tsc_hz, read_tsc
-from nitro_vmm.errors import HostError
 
 
 @pytest.fixture(params=["native", "Python"])

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from tiny_guest import CODE, HANDLER, HLT, LIDT, RESULT, STACK, STORE_RAX, Guest
 
 from nitro_vmm.accel.unicorn import native
 from nitro_vmm.accel.unicorn.engine import Stopped
+from tiny_guest import CODE, HANDLER, HLT, LIDT, RESULT, STACK, STORE_RAX, Guest
 
 pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason=f"no native part: {native.MISSING}")
 
