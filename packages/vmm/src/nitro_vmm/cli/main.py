@@ -44,9 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     started_s = time.monotonic()
     try:
-        arguments = parser().parse_args(argv)
-        code: int = arguments.execute(arguments, started_s)
-        sys.stdout.flush()
+        try:
+            arguments = parser().parse_args(argv)
+            code: int = arguments.execute(arguments, started_s)
+        finally:
+            sys.stdout.flush()  # here, where a reader who has gone is no traceback
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FAILED
