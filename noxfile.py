@@ -197,6 +197,13 @@ def userland(session: nox.Session) -> None:
     session.run("python", "tools/userland.py", *session.posargs)
 
 
+@nox.session
+def isa(session: nox.Session) -> None:
+    """Compare every instruction with this machine's processor; ``-- --inputs 1500 --seed 7``."""
+    install_once(session)
+    session.run("python", "tools/conformance.py", *session.posargs)
+
+
 @nox.session(venv_backend="virtualenv")
 def forwarding(session: nox.Session) -> None:
     """Run the tests that need AF_VSOCK with a loopback in a guest, for few machines have one."""

@@ -6,17 +6,17 @@ Programs ask CPUID and stay away from them; one that does not ask must not compu
 from collections.abc import Iterator
 from typing import Final
 
-from isa.form import Form
+from isa.form import Form, words
 
 AVX: Final = (
-    *"vaddps vaddpd vsubps vmulps vdivps vminps vmaxps vandps vxorps vaddss vaddsd vmulss vdivsd".split(),
-    *"vpaddb vpaddw vpaddd vpaddq vpsubb vpsubd vpand vpor vpxor vpcmpeqb vpcmpgtd vpmulld vpmuludq".split(),
-    *"vpunpcklbw vpackuswb vpshufb vphaddw vpmaxsd vpminub vpsllw vpsrld vhaddps vaddsubpd vunpcklps".split(),
-    *"vaesenc vaesdeclast vpcmpeqq vpcmpgtq".split(),
+    *words("vaddps vaddpd vsubps vmulps vdivps vminps vmaxps vandps vxorps vaddss vaddsd vmulss vdivsd"),
+    *words("vpaddb vpaddw vpaddd vpaddq vpsubb vpsubd vpand vpor vpxor vpcmpeqb vpcmpgtd vpmulld vpmuludq"),
+    *words("vpunpcklbw vpackuswb vpshufb vphaddw vpmaxsd vpminub vpsllw vpsrld vhaddps vaddsubpd vunpcklps"),
+    *["vaesenc", "vaesdeclast", "vpcmpeqq", "vpcmpgtq"],
 )
 TWO_OPERANDS: Final = (
-    *"vmovaps vmovups vmovdqa vmovdqu vmovapd vsqrtps vrcpps vrsqrtps vcvtdq2ps vcvtps2dq vpabsb".split(),
-    *"vptest vucomiss vcomisd vmovddup vmovshdup vaesimc vphminposuw".split(),
+    *words("vmovaps vmovups vmovdqa vmovdqu vmovapd vsqrtps vrcpps vrsqrtps vcvtdq2ps vcvtps2dq vpabsb"),
+    *words("vptest vucomiss vcomisd vmovddup vmovshdup vaesimc vphminposuw"),
 )
 WITH_IMMEDIATE: Final = (
     *("vshufps {0}, {1}, {2}, 7", "vpalignr {0}, {1}, {2}, 3", "vblendps {0}, {1}, {2}, 3"),
@@ -24,13 +24,30 @@ WITH_IMMEDIATE: Final = (
     *("vdpps {0}, {1}, {2}, 255", "vpsllw {0}, {1}, 3", "vpslldq {0}, {1}, 3"),
 )
 OTHERS: Final = (
-    *("vzeroupper", "vzeroall", "vmovd xmm1, eax", "vmovq r9, xmm1", "vpextrb eax, xmm1, 3", "vmovmskps eax, xmm1"),
+    *(
+        "vzeroupper",
+        "vzeroall",
+        "vmovd xmm1, eax",
+        "vmovq r9, xmm1",
+        "vpextrb eax, xmm1, 3",
+        "vmovmskps eax, xmm1",
+    ),
     *("vpcmpistri xmm1, xmm2, 12", "vpcmpestrm xmm1, xmm2, 12", "vpclmulqdq xmm1, xmm2, xmm3, 17"),
-    *("vmovss xmm1, xmm2, xmm3", "vmovss xmm1, [MEM+16]", "vmovss [MEM+16], xmm1", "vcvtsi2sd xmm1, xmm2, eax"),
+    *(
+        "vmovss xmm1, xmm2, xmm3",
+        "vmovss xmm1, [MEM+16]",
+        "vmovss [MEM+16], xmm1",
+        "vcvtsi2sd xmm1, xmm2, eax",
+    ),
     *("vcvttss2si eax, xmm1", "vpmovmskb eax, xmm1", "vldmxcsr [MEM+16]", "vstmxcsr [MEM+16]"),
     *("vbroadcastss xmm1, [MEM+16]", "vbroadcastsd ymm1, [MEM+16]", "vbroadcastf128 ymm1, [MEM+16]"),
     *("vinsertf128 ymm1, ymm2, xmm3, 1", "vextractf128 xmm1, ymm2, 1", "vperm2f128 ymm1, ymm2, ymm3, 1"),
-    *("vpermilps xmm1, xmm2, 5", "vmaskmovps xmm1, xmm2, [MEM+16]", "vtestps xmm1, xmm2", "vlddqu xmm1, [MEM]"),
+    *(
+        "vpermilps xmm1, xmm2, 5",
+        "vmaskmovps xmm1, xmm2, [MEM+16]",
+        "vtestps xmm1, xmm2",
+        "vlddqu xmm1, [MEM]",
+    ),
     *("vmovntdq [MEM+16], xmm1", "vmaskmovdqu xmm1, xmm2", "vpinsrd xmm1, xmm2, eax, 1"),
     *("vpblendvb xmm1, xmm2, xmm3, xmm4", "vpermq ymm1, ymm2, 7", "vpbroadcastb xmm1, xmm2"),
     *("vpsllvd xmm1, xmm2, xmm3", "vpgatherdd xmm1, [rax+xmm2*4], xmm3", "vfmadd213ps xmm1, xmm2, xmm3"),
@@ -76,7 +93,7 @@ def forms() -> Iterator[Form]:
     for first in (0xC4, 0xC5, 0x62):
         for second in (0xE0, 0xF1, 0xF8, 0xFD):
             for opcode in (0x05, 0x0B, 0x1F, 0x58, 0x77, 0xA2, 0xB0, 0xC7, 0xEF):
-                if first == 0xC5 and opcode == 0x58 or first == 0xC4 and opcode == 0xB0:
+                if (first == 0xC5 and opcode == 0x58) or (first == 0xC4 and opcode == 0xB0):
                     continue
                 yield _refused(f".byte {first:#x},{second:#x},{opcode:#x},0xc1,0xc1,0xc1,0xc1", "avx")
 

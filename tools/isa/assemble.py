@@ -10,7 +10,16 @@ from isa.form import Form
 from isa.inputs import KINDS
 
 HARNESS = Path(__file__).with_name("harness.s")
-SYMBOLS = ("BASE", "CONTROL", "FEATURES", "STATE", "MEM", "SCRATCH_STACK", "SIGNAL_STACK", "SIGNAL_STACK_BYTES")
+SYMBOLS = (
+    "BASE",
+    "CONTROL",
+    "FEATURES",
+    "STATE",
+    "MEM",
+    "SCRATCH_STACK",
+    "SIGNAL_STACK",
+    "SIGNAL_STACK_BYTES",
+)
 OWN_FLAGS = 0xCD5
 
 
@@ -50,7 +59,18 @@ def assemble(forms: Sequence[Form], inputs: int) -> bytes:
         text, thing, program = (Path(scratch, name) for name in ("isa.s", "isa.o", "isa"))
         text.write_text(source(forms, inputs))
         _run("as", "--64", "-o", thing, text)
-        _run("ld", "-Ttext", f"{layout.BASE:#x}", "--oformat", "binary", "-e", "guest_entry", "-o", program, thing)
+        _run(
+            "ld",
+            "-Ttext",
+            f"{layout.BASE:#x}",
+            "--oformat",
+            "binary",
+            "-e",
+            "guest_entry",
+            "-o",
+            program,
+            thing,
+        )
         code = program.read_bytes()
     if len(code) > layout.CODE_BYTES:
         raise AssembleError(f"the forms take {len(code)} bytes, and there are {layout.CODE_BYTES}")

@@ -11,10 +11,24 @@ from isa.layout import Field, differing_fields
 
 FEATURES: Final = {
     # name: the doubleword of `Results.features`, and the bit
-    **{"sse3": (2, 0), "pclmulqdq": (2, 1), "ssse3": (2, 9), "cx16": (2, 13), "sse4_1": (2, 19)},
-    **{"sse4_2": (2, 20), "movbe": (2, 22), "popcnt": (2, 23), "aes": (2, 25), "xsave": (2, 26)},
-    **{"avx": (2, 28), "fsgsbase": (5, 0), "bmi1": (5, 3), "bmi2": (5, 8), "lzcnt": (10, 5)},
+    "sse3": (2, 0),
+    "pclmulqdq": (2, 1),
+    "ssse3": (2, 9),
+    "cx16": (2, 13),
+    "sse4_1": (2, 19),
+    "sse4_2": (2, 20),
+    "movbe": (2, 22),
+    "popcnt": (2, 23),
+    "aes": (2, 25),
+    "xsave": (2, 26),
+    "avx": (2, 28),
+    "fsgsbase": (5, 0),
+    "bmi1": (5, 3),
+    "bmi2": (5, 8),
+    "lzcnt": (10, 5),
 }
+LOOKED_AT: Final = 32
+"""For how many inputs the fields that differ are told apart, which takes its time."""
 _UNCHANGED: Final = ((160, 416), (layout.GENERAL, layout.FLAGS), (layout.MEM_OPERAND, layout.RECORD_BYTES))
 
 
@@ -68,7 +82,12 @@ def judge(form: Form, ours: bytes, right: bytes) -> Difference | None:
         mine, theirs = ours[start : start + size], right[start : start + size]
         if mine == theirs:
             continue
-        differing = [field for field in differing_fields(mine, theirs) if not _close(form, field, mine, theirs)]
+        if wrong >= LOOKED_AT and form.digits is None:
+            wrong += 1
+            continue
+        differing = [
+            field for field in differing_fields(mine, theirs) if not _close(form, field, mine, theirs)
+        ]
         if not differing:
             continue
         wrong += 1

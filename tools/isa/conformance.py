@@ -10,6 +10,8 @@ from isa.compare import Difference
 from isa.form import Form
 from isa.inputs import KINDS, make
 
+FORMS_MAX: Final = 512
+"""How many forms run in one process, because after one that dies those before it run again."""
 RESULTS_BYTES_MAX: Final = 96 << 20
 """How much the results of one round may take."""
 
@@ -60,20 +62,17 @@ def conform(
         known = None
     report = Report(seed, count)
     size = count * layout.RECORD_BYTES
-    step = max(1, RESULTS_BYTES_MAX // size)
+    step = max(1, min(FORMS_MAX, RESULTS_BYTES_MAX // size))
     first = 0
     while first < len(forms):
         some = forms[first : first + step]
+        died: Form | None = None
         try:
             ours = run.emulated(work, first, len(some))
         except run.RunError as error:
-            some = some[: error.form]
-            if not some:
-                died = forms[first]
-                report.compared[died.group] = report.compared.get(died.group, 0) + 1
-                report.differences.append(Difference(died, count, ("end of the machine",), str(error)))
-                first += 1
-                continue
+            died, some = some[error.form], some[: error.form]
+            report.compared[died.group] = report.compared.get(died.group, 0) + 1
+            report.differences.append(Difference(died, count, ("end of the machine",), str(error)))
             ours = run.emulated(work, first, len(some))
         theirs = run.native(work, first, len(some)) if host else None
         for number, form in enumerate(some):
@@ -98,6 +97,6 @@ def conform(
             report.compared[form.group] = report.compared.get(form.group, 0) + 1
             if difference is not None:
                 report.differences.append(difference)
-        first += len(some)
+        first += len(some) + (died is not None)
         progress(first)
     return report

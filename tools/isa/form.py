@@ -41,3 +41,8 @@ class Form:
     """An MMX instruction: the exponents of the x87 registers are not looked at."""
     group: str = ""
     """What it is counted under."""
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text: a readable table of mnemonics."""
+    return tuple(text.split())

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Final
 
-from isa.form import AF, ALL, CF, DF, OF, PF, SF, ZF, Form
+from isa.form import AF, ALL, CF, DF, OF, PF, SF, ZF, Form, words
 
 SIZES: Final = (8, 16, 32, 64)
 WIDE: Final = (16, 32, 64)
@@ -21,7 +21,7 @@ IMMEDIATES: Final = {
     32: ("0x7fffffff", "-5"),
     64: ("0x12345678", "-7"),
 }
-CONDITIONS: Final = "o no b ae e ne be a s ns p np l ge le g".split()
+CONDITIONS: Final = words("o no b ae e ne be a s ns p np l ge le g")
 UNDEFINED_BY_LOGIC: Final = AF
 DIVISION: Final = DF
 LOW: Final = CF | PF | AF | ZF | SF | DF
@@ -47,7 +47,7 @@ def forms() -> Iterator[Form]:
 
 
 def _arithmetic() -> Iterator[Form]:
-    for name, size in product("add or adc and sbb sub xor cmp test".split(), SIZES):
+    for name, size in product(words("add or adc and sbb sub xor cmp test"), SIZES):
         flags = ALL & ~AF if name in {"or", "and", "xor", "test"} else ALL
         first, second, third, fourth = REGISTERS[size]
         yield Form(f"{name} {first}, {second if size > 8 else 'cl'}", flags=flags)
@@ -106,7 +106,7 @@ def _shift_flags(name: str, size: int, count: int) -> int:
 
 
 def _shifts() -> Iterator[Form]:
-    for name, size in product("rol ror rcl rcr shl shr sar".split(), SIZES):
+    for name, size in product(words("rol ror rcl rcr shl shr sar"), SIZES):
         first, second, third, _ = REGISTERS[size]
         for count in sorted({0, 1, 2, 7, size // 2, size - 1, size, size + 1, 31, 63, 0x81}):
             flags = _shift_flags(name, size, count)
@@ -173,8 +173,10 @@ def _bits() -> Iterator[Form]:
         for name in ("bsf", "bsr"):
             yield Form(f"bts {second}, {size - 2}; {name} {third}, {second}", flags=ZF | DF)
             yield Form(f"bts {memory(size)}, 1; {name} {first}, {memory(size)}", flags=ZF | DF)
-        yield Form(f"xor esi, esi; bsf {third}, {fourth}; setz al", flags=ZF | DF) if size == 64 else Form(
-            f"xor esi, esi; bsf {third}, {fourth}; setz al; xor {third}, {third}", flags=0
+        yield (
+            Form(f"xor esi, esi; bsf {third}, {fourth}; setz al", flags=ZF | DF)
+            if size == 64
+            else Form(f"xor esi, esi; bsf {third}, {fourth}; setz al; xor {third}, {third}", flags=0)
         )
         for name, feature in (("tzcnt", "bmi1"), ("lzcnt", "lzcnt")):
             yield Form(f"{name} {third}, {second}", flags=CF | ZF | DF, needs=feature)
@@ -209,12 +211,12 @@ def _moves() -> Iterator[Form]:
         for name in ("movzx", "movsx"):
             yield Form(f"{name} {REGISTERS[target][2]}, {REGISTERS[source][3]}")
             yield Form(f"{name} {REGISTERS[target][1]}, {memory(source)}")
-    for source in ("bh", "ch"):
-        yield Form(f"movzx eax, {source}")
-        yield Form(f"movsx eax, {source}")
+    for high in ("bh", "ch"):
+        yield Form(f"movzx eax, {high}")
+        yield Form(f"movsx eax, {high}")
     yield Form("movsxd rax, ebx")
     yield Form("movsxd r9, dword ptr [MEM+62]")
-    for name in "cbw cwde cdqe cwd cdq cqo lahf sahf stc clc cmc cld std".split():
+    for name in words("cbw cwde cdqe cwd cdq cqo lahf sahf stc clc cmc cld std"):
         yield Form(name)
     yield Form("mov ebx, MEM; and al, 63; xlatb")
     addresses = (
@@ -331,7 +333,11 @@ def _extensions() -> Iterator[Form]:
             yield Form(f"{name} {first}, {second}, {third}", flags=flags, needs=feature)
             yield Form(f"{name} {first}, {memory(size)}, {fourth}", flags=flags, needs=feature)
         for length in (0, 1, 31, 32, 63, 64, 65, 255):
-            yield Form(f"mov r9d, {length << 8 | 3}; bextr {first}, {second}, {third}", flags=ZF | CF | OF | DF, needs="bmi1")
+            yield Form(
+                f"mov r9d, {length << 8 | 3}; bextr {first}, {second}, {third}",
+                flags=ZF | CF | OF | DF,
+                needs="bmi1",
+            )
             yield Form(f"mov r9d, {length}; bzhi {first}, {second}, {third}", flags=scanned, needs="bmi2")
         for name in ("pdep", "pext", "mulx"):
             yield Form(f"{name} {first}, {second}, {third}", needs="bmi2")
@@ -349,9 +355,25 @@ def _sequences() -> Iterator[Form]:
     """What translators get wrong: flags that one instruction leaves and another, much later, reads."""
     first = (
         *("add eax, ebx", "sub r9, rsi", "adc al, bl", "sbb rax, rbx", "neg ecx", "and edx, ebx", "inc r9b"),
-        *("dec rax", "shl ebx, 3", "sar r9, 63", "xadd rax, rbx", "cmpxchg rbx, r9", "rcl eax, 1", "bt rax, 7"),
+        *(
+            "dec rax",
+            "shl ebx, 3",
+            "sar r9, 63",
+            "xadd rax, rbx",
+            "cmpxchg rbx, r9",
+            "rcl eax, 1",
+            "bt rax, 7",
+        ),
     )
-    second = ("inc r10", "dec r10b", "not r10", "lea r10, [r10+1]", "rol r11d, 1", "bswap r11", "xchg r10, r11")
+    second = (
+        "inc r10",
+        "dec r10b",
+        "not r10",
+        "lea r10, [r10+1]",
+        "rol r11d, 1",
+        "bswap r11",
+        "xchg r10, r11",
+    )
     for before, between in product(first, second):
         yield Form(f"{before}; {between}; setc r12b; adc r13, r14; rcr r15, 1", flags=CF | DF)
         yield Form(f"{before}; {between}; setc r12b; lahf; and ah, 1; sahf; sbb r13, r13", flags=LOW & ~AF)

@@ -38,12 +38,27 @@ EXTENDED: Final = tuple(
     (sign << 15 | exponent, significand)
     for sign, exponent, significand in (
         *((0, 0, 0), (1, 0, 0), (0, 0x3FFF, 1 << 63), (1, 0x3FFF, 1 << 63), (0, 0x7FFF, 1 << 63)),
-        *((1, 0x7FFF, 1 << 63), (0, 0x7FFF, 3 << 62), (1, 0x7FFF, 3 << 62), (0, 0x7FFF, 0xC000_0000_1234_5678)),
+        *(
+            (1, 0x7FFF, 1 << 63),
+            (0, 0x7FFF, 3 << 62),
+            (1, 0x7FFF, 3 << 62),
+            (0, 0x7FFF, 0xC000_0000_1234_5678),
+        ),
         *((0, 0x7FFF, 0x8000_0000_0000_0001), (0, 0x7FFF, 0xA000_0000_0000_0000), (0, 0, 1), (1, 0, 1)),
         *((0, 0, (1 << 63) - 1), (0, 0, 1 << 63), (0, 1, 1 << 63), (0, 0x7FFE, (1 << 64) - 1)),
         *((0, 0x3FFE, 1 << 63), (0, 0x3FFF, 3 << 62), (0, 0x4000, 0xA000_0000_0000_0000)),
-        *((1, 0x3FFE, 1 << 63), (0, 0x401D, 0xFFFF_FFFE_0000_0000), (0, 0x401E, 1 << 63), (1, 0x401E, 1 << 63)),
-        *((0, 0x403D, (1 << 64) - 2), (0, 0x403E, 1 << 63), (1, 0x403E, 1 << 63), (0, 0x4000, 0xC90F_DAA2_2168_C235)),
+        *(
+            (1, 0x3FFE, 1 << 63),
+            (0, 0x401D, 0xFFFF_FFFE_0000_0000),
+            (0, 0x401E, 1 << 63),
+            (1, 0x401E, 1 << 63),
+        ),
+        *(
+            (0, 0x403D, (1 << 64) - 2),
+            (0, 0x403E, 1 << 63),
+            (1, 0x403E, 1 << 63),
+            (0, 0x4000, 0xC90F_DAA2_2168_C235),
+        ),
         *((0, 0x3FFD, 0xAAAA_AAAA_AAAA_AAAB), (0, 0x400D, 0xFFFE_0000_0000_0000), (1, 0x400E, 1 << 63)),
         *((0, 0x3FFF, 1 << 62), (0, 0x7FFF, 0), (0, 0x4039, 0xDE0B_6B3A_763F_FFF0), (0, 0x3FBE, 1 << 63)),
     )
@@ -192,7 +207,11 @@ def _record(kind: str, source: Source) -> bytes:
     record = bytearray(RECORD_BYTES)
     mxcsr = DEFAULT_MXCSR
     if source.below(2):
-        mxcsr |= source.below(4) << 13 | source.choose((0, 0, 0x8000, 0x0040, 0x8040)) | source.choose((0, 0, 0x3F))
+        mxcsr |= (
+            source.below(4) << 13
+            | source.choose((0, 0, 0x8000, 0x0040, 0x8040))
+            | source.choose((0, 0, 0x3F))
+        )
     control, top, tags = DEFAULT_CONTROL, 0, 0xFF
     status = 0
     if x87:
@@ -217,7 +236,9 @@ def _record(kind: str, source: Source) -> bytes:
     struct.pack_into("<Q", record, FLAGS, source.number(16) & 0x0CD5 | 2)
     if x87:
         memory = b"".join(
-            (extended(source) + bytes(6), _singles(source, 16), _doubles(source, 16), _integers(source, 16))[kind]
+            (extended(source) + bytes(6), _singles(source, 16), _doubles(source, 16), _integers(source, 16))[
+                kind
+            ]
             for kind in (0, 1, 2, 3, 0, 2, 1, 3)
         )
     else:

@@ -32,8 +32,9 @@ RECORD_BYTES: Final = 832
 
 # A record: 512 bytes as FXSAVE64 writes them, and then these.
 GENERAL: Final = 512
-GENERAL_NAMES: Final = tuple(
-    "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()  # in the order of their numbers
+GENERAL_NAMES: Final = (
+    *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
+    *(f"r{number}" for number in range(8, 16)),
 )
 FLAGS: Final = 640
 TRAP: Final = 648

@@ -1,12 +1,11 @@
 """Results of a processor of before, for machines that lack a feature: a digest for each form.
 
 The file is a header (seed, inputs of each kind, forms; u32 little-endian) and for each form 4 bytes of its
-name's SHA-256 and 8 of its results'. `README` in this folder says which processor it was.
+name's SHA-256 and 8 of its results'. `README.md` in this folder says which processor it was.
 """
 
 import hashlib
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -58,5 +57,5 @@ def load(path: Path = FILE) -> Recorded:
 
 def save(recorded: Recorded, path: Path = FILE) -> None:
     """Write it down."""
-    lines: Iterable[bytes] = (LINE.pack(*line) for line in sorted(recorded.digests.items()))
+    lines = (LINE.pack(*line) for line in sorted(recorded.digests.items()))
     path.write_bytes(HEADER.pack(recorded.seed, recorded.count, len(recorded.digests)) + b"".join(lines))

@@ -19,7 +19,9 @@ GROUPS: Final = (
     *("vector", "floating", "string compares", "misaligned", "unmasked", "mmx"),
     *("x87", "x87 stack faults", "x87 functions", "absent"),
 )
-_MISALIGNED: Final = re.compile(r"xmmword ptr \[MEM\+2\d\]|(aps|apd|dqa|nt..?|ntdqa?|dup) .*\[MEM\+(20|24|36|57)\]")
+_MISALIGNED: Final = re.compile(
+    r"xmmword ptr \[MEM\+2\d\]|(aps|apd|dqa|nt..?|ntdqa?|dup) .*\[MEM\+(20|24|36|57)\]"
+)
 
 
 def all_forms() -> list[Form]:

@@ -4,19 +4,19 @@ from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Final
 
-from isa.form import CF, DF, OF, SF, ZF, AF, PF, Form
+from isa.form import AF, ALL, CF, DF, OF, PF, SF, ZF, Form, words
 
 PACKED_INTEGER: Final = (
-    *"paddb paddw paddd paddq paddsb paddsw paddusb paddusw psubb psubw psubd psubq psubsb psubsw".split(),
-    *"psubusb psubusw pmulhw pmulhuw pmullw pmuludq pmaddwd pand pandn por pxor pcmpeqb pcmpeqw".split(),
-    *"pcmpeqd pcmpgtb pcmpgtw pcmpgtd packsswb packssdw packuswb punpcklbw punpcklwd punpckldq".split(),
-    *"punpckhbw punpckhwd punpckhdq psllw pslld psllq psrlw psrld psrlq psraw psrad pavgb pavgw".split(),
-    *"pminub pminsw pmaxub pmaxsw psadbw".split(),
+    *words("paddb paddw paddd paddq paddsb paddsw paddusb paddusw psubb psubw psubd psubq psubsb psubsw"),
+    *words("psubusb psubusw pmulhw pmulhuw pmullw pmuludq pmaddwd pand pandn por pxor pcmpeqb pcmpeqw"),
+    *words("pcmpeqd pcmpgtb pcmpgtw pcmpgtd packsswb packssdw packuswb punpcklbw punpcklwd punpckldq"),
+    *words("punpckhbw punpckhwd punpckhdq psllw pslld psllq psrlw psrld psrlq psraw psrad pavgb pavgw"),
+    *words("pminub pminsw pmaxub pmaxsw psadbw"),
 )
 """There for MMX, and for SSE2."""
 PACKED_SSSE3: Final = (
-    *"pshufb phaddw phaddd phaddsw phsubw phsubd phsubsw pmaddubsw pmulhrsw psignb psignw psignd".split(),
-    *"pabsb pabsw pabsd".split(),
+    *words("pshufb phaddw phaddd phaddsw phsubw phsubd phsubsw pmaddubsw pmulhrsw psignb psignw psignd"),
+    *["pabsb", "pabsw", "pabsd"],
 )
 PACKED_SSE: Final = {
     "": "punpcklqdq punpckhqdq",
@@ -46,14 +46,13 @@ def forms() -> Iterator[Form]:
     yield from _multimedia()
 
 
-def _pair(name: str, inputs: str, *, suffix: str = "", needs: str = "", flags: int | None = None) -> Iterator[Form]:
+def _pair(name: str, inputs: str, *, suffix: str = "", needs: str = "", flags: int = ALL) -> Iterator[Form]:
     """With a register, with itself, with aligned memory, and with memory that is not: which must fault."""
-    defined = {} if flags is None else {"flags": flags}
     for operands in (
         *("xmm0, xmm1", "xmm9, xmm2", "xmm3, xmm3"),
         *("xmm1, xmmword ptr [MEM+16]", "xmm12, xmmword ptr [MEM+48]", "xmm1, xmmword ptr [MEM+20]"),
     ):
-        yield Form(f"{name} {operands}{suffix}", inputs=inputs, needs=needs, **defined)
+        yield Form(f"{name} {operands}{suffix}", inputs=inputs, needs=needs, flags=flags)
 
 
 def _packed_integer() -> Iterator[Form]:
@@ -80,8 +79,7 @@ def _packed_integer() -> Iterator[Form]:
     for name, count in product(("pslldq", "psrldq"), (0, 1, 7, 8, 15, 16, 255)):
         yield Form(f"{name} xmm10, {count}", inputs="lanes")
     for name in ("pblendvb", "blendvps", "blendvpd"):
-        for form in _pair(name, "lanes", needs="sse4_1"):
-            yield form
+        yield from _pair(name, "lanes", needs="sse4_1")
 
 
 def _immediate() -> Iterator[Form]:
@@ -101,7 +99,7 @@ def _immediate() -> Iterator[Form]:
         ("aeskeygenassist", "aes", "lanes", (0, 1, 2, 0x1B, 0x36, 0xFF)),
         ("pclmulqdq", "pclmulqdq", "lanes", (0, 1, 0x10, 0x11, 0xEE, 0xFF)),
         ("dpps", "sse4_1", "singles", ALL_IMMEDIATES),
-        ("dppd", "sse4_1", "doubles", (*range(0x00, 0x34), 0xF1, 0xFF)),
+        ("dppd", "sse4_1", "doubles", (*range(0x34), 0xF1, 0xFF)),
         ("roundps", "sse4_1", "singles", range(16)),
         ("roundpd", "sse4_1", "doubles", range(16)),
         *((f"cmp{kind}", "", INPUTS[kind[1]], (*range(8), 0x10)) for kind in ("ps", "pd")),
@@ -149,7 +147,7 @@ def _string_compares() -> Iterator[Form]:
 
 
 def _floating() -> Iterator[Form]:
-    for name, kind in product("add sub mul div min max".split(), WIDTHS):
+    for name, kind in product(words("add sub mul div min max"), WIDTHS):
         yield from _floating_pair(f"{name}{kind}", kind)
     for name in ("sqrt",):
         for kind in WIDTHS:
@@ -178,24 +176,31 @@ def _floating() -> Iterator[Form]:
         )
 
 
-def _floating_pair(name: str, kind: str, flags: int | None = None) -> Iterator[Form]:
+def _floating_pair(name: str, kind: str, flags: int = ALL) -> Iterator[Form]:
     inputs = INPUTS[kind[1]]
     if kind[0] == "p":
         yield from _pair(name, inputs)
         return
-    defined = {} if flags is None else {"flags": flags}
     for operands in (
         *("xmm0, xmm1", "xmm9, xmm2", "xmm3, xmm3"),
         *(f"xmm1, {WIDTHS[kind]} ptr [MEM+16]", f"xmm12, {WIDTHS[kind]} ptr [MEM+61]"),
     ):
-        yield Form(f"{name} {operands}", inputs=inputs, **defined)
+        yield Form(f"{name} {operands}", inputs=inputs, flags=flags)
 
 
 def _conversions() -> Iterator[Form]:
     for name, inputs, memory in (
-        *(("cvtdq2ps", "lanes", "xmmword"), ("cvtdq2pd", "lanes", "qword"), ("cvtps2dq", "singles", "xmmword")),
+        *(
+            ("cvtdq2ps", "lanes", "xmmword"),
+            ("cvtdq2pd", "lanes", "qword"),
+            ("cvtps2dq", "singles", "xmmword"),
+        ),
         *(("cvttps2dq", "singles", "xmmword"), ("cvtpd2dq", "doubles", "xmmword")),
-        *(("cvttpd2dq", "doubles", "xmmword"), ("cvtps2pd", "singles", "qword"), ("cvtpd2ps", "doubles", "xmmword")),
+        *(
+            ("cvttpd2dq", "doubles", "xmmword"),
+            ("cvtps2pd", "singles", "qword"),
+            ("cvtpd2ps", "doubles", "xmmword"),
+        ),
         *(("cvtss2sd", "singles", "dword"), ("cvtsd2ss", "doubles", "qword")),
     ):
         yield Form(f"{name} xmm0, xmm1", inputs=inputs)
@@ -247,7 +252,10 @@ def _moves() -> Iterator[Form]:
 def _state() -> Iterator[Form]:
     for code in (
         *("stmxcsr [MEM+16]", "ldmxcsr [MEM+16]", "and dword ptr [MEM+16], 0xffbf; ldmxcsr [MEM+16]"),
-        *("mov dword ptr [MEM+16], 0x10000; ldmxcsr [MEM+16]", "mov dword ptr [MEM+16], 0x5f8f; ldmxcsr [MEM+16]"),
+        *(
+            "mov dword ptr [MEM+16], 0x10000; ldmxcsr [MEM+16]",
+            "mov dword ptr [MEM+16], 0x5f8f; ldmxcsr [MEM+16]",
+        ),
     ):
         yield Form(code, inputs="singles")
     # Exceptions that are not masked.
@@ -256,7 +264,8 @@ def _state() -> Iterator[Form]:
             operation = f"{name}{kind} xmm0, xmm1"
             for mask in (0x1F00, 0x1D80, 0x1B80, 0x1780, 0x0F80):
                 yield Form(
-                    f"mov dword ptr [MEM+16], {mask:#x}; ldmxcsr [MEM+16]; {operation}", inputs=INPUTS[kind[1]]
+                    f"mov dword ptr [MEM+16], {mask:#x}; ldmxcsr [MEM+16]; {operation}",
+                    inputs=INPUTS[kind[1]],
                 )
     yield Form("mov dword ptr [MEM+16], 0x1f00; ldmxcsr [MEM+16]; ucomisd xmm0, xmm1", inputs="doubles")
     yield Form("mov dword ptr [MEM+16], 0x0f80; ldmxcsr [MEM+16]; cvtsd2si eax, xmm1", inputs="doubles")
@@ -281,7 +290,11 @@ def _multimedia() -> Iterator[Form]:
     codes += [(f"pinsrw mm1, eax, {count}", "") for count in (0, 3, 5)]
     codes += [
         *(("movd mm0, eax", ""), ("movd eax, mm1", ""), ("movq mm0, mm1", ""), ("movq rax, mm1", "")),
-        *(("movq mm0, qword ptr [MEM+61]", ""), ("movq qword ptr [MEM+61], mm1", ""), ("pmovmskb eax, mm1", "")),
+        *(
+            ("movq mm0, qword ptr [MEM+61]", ""),
+            ("movq qword ptr [MEM+61], mm1", ""),
+            ("pmovmskb eax, mm1", ""),
+        ),
         *(("lea edi, [MEM+20]; maskmovq mm0, mm1", ""), ("movntq qword ptr [MEM+24], mm1", ""), ("emms", "")),
         *(("cvtpi2ps xmm0, mm1", ""), ("cvtpi2pd xmm0, mm1", ""), ("paddb mm0, mm1; emms", "")),
     ]

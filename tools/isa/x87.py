@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import Final
 
-from isa.form import ALL, C1, CF, DF, NO_CONDITIONS, PF, STATUS, ZF, Form
+from isa.form import ALL, C1, CF, DF, NO_CONDITIONS, PF, STATUS, ZF, Form, words
 
 MEMORY: Final = {"m32": "dword ptr [MEM+32]", "m64": "qword ptr [MEM+48]", "m80": "tbyte ptr [MEM+64]"}
 INTEGERS: Final = {"m16": "word ptr [MEM+96]", "m32": "dword ptr [MEM+100]", "m64": "qword ptr [MEM+104]"}
-ARITHMETIC: Final = "fadd fsub fsubr fmul fdiv fdivr".split()
+ARITHMETIC: Final = words("fadd fsub fsubr fmul fdiv fdivr")
 ROUNDED: Final = NO_CONDITIONS | C1
 COMPARED_FLAGS: Final = ZF | PF | CF | DF
 TRANSCENDENTAL_BITS: Final = 50
@@ -29,7 +29,9 @@ def forms() -> Iterator[Form]:
     for name in ("fsin", "fcos", "fsincos", "fptan", "fpatan", "f2xm1", "fyl2x", "fyl2xp1"):
         near = "fld1; fld st(1); fprem; fstp st(1); fstp st(2)"  # a number between -1 and 1
         status = NO_CONDITIONS & ~UNDEFINED_BY_APPROXIMATION
-        yield Form(f"ffree st(7); ffree st(6); {near}; {name}", "x87", ALL, status, digits=TRANSCENDENTAL_BITS)
+        yield Form(
+            f"ffree st(7); ffree st(6); {near}; {name}", "x87", ALL, status, digits=TRANSCENDENTAL_BITS
+        )
 
 
 def _exact() -> Iterator[tuple[str, int, int]]:
@@ -39,7 +41,7 @@ def _exact() -> Iterator[tuple[str, int, int]]:
     for name in ("fcomi", "fcomip", "fucomi", "fucomip"):
         for register in (0, 1, 3):
             yield f"{name} st, st({register})", ROUNDED, COMPARED_FLAGS
-    for condition in "b e be u nb ne nbe nu".split():
+    for condition in words("b e be u nb ne nbe nu"):
         yield f"fcmov{condition} st, st(1)", ROUNDED, ALL
         yield f"fcmov{condition} st, st(5)", ROUNDED, ALL
 
@@ -89,13 +91,23 @@ def _plain() -> Iterator[tuple[str, int]]:
     for name in ("fprem", "fprem1"):
         yield name, STATUS
         yield f"fxch st(3); {name}", STATUS
-    for name in "fabs fchs fsqrt frndint fscale fxtract fdecstp fincstp fnop fwait fnclex fninit".split():
+    for name in words("fabs fchs fsqrt frndint fscale fxtract fdecstp fincstp fnop fwait fnclex fninit"):
         yield name, ROUNDED
-    for name in "fld1 fldz fldpi fldl2e fldl2t fldlg2 fldln2".split():
+    for name in words("fld1 fldz fldpi fldl2e fldl2t fldlg2 fldln2"):
         yield name, ROUNDED
     for code in (
-        *("fbld tbyte ptr [MEM+64]", "fbstp tbyte ptr [MEM+64]", "fild word ptr [MEM+96]; fbstp tbyte ptr [MEM+64]"),
-        *("fnstcw [MEM+16]", "fldcw [MEM+16]", "fnstsw ax", "fnstsw [MEM+16]", "fld1; fnstenv [MEM+16]; fninit"),
+        *(
+            "fbld tbyte ptr [MEM+64]",
+            "fbstp tbyte ptr [MEM+64]",
+            "fild word ptr [MEM+96]; fbstp tbyte ptr [MEM+64]",
+        ),
+        *(
+            "fnstcw [MEM+16]",
+            "fldcw [MEM+16]",
+            "fnstsw ax",
+            "fnstsw [MEM+16]",
+            "fld1; fnstenv [MEM+16]; fninit",
+        ),
         *("or word ptr [MEM+16], 0x3f; fldcw [MEM+16]", "fnstenv [MEM]; fninit; fldenv [MEM]"),
         *("fnsave [MEM+8]; frstor [MEM+8]", "emms"),
     ):
@@ -103,8 +115,8 @@ def _plain() -> Iterator[tuple[str, int]]:
     # Exceptions that are not masked: they come with the next instruction that waits.
     for name in ("fadd st, st(1)", "fdiv st, st(1)", "fsqrt", "fist dword ptr [MEM+100]", "fcomi st, st(2)"):
         for control in (0x37E, 0x37B, 0x377, 0x36F, 0x35F):
-            code = f"mov word ptr [MEM], {control:#x}; fnclex; fldcw [MEM]; {name}; fnstsw [MEM+2]; fwait; mov bl, 1"
-            yield f"{code}", NO_CONDITIONS
+            unmask = f"mov word ptr [MEM], {control:#x}; fnclex; fldcw [MEM]"
+            yield f"{unmask}; {name}; fnstsw [MEM+2]; fwait; mov bl, 1", NO_CONDITIONS
 
 
 def _forget_pointers(code: str) -> str:
