@@ -21,16 +21,17 @@ def helper_folders() -> list[Path]:
         pytest.UsageError: Two helpers have the same name.
     """
     helpers: dict[str, Path] = {}
-    for folder in (*TESTS, ROOT / "tools"):
-        for path in sorted(folder.rglob("*.py")):
-            if path.name == "conftest.py" or path.name.startswith("test_"):
-                continue
-            if path.name in helpers:
-                one, other = helpers[path.name].relative_to(ROOT), path.relative_to(ROOT)
-                raise pytest.UsageError(
-                    f"{one} and {other} have the same name, and tests can import only one of them: rename one"
-                )
-            helpers[path.name] = path
+    files = [path for folder in TESTS for path in sorted(folder.rglob("*.py"))]
+    files += sorted((ROOT / "tools").glob("*.py"))  # its folders are packages
+    for path in files:
+        if path.name == "conftest.py" or path.name.startswith("test_"):
+            continue
+        if path.name in helpers:
+            one, other = helpers[path.name].relative_to(ROOT), path.relative_to(ROOT)
+            raise pytest.UsageError(
+                f"{one} and {other} have the same name, and tests can import only one of them: rename one"
+            )
+        helpers[path.name] = path
     return list(dict.fromkeys(path.parent for path in helpers.values()))
 
 
