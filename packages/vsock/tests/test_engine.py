@@ -1003,6 +1003,40 @@ def test_a_transport_reset_is_announced_on_the_event_queue(bench: Bench) -> None
     assert guest.event.used() == [bytes(4)]
 
 
+def test_a_saved_device_goes_on_in_another_engine_without_its_connections(bench: Bench) -> None:
+    guest = bench.start()
+    lost = bench.guest_opens()
+    lost.send(b"never read")
+    guest.packets()
+    saved, before = bench.engine.state(), guest.receive.queue.next_available
+    bench.engine.close()
+    bench.engine = guest.engine = VsockEngine(bench.engine.config, clock=bench.clock)
+    bench.stack.callback(bench.engine.close)
+    queues = [
+        SplitQueue(driver.memory, driver.layout, event_idx=True)
+        for driver in (guest.receive, guest.transmit, guest.event)
+    ]
+    vrings = [Vring(queue, fd, lambda: None) for queue, fd in zip(queues, guest.kick_fds, strict=True)]
+    assert saved is not None
+
+    bench.engine.restore(saved, receive=vrings[0], transmit=vrings[1], event=vrings[2])
+
+    assert saved.receive.next_available < before, "buffers that wait in the engine count as not taken"
+    guest.run()
+    assert guest.event.used() == [bytes(4)], "a transport reset"
+    assert bench.engine.counters().connections == 0
+    guest.send(Op.RW, 99, 5000, b"of before")
+    assert ops(guest.packets()) == [Op.RST]
+    with bench.engine.connect(52):
+        assert ops(guest.packets()) == [Op.REQUEST]
+
+
+def test_an_engine_without_rings_has_no_state(bench: Bench) -> None:
+    bench.start()
+    bench.engine.detach()
+    assert bench.engine.state() is None
+
+
 def test_turn_says_when_it_wants_to_be_called(bench: Bench) -> None:
     bench.start()
     assert bench.engine.turn() is None

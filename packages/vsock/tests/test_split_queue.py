@@ -1,5 +1,7 @@
 """The device's side of the virtqueue against the driver's side, with every rule a chain can break."""
 
+from dataclasses import replace
+
 import pytest
 
 from nitro_vsock import (
@@ -9,6 +11,7 @@ from nitro_vsock import (
     QueueError,
     QueueLayout,
     SplitQueue,
+    SplitQueueState,
     UsageError,
 )
 from nitro_vsock.split_queue import DESCRIPTOR_F_INDIRECT, DESCRIPTOR_F_NEXT, DESCRIPTOR_F_WRITE
@@ -271,3 +274,49 @@ def test_memory_refuses_what_it_cannot_be_made_of() -> None:
         GuestMemory([(0, memoryview(bytes(16)))])
     with pytest.raises(UsageError, match="bytes"):
         GuestMemory([(0, memoryview(bytearray(16)).cast("H"))])
+
+
+def test_a_queue_goes_on_where_a_saved_one_was_between_push_and_publish() -> None:
+    driver = FakeDriver(guest_ram(), event_idx=True)
+    driver.want_interrupts()
+    for number in range(3):
+        driver.offer(readable=[bytes([number])], writable=[4])
+    first, second = driver.queue.pop_many(2)
+    driver.queue.push(first.head, 0)
+    driver.queue.publish()
+    driver.queue.push(second.head, 0)
+
+    saved = driver.queue.state()
+    again = SplitQueue(driver.memory, driver.layout, event_idx=True)
+    again.restore(saved)
+
+    assert saved == SplitQueueState(next_available=2, used=2, published=1)
+    assert again.state() == saved
+    driver.want_interrupts()
+    again.publish()
+    assert [chain.head for chain in driver.used_chains()] == [first.head, second.head]
+    chain = again.pop()
+    assert chain is not None
+    assert read(chain.readable) == b"\2"
+
+
+def test_a_queue_that_was_broken_when_it_was_saved_stays_broken() -> None:
+    driver = FakeDriver(guest_ram())
+    driver.set_available_index(1000)
+    with pytest.raises(QueueError):
+        driver.queue.pop()
+    again = SplitQueue(driver.memory, driver.layout)
+
+    again.restore(driver.queue.state())
+
+    with pytest.raises(QueueError, match="1000"):
+        again.pop()
+
+
+@pytest.mark.parametrize("name", ["next_available", "used", "published"])
+@pytest.mark.parametrize("index", [-1, 0x10000])
+def test_a_saved_index_that_no_ring_can_have_is_refused(name: str, index: int) -> None:
+    good = SplitQueueState(next_available=0, used=0xFFFF, published=0)
+
+    with pytest.raises(UsageError, match=f"{name} is {index}"):
+        replace(good, **{name: index})  # type: ignore[arg-type]

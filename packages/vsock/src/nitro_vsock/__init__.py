@@ -27,7 +27,9 @@ of `turn`, holding no lock of the engine, and may do a little more than the driv
 no view of guest memory is left, and ``SplitQueue.next_available`` of the queues is what GET_VRING_BASE
 wants. `VsockEngine.failure` says why a ring that the guest broke is not served any more (then:
 DEVICE_NEEDS_RESET, or the vring's error eventfd). ``detach(keep_connections=True)`` is for a guest that is
-only paused. `VsockEngine.features` and `config_space` are the device's own.
+only paused. `VsockEngine.state` and `restore` are for a machine that is saved and goes on later, perhaps in
+another process: its connections are gone then, and the guest is told. `VsockEngine.features` and
+`config_space` are the device's own.
 
 **Where guest connections go.** To a `HostSide`: an object whose ``connect(port, socket_type)`` returns a
 non-blocking socket (connected, or connecting: TCP, AF_VSOCK), or a `concurrent.futures.Future` of one that
@@ -44,7 +46,7 @@ joins one that some listener accepted, and tells through ``on_result`` whether t
 
 from nitro_vsock.config import VsockConfig
 from nitro_vsock.counters import Counters
-from nitro_vsock.engine import Vring, VsockEngine
+from nitro_vsock.engine import Vring, VsockEngine, VsockState
 from nitro_vsock.errors import (
     ChainError,
     GuestMemoryError,
@@ -58,7 +60,7 @@ from nitro_vsock.host_side import HostSide, UnixHostSide, UnixListener
 from nitro_vsock.opening import Service
 from nitro_vsock.packet import VSOCK_F_SEQPACKET, VSOCK_F_STREAM, SocketType
 from nitro_vsock.router import VsockRouter
-from nitro_vsock.split_queue import Chain, QueueLayout, SplitQueue
+from nitro_vsock.split_queue import Chain, QueueLayout, SplitQueue, SplitQueueState
 
 __all__ = [
     "VSOCK_F_SEQPACKET",
@@ -75,6 +77,7 @@ __all__ = [
     "Service",
     "SocketType",
     "SplitQueue",
+    "SplitQueueState",
     "UnixHostSide",
     "UnixListener",
     "UsageError",
@@ -83,4 +86,5 @@ __all__ = [
     "VsockEngine",
     "VsockError",
     "VsockRouter",
+    "VsockState",
 ]

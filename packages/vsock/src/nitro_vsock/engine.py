@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -56,7 +56,7 @@ from nitro_vsock.packet import (
 from nitro_vsock.receive import Receiver
 from nitro_vsock.receive_ring import ReceiveRing
 from nitro_vsock.router import VsockRouter
-from nitro_vsock.split_queue import SplitQueue
+from nitro_vsock.split_queue import SplitQueue, SplitQueueState
 from nitro_vsock.transmit import Transmitter
 
 ROUNDS_PER_TURN: Final = 16
@@ -85,6 +85,20 @@ class Vring(NamedTuple):
     queue: SplitQueue
     kick_fd: int
     call: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class VsockState:
+    """How far the rings of a vsock device were served: what a saved machine keeps of the device.
+
+    Connections are not a part of it, because their other ends are sockets of programs that go on without
+    the saved machine.
+    """
+
+    receive: SplitQueueState
+    transmit: SplitQueueState
+    event: SplitQueueState | None = None
+    """`None` for a driver that set up no event queue."""
 
 
 class _Rings(NamedTuple):
@@ -202,8 +216,7 @@ class VsockEngine:
             UsageError: Rings are attached already, the engine is closed, or a kick descriptor is no eventfd.
         """
         with self._lock:
-            if self._closed or self._rings is not None:
-                raise UsageError("the engine is closed" if self._closed else "rings are attached already")
+            self._check_attachable()
             receive.queue.disable_notifications()
             ring = ReceiveRing(receive.queue, self._note_bad_chain)
             self._rings = _Rings(
@@ -231,6 +244,10 @@ class VsockEngine:
         for vring in (receive, transmit):
             if vring.queue.next_available:
                 vring.call()  # what the device before us used may not have been told
+
+    def _check_attachable(self) -> None:
+        if self._closed or self._rings is not None:
+            raise UsageError("the engine is closed" if self._closed else "rings are attached already")
 
     def detach(self, *, keep_connections: bool = False) -> None:
         """The guest's driver is gone, or the rings are: forget them and every connection. From any thread.
@@ -281,6 +298,51 @@ class VsockEngine:
             rings.transmitter.batch()
             if queue.next_available == before:
                 break
+
+    def state(self) -> VsockState | None:
+        """How far the attached rings were served; `None` while there are none. From any thread.
+
+        The engine goes on as before. Save the guest's memory before it takes its next turn: ask for the state
+        while no thread is in `turn` or `run`.
+        """
+        with self._lock:
+            rings = self._rings
+            if rings is None:
+                return None
+            receive = rings.receive.queue.state()
+            unused = rings.receiver.ring.held
+            return VsockState(
+                # Buffers that were taken and hold nothing yet count as not taken, or they would be lost.
+                replace(receive, next_available=(receive.next_available - unused) & 0xFFFF),
+                rings.transmit.queue.state(),
+                None if rings.event is None else rings.event.queue.state(),
+            )
+
+    def restore(
+        self, state: VsockState, *, receive: Vring, transmit: Vring, event: Vring | None = None
+    ) -> None:
+        """Serve the rings of a saved machine from where they were: `attach` for a guest that goes on.
+
+        Its connections ended with the machine that was saved. So the guest is sent a transport reset event
+        (virtio 1.3 §5.10.6.7): it closes them, reads its CID again and keeps its listeners.
+
+        Args:
+            state: What `state` returned when the machine was saved.
+            receive: The receive queue, made anew with the layout and features of the saved one.
+            transmit: The transmit queue.
+            event: The event queue, if the driver had set up one.
+
+        Raises:
+            UsageError: As `attach`.
+        """
+        with self._lock:
+            self._check_attachable()
+        receive.queue.restore(state.receive)
+        transmit.queue.restore(state.transmit)
+        if event is not None and state.event is not None:
+            event.queue.restore(state.event)
+        self.reset_transport()
+        self.attach(receive=receive, transmit=transmit, event=event)
 
     def reset_transport(self) -> None:
         """Tell the guest that every connection is lost, with a transport reset event (virtio 1.3 §5.10.6.7).

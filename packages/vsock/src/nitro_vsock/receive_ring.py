@@ -74,6 +74,11 @@ class ReceiveRing:
         self._on_bad_chain = on_bad_chain
         self._held: deque[ReceiveBuffer] = deque()
 
+    @property
+    def held(self) -> int:
+        """How many buffers were taken from the queue and not used yet."""
+        return len(self._held)
+
     def peek(self, count: int) -> list[ReceiveBuffer]:
         """Up to ``count`` buffers, in the order in which they are to be used; see `consume`.
 

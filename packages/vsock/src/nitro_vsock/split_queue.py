@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from nitro_vsock.errors import ChainError, GuestMemoryError, QueueError
+from nitro_vsock.errors import ChainError, GuestMemoryError, QueueError, UsageError
 from nitro_vsock.guest_memory import GuestMemory
 
 # virtq_desc (virtio 1.3 §2.7.5): addr len flags next
@@ -44,6 +44,8 @@ USED_F_NO_NOTIFY: Final = 1
 QUEUE_SIZE_MAX: Final = 32768
 """What virtio allows (virtio 1.3 §2.7); a transport may offer less."""
 
+INDEX_MAX: Final = 0xFFFF
+
 CHAIN_BYTES_MAX: Final = 1 << 32
 """A longer chain is against the rules (virtio 1.3 §2.7.5), and its length would not fit a used element."""
 
@@ -59,6 +61,31 @@ class QueueLayout:
     descriptor_table: int
     available_ring: int
     used_ring: int
+
+
+@dataclass(frozen=True, slots=True)
+class SplitQueueState:
+    """How far a queue was served: what a saved machine keeps of it beside the guest's memory.
+
+    Indices are free-running and 16 bits wide, as in the rings (virtio 1.3 §2.7.6, §2.7.8).
+
+    Raises:
+        UsageError: An index does not fit 16 bits.
+    """
+
+    next_available: int
+    """Index of the entry of the available ring that is taken next."""
+    used: int
+    """Index behind the last entry of the used ring that was written."""
+    published: int
+    """The used index that the driver was shown last; after a `SplitQueue.push` it is behind ``used``."""
+    broken: str | None = None
+    """Why the queue is not served any more; `None` while it is."""
+
+    def __post_init__(self) -> None:
+        for name in ("next_available", "used", "published"):
+            if not 0 <= getattr(self, name) <= INDEX_MAX:
+                raise UsageError(f"a saved queue's {name} is {getattr(self, name)}, indices have 16 bits")
 
 
 class Chain:
@@ -149,6 +176,21 @@ class SplitQueue:
     def next_available(self) -> int:
         """Index of the entry of the available ring that `pop` takes next (GET_VRING_BASE of vhost)."""
         return self._next_available
+
+    def state(self) -> SplitQueueState:
+        """How far this queue was served; `restore` goes on from there.
+
+        Chains that were popped and not pushed count as taken: `unpop` them first, or their descriptors are
+        lost to the driver.
+        """
+        return SplitQueueState(self._next_available, self._used, self._published, self.broken)
+
+    def restore(self, state: SplitQueueState) -> None:
+        """Go on where a queue with this layout, in the same guest memory, was when `state` was asked."""
+        self._next_available = state.next_available
+        self._used = state.used
+        self._published = state.published
+        self.broken = state.broken
 
     def pop(self) -> Chain | None:
         """The next chain that the driver made available; None when there is none.
