@@ -5,7 +5,8 @@ from functools import partial
 import pytest
 
 from nitro_vmm.devices.io_apic import LEVEL, REDIRECTION_TABLE, REGISTER_SELECT, WINDOW, IoApic
-from nitro_vmm.devices.local_apic import EOI, LocalApic
+from nitro_vmm.devices.local_apic import LocalApic
+from nitro_vmm.devices.local_apic import Register as ApicRegister
 from nitro_vmm.devices.serial import (
     FCR_ENABLE,
     IER_RECEIVED,
@@ -47,7 +48,7 @@ class Machine:
             self.interrupts += 1
             self.local_apic.acknowledge(vector)
             self.handle()
-            self.local_apic.write(EOI, 4, 0)
+            self.local_apic.write(ApicRegister.END_OF_INTERRUPT, 4, 0)
 
     def handle(self) -> None:
         while self.serial.read(Register.INTERRUPT_IDENTIFICATION, 1) & 0x0F != IIR_NONE:
@@ -94,7 +95,7 @@ def test_input_in_the_middle_of_an_interrupt_is_not_lost(machine: Machine, when:
     steps = {
         "before the acknowledge": partial(machine.local_apic.acknowledge, VECTOR),
         "in the handler": partial(machine.handle),
-        "before the end": partial(machine.local_apic.write, EOI, 4, 0),
+        "before the end": partial(machine.local_apic.write, ApicRegister.END_OF_INTERRUPT, 4, 0),
     }
 
     for name, step in steps.items():

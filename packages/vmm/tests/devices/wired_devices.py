@@ -9,7 +9,8 @@ from nitro_nsm import Nsm, NsmConfig
 from nitro_vmm.devices.acpi_power import AcpiPower
 from nitro_vmm.devices.i8042 import I8042
 from nitro_vmm.devices.io_apic import IoApic
-from nitro_vmm.devices.local_apic import EOI, LocalApic
+from nitro_vmm.devices.local_apic import LocalApic
+from nitro_vmm.devices.local_apic import Register as ApicRegister
 from nitro_vmm.devices.rtc import Rtc
 from nitro_vmm.devices.serial import Serial
 from nitro_vmm.devices.virtio_mmio import F_VERSION_1, LADDER, Register, VirtioMmio
@@ -100,7 +101,7 @@ class WiredDevices:
             assert 16 <= vector < 256
             self.local_apic.acknowledge(vector)
             if value & 1:
-                self.local_apic.write(EOI, 4, 0)
+                self.local_apic.write(ApicRegister.END_OF_INTERRUPT, 4, 0)
 
     def access(self, device: Device, size: int, offset: int, value: int, *, write: bool) -> None:
         if write:

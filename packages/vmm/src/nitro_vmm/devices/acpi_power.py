@@ -5,6 +5,7 @@ register). The FADT tells the guest where they are.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from nitro_vmm.address_map import (
@@ -19,6 +20,11 @@ RESET: Final = ACPI_RESET - ACPI_SLEEP_CONTROL
 SLEEP_ENABLE: Final = 1 << 5
 
 
+@dataclass(frozen=True, slots=True)
+class AcpiPowerState:
+    """Nothing: these registers remember nothing. It is here so that all devices are saved in the same way."""
+
+
 class AcpiPower:
     """The ports from `ACPI_SLEEP_CONTROL` to `ACPI_RESET`.
 
@@ -31,11 +37,18 @@ class AcpiPower:
         self._power_off = power_off
         self._reset = reset
 
-    def read(self, offset: int, size: int) -> int:  # noqa: ARG002
+    def state(self) -> AcpiPowerState:
+        """What to save."""
+        return AcpiPowerState()
+
+    def restore(self, state: AcpiPowerState) -> None:
+        """Go on from a saved state."""
+
+    def read(self, offset: int, size: int) -> int:  # noqa: ARG002 - the ports are bytes
         """All zero: nothing can be read back, and the machine never wakes from a sleep."""
         return 0
 
-    def write(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002
+    def write(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002 - the ports are bytes
         """Sleep control or reset; the sleep status has nothing to clear."""
         if offset == SLEEP_CONTROL:
             if value & SLEEP_ENABLE and value >> 2 & 7 == ACPI_SLEEP_TYPE_S5:

@@ -7,7 +7,10 @@ where nothing is plugged in, and the test of the mouse's port says that its cloc
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
+
+from nitro_vmm.devices.state import require, require_bytes, require_whole
 
 DATA: Final = 0
 COMMAND: Final = 4
@@ -57,6 +60,38 @@ ANSWERS: Final = {
     READ_TEST_INPUTS: 0x00,
 }
 TAKING_A_BYTE: Final = (WRITE_OUTPUT_PORT, ECHO_AS_KEYBOARD, ECHO_AS_MOUSE, WRITE_TO_MOUSE)
+"""Commands whose parameter follows at the data port; so do those that write the controller's memory."""
+
+MEMORY_BYTES: Final = 32
+"""Byte 0 is the configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class I8042State:
+    """The controller as a guest left it."""
+
+    memory: bytes
+    """The controller's memory, `MEMORY_BYTES` long."""
+    output: int
+    """The byte at the data port, read already or not."""
+    status: int
+    """The status register."""
+    expecting: int | None
+    """The command whose parameter comes next at the data port; `None` when the next byte is a device's."""
+
+    def __post_init__(self) -> None:
+        require_bytes(self, "memory", MEMORY_BYTES, least=MEMORY_BYTES)
+        require_whole(self, output=0xFF, status=0xFF)
+        require(
+            self,
+            "expecting",
+            self.expecting is None or _takes_a_byte(self.expecting),
+            "a command with a parameter",
+        )
+
+
+def _takes_a_byte(command: int) -> bool:
+    return command in TAKING_A_BYTE or command in range(WRITE_MEMORY, WRITE_MEMORY + MEMORY_BYTES)
 
 
 class I8042:
@@ -70,11 +105,23 @@ class I8042:
     def __init__(self, reset: Callable[[], None], line: Callable[[bool], None] = lambda _level: None) -> None:
         self._reset = reset
         self._line = line
-        self._memory = bytearray(32)
+        self._memory = bytearray(MEMORY_BYTES)
         self._memory[0] = CONFIG_SELF_TEST_PASSED | CONFIG_TRANSLATE
         self._output = 0
         self._status = STATUS_NOT_LOCKED | STATUS_SELF_TEST_PASSED
         self._expecting: int | None = None
+
+    def state(self) -> I8042State:
+        """What to save so that `restore` goes on from here."""
+        return I8042State(bytes(self._memory), self._output, self._status, self._expecting)
+
+    def restore(self, state: I8042State) -> None:
+        """Go on from a saved state, and drive the interrupt line accordingly."""
+        self._memory[:] = state.memory
+        self._output = state.output
+        self._status = state.status
+        self._expecting = state.expecting
+        self._update()
 
     def read(self, offset: int, size: int) -> int:  # noqa: ARG002 - the ports are bytes
         """The status at `COMMAND`, or the byte that waits at `DATA`."""
@@ -86,7 +133,7 @@ class I8042:
         self._update()
         return self._output
 
-    def write(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002
+    def write(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002 - the ports are bytes
         """A command at `COMMAND`; at `DATA` what it asked for, or a byte for the keyboard."""
         value &= 0xFF
         if offset == COMMAND:
@@ -101,7 +148,7 @@ class I8042:
         self._expecting = None
         if command & 0xE0 == READ_MEMORY:
             self._answer(self._memory[command & 0x1F])
-        elif command & 0xE0 == WRITE_MEMORY or command in TAKING_A_BYTE:
+        elif _takes_a_byte(command):
             self._expecting = command
         elif command in ANSWERS:
             self._answer(ANSWERS[command])

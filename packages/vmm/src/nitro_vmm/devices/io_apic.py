@@ -8,7 +8,11 @@ An edge pin sends one message per rise. A level pin sends one when it is up, unm
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
+
+from nitro_vmm.devices.state import require, require_whole, require_whole_tuple
+from nitro_vmm.errors import StateError
 
 REGISTER_SELECT: Final = 0x00
 WINDOW: Final = 0x10
@@ -32,6 +36,32 @@ WRITABLE: Final = 0xFF00_0000_0001_AFFF
 """All but remote IRR, delivery status and the reserved bits."""
 
 
+PINS_MAX: Final = 240
+"""As many redirection entries as the version register can announce (82093AA §3.2.2)."""
+ENTRY_MAX: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class IoApicState:
+    """The IO-APIC as a guest left it."""
+
+    io_apic_id: int
+    """Its number, which the guest may have set."""
+    selected: int
+    """Which register the window shows."""
+    entries: tuple[int, ...]
+    """The redirection table, a number of 64 bits a pin."""
+    lines: int
+    """The lines that are up: bit N is pin N."""
+
+    def __post_init__(self) -> None:
+        require_whole(self, io_apic_id=0xF, selected=0xFF)
+        require_whole_tuple(self, "entries", ENTRY_MAX, lengths=range(1, PINS_MAX + 1))
+        possible = all(not entry & ~(WRITABLE | REMOTE_IRR) for entry in self.entries)
+        require(self, "entries", possible, "free of reserved bits")
+        require_whole(self, lines=(1 << len(self.entries)) - 1)
+
+
 class IoApic:
     """The register pair, the redirection table and the lines.
 
@@ -48,6 +78,24 @@ class IoApic:
         self._selected = 0
         self._entries = [MASKED] * pins
         self._lines = [False] * pins
+
+    def state(self) -> IoApicState:
+        """What to save so that `restore` goes on from here."""
+        lines = sum(1 << pin for pin, level in enumerate(self._lines) if level)
+        return IoApicState(self._id, self._selected, tuple(self._entries), lines)
+
+    def restore(self, state: IoApicState) -> None:
+        """Go on from a saved state. It sends nothing: what was sent before is in the local APIC's state.
+
+        Raises:
+            StateError: The saved one has another number of pins. Nothing has changed.
+        """
+        if len(state.entries) != self._pins:
+            raise StateError(f"the saved IO-APIC has {len(state.entries)} pins, this one has {self._pins}")
+        self._id = state.io_apic_id
+        self._selected = state.selected
+        self._entries = list(state.entries)
+        self._lines = [bool(state.lines >> pin & 1) for pin in range(self._pins)]
 
     def read(self, offset: int, size: int) -> int:
         """The selected register through the window; what does not exist reads 0."""

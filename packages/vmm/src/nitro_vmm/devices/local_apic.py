@@ -16,11 +16,47 @@ reached by MMIO only (CR8 stays within the processor).
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
 from typing import Final
 
-EOI: Final = 0xB0
-ICR_LOW: Final = 0x300
-INITIAL_COUNT: Final = 0x380
+from nitro_vmm.devices.state import is_whole, require, require_whole, require_whole_tuple
+from nitro_vmm.errors import StateError
+
+
+class Register(IntEnum):
+    """Offsets in the page (table "Local APIC Register Address Map"), but for the local vector table's."""
+
+    ID = 0x20
+    VERSION = 0x30
+    TASK_PRIORITY = 0x80
+    ARBITRATION_PRIORITY = 0x90
+    PROCESSOR_PRIORITY = 0xA0
+    END_OF_INTERRUPT = 0xB0
+    REMOTE_READ = 0xC0
+    LOGICAL_DESTINATION = 0xD0
+    DESTINATION_FORMAT = 0xE0
+    SPURIOUS_VECTOR = 0xF0
+    IN_SERVICE = 0x100
+    TRIGGER_MODE = 0x180
+    REQUESTED = 0x200
+    ERROR_STATUS = 0x280
+    COMMAND_LOW = 0x300
+    COMMAND_HIGH = 0x310
+    INITIAL_COUNT = 0x380
+    CURRENT_COUNT = 0x390
+    DIVIDE_CONFIGURATION = 0x3E0
+
+
+READ_ONLY: Final = (
+    Register.ID,
+    Register.VERSION,
+    Register.ARBITRATION_PRIORITY,
+    Register.PROCESSOR_PRIORITY,
+    Register.REMOTE_READ,
+    Register.CURRENT_COUNT,
+)
+"""Writing these does nothing, as with the sets of vectors; writing what does not exist is an error."""
 
 LVT_TIMER: Final = 0x320
 LVT_THERMAL: Final = 0x330
@@ -55,6 +91,81 @@ PERIOD_NS_MIN: Final = 200_000
 
 NS_PER_S: Final = 1_000_000_000
 
+EXPIRES_IN_NS_MAX: Final = 1 << 63
+
+VECTOR_BITS_MAX: Final = (1 << 256) - (1 << VECTOR_MIN)
+"""A set of all legal vectors."""
+COMMAND_WRITABLE: Final = 0xC_CFFF
+DIVIDE_WRITABLE: Final = 0b1011
+DESTINATION_WRITABLE: Final = 0xFF00_0000
+DESTINATION_FORMAT_FIXED: Final = 0x0FFF_FFFF
+"""Bits that read as ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalApicState:
+    """The local APIC as a guest left it. Sets of vectors are numbers of 256 bits, bit N for vector N."""
+
+    requested: int
+    """IRR: the vectors that wait for the processor."""
+    in_service: int
+    """ISR: those that it is serving."""
+    level: int
+    """TMR: those that came from a level-triggered line last."""
+    task_priority: int
+    spurious_vector: int
+    """The spurious interrupt vector register, with the bit that enables the APIC."""
+    logical_destination: int
+    destination_format: int
+    local_vectors: tuple[int, ...]
+    """The local vector table, in the order of `LVT_WRITABLE`."""
+    command_low: int
+    command_high: int
+    errors: int
+    """What was noted for ESR since it was written last."""
+    errors_shown: int
+    """What ESR reads as."""
+    divide: int
+    """The divide configuration register."""
+    initial_count: int
+    """What the timer started from, in its own counts."""
+    expires_in_ns: int | None
+    """How long the timer has to go, nanoseconds: negative when it is overdue, `None` when it does not run."""
+
+    def __post_init__(self) -> None:
+        for name in ("requested", "in_service", "level"):
+            vectors = getattr(self, name)
+            good = is_whole(vectors, VECTOR_BITS_MAX) and not vectors & ~VECTOR_BITS_MAX
+            require(self, name, good, "a set of vectors from 16 to 255")
+        require_whole(self, task_priority=0xFF, spurious_vector=0x3FF, errors=0xFF, errors_shown=0xFF)
+        require_whole(self, command_low=COMMAND_WRITABLE, command_high=DESTINATION_WRITABLE)
+        require_whole(self, logical_destination=DESTINATION_WRITABLE, destination_format=0xFFFF_FFFF)
+        require_whole(self, divide=DIVIDE_WRITABLE, initial_count=0xFFFF_FFFF)
+        count = len(LVT_WRITABLE)
+        require_whole_tuple(self, "local_vectors", 0xFFFF_FFFF, lengths=range(count, count + 1))
+        entries = zip(self.local_vectors, LVT_WRITABLE.values(), strict=True)
+        good = all(not entry & ~writable for entry, writable in entries)
+        require(self, "local_vectors", good, "free of reserved bits")
+        for name, writable in (
+            ("command_low", COMMAND_WRITABLE),
+            ("command_high", DESTINATION_WRITABLE),
+            ("logical_destination", DESTINATION_WRITABLE),
+            ("divide", DIVIDE_WRITABLE),
+        ):
+            require(self, name, not getattr(self, name) & ~writable, f"within {writable:#x}")
+        fixed = self.destination_format & DESTINATION_FORMAT_FIXED == DESTINATION_FORMAT_FIXED
+        require(self, "destination_format", fixed, f"a number with {DESTINATION_FORMAT_FIXED:#x} set")
+        expires = self.expires_in_ns
+        good = expires is None or is_whole(expires, EXPIRES_IN_NS_MAX, least=-EXPIRES_IN_NS_MAX)
+        require(
+            self, "expires_in_ns", good, f"a whole number from -{EXPIRES_IN_NS_MAX} to {EXPIRES_IN_NS_MAX}"
+        )
+
+
+def _divisor(divide: int) -> int:
+    """What the divide configuration register means: bits 3, 1 and 0 count 2, 4 ... 128, 1."""
+    return 1 << ((divide >> 1 & 4 | divide & 3) + 1 & 7)
+
 
 class LocalApic:
     """The register page and the state behind it.
@@ -62,20 +173,18 @@ class LocalApic:
     Args:
         clock_ns: A monotonic clock, nanoseconds.
         timer_hz: What the timer counts before its divider.
-        changed: Called when `pending_vector` has another answer than before, or when `deadline_ns` has come
-            nearer; not called by `acknowledge`, whose caller asks by itself.
+        sooner: Called when `deadline_ns` has come nearer, or there is one where there was none.
         apic_id: The processor's number as the MP table and the MADT give it.
     """
 
     def __init__(
-        self, clock_ns: Callable[[], int], timer_hz: int, changed: Callable[[], None], *, apic_id: int = 0
+        self, clock_ns: Callable[[], int], timer_hz: int, sooner: Callable[[], None], *, apic_id: int = 0
     ) -> None:
         self.end_of_level_interrupt: Callable[[int], None] = lambda _vector: None
         """The IO-APIC's: called with the vector at the EOI of a level-triggered interrupt."""
         self._clock_ns = clock_ns
         self._timer_hz = timer_hz
-        self._changed = changed
-        self._announced: int | None = None
+        self._sooner = sooner
         self._apic_id = apic_id
         self._irr = self._isr = self._tmr = 0
         self._task_priority = 0
@@ -86,39 +195,67 @@ class LocalApic:
         self._command_low = self._command_high = 0
         self._errors = self._errors_shown = 0
         self._divide = 0
-        self._divisor = 2
+        self._divisor = _divisor(self._divide)
         self._initial_count = 0
         self._expires_ns: int | None = None
-        self._readers: dict[int, Callable[[], int]] = {
-            0x20: lambda: self._apic_id << 24,
-            0x30: lambda: VERSION,
-            0x80: lambda: self._task_priority,
-            0x90: lambda: 0,
-            0xA0: self._processor_priority,
-            EOI: lambda: 0,
-            0xC0: lambda: 0,
-            0xD0: lambda: self._logical_destination,
-            0xE0: lambda: self._destination_format,
-            0xF0: lambda: self._spurious,
-            0x280: lambda: self._errors_shown,
-            ICR_LOW: lambda: self._command_low,
-            0x310: lambda: self._command_high,
-            INITIAL_COUNT: lambda: self._initial_count,
-            0x390: self._read_current_count,
-            0x3E0: lambda: self._divide,
-        }
-        self._writers: dict[int, Callable[[int], None]] = {
-            0x80: self._write_task_priority,
-            EOI: self._write_end_of_interrupt,
-            0xD0: self._write_logical_destination,
-            0xE0: self._write_destination_format,
-            0xF0: self._write_spurious,
-            0x280: self._write_errors,
-            ICR_LOW: self._write_command_low,
-            0x310: self._write_command_high,
-            INITIAL_COUNT: self._write_initial_count,
-            0x3E0: self._write_divide,
-        }
+
+    def state(self) -> LocalApicState:
+        """What to save so that `restore` goes on from here.
+
+        What the processor has taken has to be acknowledged before.
+        """
+        expires_ns = self._expires_ns
+        return LocalApicState(
+            requested=self._irr,
+            in_service=self._isr,
+            level=self._tmr,
+            task_priority=self._task_priority,
+            spurious_vector=self._spurious,
+            logical_destination=self._logical_destination,
+            destination_format=self._destination_format,
+            local_vectors=tuple(self._lvt.values()),
+            command_low=self._command_low,
+            command_high=self._command_high,
+            errors=self._errors,
+            errors_shown=self._errors_shown,
+            divide=self._divide,
+            initial_count=self._initial_count,
+            expires_in_ns=None if expires_ns is None else expires_ns - self._clock_ns(),
+        )
+
+    def restore(self, state: LocalApicState) -> None:
+        """Go on from a saved state; its timer has as long to go as when it was saved.
+
+        The timer must count at the frequency at which the saved one did, because the guest has measured it.
+
+        Raises:
+            StateError: The timer has longer to go than its count at this frequency. Nothing has changed.
+        """
+        divisor = _divisor(state.divide)
+        expires_in_ns = state.expires_in_ns
+        longest_ns = max(PERIOD_NS_MIN, self._counts_to_ns(state.initial_count, divisor))
+        if expires_in_ns is not None and expires_in_ns > longest_ns:
+            raise StateError(
+                f"the saved timer has {expires_in_ns} ns to go, but its whole count takes {longest_ns} ns"
+            )
+        self._irr = state.requested
+        self._isr = state.in_service
+        self._tmr = state.level
+        self._task_priority = state.task_priority
+        self._spurious = state.spurious_vector
+        self._logical_destination = state.logical_destination
+        self._destination_format = state.destination_format
+        self._lvt = dict(zip(LVT_WRITABLE, state.local_vectors, strict=True))
+        self._command_low = state.command_low
+        self._command_high = state.command_high
+        self._errors = state.errors
+        self._errors_shown = state.errors_shown
+        self._divide = state.divide
+        self._divisor = divisor
+        self._initial_count = state.initial_count
+        before_ns = self.deadline_ns
+        self._expires_ns = None if expires_in_ns is None else self._clock_ns() + expires_in_ns
+        self._announce_deadline(before_ns)
 
     # What the bus calls.
 
@@ -131,12 +268,34 @@ class LocalApic:
         """Write a register; only aligned accesses of four bytes have a meaning."""
         if size != 4:
             return
-        if (writer := self._writers.get(offset)) is not None:
-            writer(value)
-        elif offset in LVT_WRITABLE:
-            self._write_lvt(offset, value)
-        elif offset not in self._readers and not 0x100 <= offset < 0x280:
-            self._note_error(ERROR_ILLEGAL_REGISTER)
+        value &= 0xFFFF_FFFF
+        # Linux writes the first three of these at every interrupt or timer, the others when it starts.
+        match offset:
+            case Register.END_OF_INTERRUPT:
+                self._end_interrupt()
+            case Register.INITIAL_COUNT:
+                self._write_initial_count(value)
+            case Register.COMMAND_LOW:
+                self._write_command_low(value)
+            case Register.TASK_PRIORITY:
+                self._task_priority = value & 0xFF
+            case Register.LOGICAL_DESTINATION:
+                self._logical_destination = value & DESTINATION_WRITABLE
+            case Register.DESTINATION_FORMAT:
+                self._destination_format = value | DESTINATION_FORMAT_FIXED
+            case Register.SPURIOUS_VECTOR:
+                self._write_spurious_vector(value)
+            case Register.ERROR_STATUS:
+                # Writing anything shows what was noted since the last write.
+                self._errors_shown, self._errors = self._errors, 0
+            case Register.COMMAND_HIGH:
+                self._command_high = value & DESTINATION_WRITABLE
+            case Register.DIVIDE_CONFIGURATION:
+                self._write_divide(value)
+            case _ if offset in LVT_WRITABLE:
+                self._write_local_vector(offset, value)
+            case _ if offset not in READ_ONLY and not Register.IN_SERVICE <= offset < Register.ERROR_STATUS:
+                self._note_error(ERROR_ILLEGAL_REGISTER)
 
     # What the IO-APIC and the processor call.
 
@@ -153,7 +312,6 @@ class LocalApic:
             self._tmr |= bit
         else:
             self._tmr &= ~bit
-        self._announce()
         return True
 
     def pending_vector(self) -> int | None:
@@ -169,7 +327,6 @@ class LocalApic:
         if self._irr & bit:
             self._irr ^= bit
             self._isr |= bit
-        self._announced = self.pending_vector()
 
     # The timer.
 
@@ -185,19 +342,21 @@ class LocalApic:
             return
         entry = self._lvt[LVT_TIMER]
         if entry & LVT_PERIODIC:
-            period_ns = max(PERIOD_NS_MIN, self._counts_to_ns(self._initial_count))
+            period_ns = max(PERIOD_NS_MIN, self._counts_to_ns(self._initial_count, self._divisor))
             self._expires_ns = expires_ns + ((now_ns - expires_ns) // period_ns + 1) * period_ns
         else:
             self._expires_ns = None
         if not entry & LVT_MASKED:
             self.accept(entry & 0xFF, level=False)
 
-    def _counts_to_ns(self, counts: int) -> int:
-        return -(-counts * self._divisor * NS_PER_S // self._timer_hz)
+    def _counts_to_ns(self, counts: int, divisor: int) -> int:
+        # Rounded up: the timer must never fire before the guest's own reading of the time.
+        return -(-counts * divisor * NS_PER_S // self._timer_hz)
 
     def _arm(self, counts: int) -> None:
         before_ns = self.deadline_ns
-        self._expires_ns = self._clock_ns() + self._counts_to_ns(counts) if counts else None
+        expires_in_ns = self._counts_to_ns(counts, self._divisor)
+        self._expires_ns = self._clock_ns() + expires_in_ns if counts else None
         self._announce_deadline(before_ns)
 
     def _read_current_count(self) -> int:
@@ -209,13 +368,13 @@ class LocalApic:
         return min(left, self._initial_count)
 
     def _write_initial_count(self, value: int) -> None:
-        self._initial_count = value & 0xFFFF_FFFF
+        self._initial_count = value
         self._arm(self._initial_count)
 
     def _write_divide(self, value: int) -> None:
         left = self._read_current_count()
-        self._divide = value & 0b1011
-        self._divisor = 1 << ((value >> 1 & 4 | value & 3) + 1 & 7)
+        self._divide = value & DIVIDE_WRITABLE
+        self._divisor = _divisor(self._divide)
         self._arm(left)
 
     # Priorities and ends of interrupts.
@@ -224,22 +383,13 @@ class LocalApic:
         serving = max(self._isr.bit_length() - 1, 0) & 0xF0
         return self._task_priority if self._task_priority & 0xF0 >= serving else serving
 
-    def _announce(self) -> None:
-        pending = self.pending_vector()
-        if pending != self._announced:
-            self._announced = pending
-            self._changed()
-
     def _announce_deadline(self, before_ns: int | None) -> None:
         now_ns = self.deadline_ns
         if now_ns is not None and (before_ns is None or now_ns < before_ns):
-            self._changed()
+            self._sooner()
 
-    def _write_task_priority(self, value: int) -> None:
-        self._task_priority = value & 0xFF
-        self._announce()
-
-    def _write_end_of_interrupt(self, _value: int) -> None:
+    def _end_interrupt(self) -> None:
+        """The guest has served the most urgent of the vectors in service."""
         vector = self._isr.bit_length() - 1
         if vector < 0:
             return
@@ -247,15 +397,11 @@ class LocalApic:
         self._isr ^= bit
         if self._tmr & bit:
             self.end_of_level_interrupt(vector)
-        self._announce()
 
     # Interrupts between processors: the only one there is may send to itself.
 
-    def _write_command_high(self, value: int) -> None:
-        self._command_high = value & 0xFF00_0000
-
     def _write_command_low(self, value: int) -> None:
-        self._command_low = value & 0xC_CFFF
+        self._command_low = value & COMMAND_WRITABLE
         fixed_or_lowest_priority = value & 0x600 == 0
         if not (fixed_or_lowest_priority and self._is_destination(value)):
             return
@@ -284,23 +430,56 @@ class LocalApic:
     # The remaining registers.
 
     def _read_register(self, offset: int) -> int:
-        if (reader := self._readers.get(offset)) is not None:
-            return reader()
-        if offset in LVT_WRITABLE:
-            return self._lvt[offset]
-        bank, word = offset >> 7, offset >> 4 & 7
-        match bank:
-            case 2:
-                return self._isr >> 32 * word & 0xFFFF_FFFF
-            case 3:
-                return self._tmr >> 32 * word & 0xFFFF_FFFF
-            case 4:
-                return self._irr >> 32 * word & 0xFFFF_FFFF
+        match offset:
+            case Register.CURRENT_COUNT:
+                return self._read_current_count()
+            case Register.ID:
+                return self._apic_id << 24
+            case Register.VERSION:
+                return VERSION
+            case Register.TASK_PRIORITY:
+                return self._task_priority
+            case Register.PROCESSOR_PRIORITY:
+                return self._processor_priority()
+            case Register.LOGICAL_DESTINATION:
+                return self._logical_destination
+            case Register.DESTINATION_FORMAT:
+                return self._destination_format
+            case Register.SPURIOUS_VECTOR:
+                return self._spurious
+            case Register.ERROR_STATUS:
+                return self._errors_shown
+            case Register.COMMAND_LOW:
+                return self._command_low
+            case Register.COMMAND_HIGH:
+                return self._command_high
+            case Register.INITIAL_COUNT:
+                return self._initial_count
+            case Register.DIVIDE_CONFIGURATION:
+                return self._divide
+            case Register.ARBITRATION_PRIORITY | Register.END_OF_INTERRUPT | Register.REMOTE_READ:
+                return 0
+            case _ if offset in LVT_WRITABLE:
+                return self._lvt[offset]
+            case _ if Register.IN_SERVICE <= offset < Register.ERROR_STATUS:
+                return self._read_vectors(offset)
         self._note_error(ERROR_ILLEGAL_REGISTER)
         return 0
 
-    def _write_lvt(self, offset: int, value: int) -> None:
+    def _read_vectors(self, offset: int) -> int:
+        """32 of the 256 bits of a set of vectors: each set has eight registers, 16 bytes apart."""
+        if offset < Register.TRIGGER_MODE:
+            vectors = self._isr
+        elif offset < Register.REQUESTED:
+            vectors = self._tmr
+        else:
+            vectors = self._irr
+        word = offset >> 4 & 7
+        return vectors >> 32 * word & 0xFFFF_FFFF
+
+    def _write_local_vector(self, offset: int, value: int) -> None:
         if offset == LVT_TIMER:
+            # What the timer should have done until now, it does as it was told before.
             self.tick(self._clock_ns())
         before_ns = self.deadline_ns
         self._lvt[offset] = value & LVT_WRITABLE[offset]
@@ -308,21 +487,11 @@ class LocalApic:
             self._lvt[offset] |= LVT_MASKED
         self._announce_deadline(before_ns)
 
-    def _write_spurious(self, value: int) -> None:
+    def _write_spurious_vector(self, value: int) -> None:
         self._spurious = value & 0x3FF
         if not value & SOFTWARE_ENABLED:
             for offset in self._lvt:
                 self._lvt[offset] |= LVT_MASKED
-        self._announce()
-
-    def _write_logical_destination(self, value: int) -> None:
-        self._logical_destination = value & 0xFF00_0000
-
-    def _write_destination_format(self, value: int) -> None:
-        self._destination_format = value | 0x0FFF_FFFF
-
-    def _write_errors(self, _value: int) -> None:
-        self._errors_shown, self._errors = self._errors, 0
 
     def _note_error(self, error: int) -> None:
         """Remember for ESR, and interrupt when it is new (section "Error Handling")."""

@@ -11,8 +11,11 @@ the boot therefore waits on the host, where the real chip would lose it.
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
+
+from nitro_vmm.devices.state import require, require_bytes, require_flags, require_whole
 
 
 class Register(IntEnum):
@@ -69,6 +72,46 @@ INPUT_BYTES_MAX: Final = 1024
 """How much input waits inside the port: enough for a pasted line, and the host's pipe holds the rest."""
 
 
+@dataclass(frozen=True, slots=True)
+class SerialState:
+    """A port as a guest left it. What the guest sent has left already, and is no part of it."""
+
+    received: bytes
+    """Input that the guest has not read."""
+    refused: bool
+    """Whether the host has more input, which it offers again when the port says that it is ready."""
+    divisor: int
+    """The divisor latch, 16 bits; it changes nothing, as the line is infinitely fast."""
+    enabled: int
+    """The interrupt enable register."""
+    transmitter_empty_due: bool
+    """Whether "the transmitter is empty" is still to be reported as the cause of an interrupt."""
+    fifos: bool
+    """Whether the FIFOs are enabled."""
+    trigger: int
+    """How many received bytes make an interrupt at once; fewer count as timed out. One of `FCR_TRIGGERS`."""
+    line_control: int
+    """The line control register."""
+    modem_control: int
+    """The modem control register."""
+    overrun: bool
+    """Whether a looped back byte was lost since the line status was read."""
+    modem: int
+    """The upper half of the modem status register: the levels of its lines."""
+    modem_changes: int
+    """Its lower half: which of them have changed since it was read."""
+    scratch: int
+    """The scratch register."""
+
+    def __post_init__(self) -> None:
+        require_bytes(self, "received", INPUT_BYTES_MAX)
+        require_flags(self, "refused", "transmitter_empty_due", "fifos", "overrun")
+        require_whole(self, divisor=0xFFFF, enabled=0x0F, line_control=0xFF, modem_control=0x1F)
+        require_whole(self, modem=0xF0, modem_changes=0x0F, scratch=0xFF, trigger=FCR_TRIGGERS[-1])
+        require(self, "trigger", self.trigger in FCR_TRIGGERS, f"one of {FCR_TRIGGERS}")
+        require(self, "modem", not self.modem & 0x0F, "four upper bits")
+
+
 class Serial:
     """One port: eight registers, a wire to the interrupt controller, a wire out.
 
@@ -97,10 +140,47 @@ class Serial:
         self._trigger = 1
         self._line_control = 0
         self._modem_control = 0
-        self._overrun = 0
+        self._overrun = False
         self._modem = MSR_CONNECTED
         self._modem_changes = 0
         self._scratch = 0
+
+    def state(self) -> SerialState:
+        """What to save so that `restore` goes on from here."""
+        return SerialState(
+            received=bytes(self._input),
+            refused=self._refused,
+            divisor=self._divisor,
+            enabled=self._enabled,
+            transmitter_empty_due=self._transmitter_empty_due,
+            fifos=self._fifos,
+            trigger=self._trigger,
+            line_control=self._line_control,
+            modem_control=self._modem_control,
+            overrun=self._overrun,
+            modem=self._modem,
+            modem_changes=self._modem_changes,
+            scratch=self._scratch,
+        )
+
+    def restore(self, state: SerialState) -> None:
+        """Go on from a saved state, and drive the interrupt line accordingly."""
+        self._input = deque(state.received)
+        self._refused = state.refused
+        self._divisor = state.divisor
+        self._enabled = state.enabled
+        self._transmitter_empty_due = state.transmitter_empty_due
+        self._fifos = state.fifos
+        self._trigger = state.trigger
+        self._line_control = state.line_control
+        self._modem_control = state.modem_control
+        self._overrun = state.overrun
+        self._modem = state.modem
+        self._modem_changes = state.modem_changes
+        self._scratch = state.scratch
+        # Said again even if it is the same: the interrupt controller may be one that was not restored.
+        self._level = self._cause() != IIR_NONE
+        self._line(self._level)
 
     def receive(self, data: bytes) -> int:
         """Give the guest input; returns how many bytes were taken, from the start of ``data``."""
@@ -133,7 +213,7 @@ class Serial:
                 return self._scratch
         return 0
 
-    def write(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002
+    def write(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002 - the registers are bytes
         """Write a register; line and modem status cannot be written."""
         value &= 0xFF
         latch = self._line_control & LCR_DLAB
@@ -192,7 +272,7 @@ class Serial:
         elif len(self._input) < INPUT_BYTES_MAX:
             self._input.append(value)
         else:
-            self._overrun = LSR_OVERRUN
+            self._overrun = True
         if self._enabled:
             self._transmitter_empty_due = bool(self._enabled & IER_TRANSMITTER_EMPTY)
             self._update()
@@ -251,11 +331,12 @@ class Serial:
         self._accept_again()
 
     def _read_line_status(self) -> int:
-        status = LSR_TRANSMITTER_EMPTY | self._overrun
+        status = LSR_TRANSMITTER_EMPTY
         if self._input:
             status |= LSR_RECEIVED
         if self._overrun:
-            self._overrun = 0
+            status |= LSR_OVERRUN
+            self._overrun = False
             self._update()
         return status
 

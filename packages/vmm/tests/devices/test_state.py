@@ -1,0 +1,319 @@
+"""Saved devices: each goes on as the one it was saved from, and no damaged state gets in."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nitro_vmm.devices.acpi_power import AcpiPower
+from nitro_vmm.devices.i8042 import I8042
+from nitro_vmm.devices.io_apic import IoApic
+from nitro_vmm.devices.local_apic import LVT_TIMER, LocalApic, Register
+from nitro_vmm.devices.rtc import AHEAD_S_MAX, Rtc
+from nitro_vmm.devices.serial import INPUT_BYTES_MAX, Serial
+from nitro_vmm.errors import StateError
+
+HZ = 1_000_000_000
+SIZES = (1, 2, 4, 8)
+
+
+class Saved(Protocol):
+    """A device that can be saved; states of different devices have nothing in common."""
+
+    def read(self, offset: int, size: int) -> int: ...
+
+    def write(self, offset: int, size: int, value: int) -> None: ...
+
+    def state(self) -> Any: ...  # noqa: ANN401
+
+    def restore(self, state: Any) -> None: ...  # noqa: ANN401
+
+
+class World:
+    """A clock that moves when told, and a record of all that a device does to its surroundings."""
+
+    def __init__(self, now_ns: int) -> None:
+        self.now_ns = now_ns
+        self.seen: list[object] = []
+
+    def clock_ns(self) -> int:
+        return self.now_ns
+
+    def accept(self, vector: int, level: bool) -> bool:  # noqa: FBT001
+        self.seen.append(("accept", vector, level))
+        return vector % 3 != 0  # some are refused, as by an APIC that is off
+
+    def event(self) -> None:
+        self.seen.append("event")
+
+
+def serial(world: World) -> Serial:
+    return Serial(world.seen.append, world.seen.append, world.event)
+
+
+def local_apic(world: World) -> LocalApic:
+    apic = LocalApic(world.clock_ns, HZ, lambda: None)
+    apic.end_of_level_interrupt = world.seen.append
+    apic.write(Register.SPURIOUS_VECTOR, 4, 0x1FF)
+    return apic
+
+
+DEVICES: dict[str, Callable[[World], Saved]] = {
+    "serial": serial,
+    "rtc": lambda world: Rtc(world.clock_ns),
+    "i8042": lambda world: I8042(world.event, world.seen.append),
+    "acpi_power": lambda world: AcpiPower(world.event, world.event),
+    "io_apic": lambda world: IoApic(world.accept),
+    "local_apic": local_apic,
+}
+
+# What the guest, the host or time does: kind, size, offset, value.
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["read", "write", "write", "other", "time"]),
+        st.sampled_from(SIZES),
+        st.integers(0, 8) | st.integers(0, 0x41).map(lambda slot: slot << 4) | st.integers(0, 0x80),
+        st.integers(0, 255) | st.integers(0, 2**32 - 1),
+    ),
+    max_size=40,
+)
+Step = tuple[str, int, int, int]
+
+
+def drive(device: Saved, world: World, sequence: list[Step]) -> list[object]:
+    """Do the steps; everything that can be seen from outside."""
+    start = len(world.seen)
+    for kind, size, offset, value in sequence:
+        match kind, device:
+            case "read", _:
+                world.seen.append(device.read(offset, size))
+            case "write", _:
+                device.write(offset, size, value)
+            case "time", LocalApic():
+                world.now_ns += value
+                device.tick(world.now_ns)
+                world.seen.append((device.pending_vector(), device.deadline_ns))
+            case "time", _:
+                world.now_ns += value
+            case "other", Serial():
+                world.seen.append(device.receive(bytes(value % 64)))
+            case "other", IoApic():
+                device.set_line(offset % 24, bool(value & 1))
+            case "other", LocalApic():
+                device.accept(value & 0xFF, level=bool(offset & 1))
+                if (vector := device.pending_vector()) is not None:
+                    device.acknowledge(vector)
+    return world.seen[start:]
+
+
+@pytest.mark.parametrize("name", DEVICES)
+@given(before=steps, after=steps, start_ns=st.integers(0, 2**61))
+def test_a_restored_device_goes_on_as_the_saved_one(
+    name: str, before: list[Step], after: list[Step], start_ns: int
+) -> None:
+    world = World(start_ns)
+    device = DEVICES[name](world)
+    drive(device, world, before)
+
+    restored_world = World(world.now_ns)
+    restored = DEVICES[name](restored_world)
+    restored.restore(device.state())
+
+    assert restored.state() == device.state()
+    assert drive(restored, restored_world, after) == drive(device, world, after)
+    assert restored.state() == device.state()
+
+
+@pytest.mark.parametrize("name", DEVICES)
+@given(before=steps)
+def test_a_state_survives_a_text_format(name: str, before: list[Step]) -> None:
+    world = World(0)
+    device = DEVICES[name](world)
+    drive(device, world, before)
+    state = device.state()
+
+    text = json.dumps(dataclasses.asdict(state), default=bytes.hex)
+
+    fields = json.loads(text)
+    for field in dataclasses.fields(state):
+        if isinstance(getattr(state, field.name), bytes):
+            fields[field.name] = bytes.fromhex(fields[field.name])
+        elif isinstance(fields[field.name], list):
+            fields[field.name] = tuple(fields[field.name])
+    assert type(state)(**fields) == state
+
+
+def test_a_restored_device_drives_its_line_to_where_it_was() -> None:
+    world = World(0)
+    port = serial(world)
+    port.write(1, 1, 2)
+    assert world.seen == [True]
+
+    restored_world = World(0)
+    serial(restored_world).restore(port.state())
+
+    assert restored_world.seen == [True]
+
+
+def test_the_timer_has_as_long_to_go_on_another_clock() -> None:
+    world, later = World(5 * HZ), World(1_000 * HZ)
+    apic = local_apic(world)
+    apic.write(LVT_TIMER, 4, 0x30)
+    apic.write(Register.INITIAL_COUNT, 4, 500)
+    world.now_ns += 100
+
+    restored = local_apic(later)
+    restored.restore(apic.state())
+
+    assert apic.deadline_ns is not None
+    assert apic.deadline_ns - world.now_ns == 900
+    assert restored.deadline_ns == later.now_ns + 900
+
+
+def test_a_restored_timer_that_runs_is_announced() -> None:
+    world = World(0)
+    apic = local_apic(world)
+    apic.write(LVT_TIMER, 4, 0x30)
+    apic.write(Register.INITIAL_COUNT, 4, 500)
+    announced: list[int] = []
+
+    LocalApic(world.clock_ns, HZ, lambda: announced.append(1)).restore(apic.state())
+
+    assert announced
+
+
+def test_a_clock_that_is_being_read_is_restored_without_a_tear() -> None:
+    world, later = World(59 * HZ), World(86_400 * HZ)
+    rtc = Rtc(world.clock_ns)
+    rtc.write(0, 1, 0x0A)
+    rtc.read(1, 1)
+
+    restored = Rtc(later.clock_ns)
+    restored.restore(rtc.state())
+
+    restored.write(0, 1, 0)
+    assert restored.read(1, 1) == 0x59
+    later.now_ns += 20_000_000
+    assert restored.read(1, 1) == 0x00
+
+
+def valid(name: str) -> Any:  # noqa: ANN401
+    return DEVICES[name](World(0)).state()
+
+
+DAMAGE: list[tuple[str, str, object]] = [
+    *(("serial", field, value) for field in ("divisor", "enabled", "modem") for value in (-1, 1 << 16, "1")),
+    ("serial", "received", bytes(INPUT_BYTES_MAX + 1)),
+    ("serial", "received", "text"),
+    ("serial", "fifos", 1),
+    ("serial", "trigger", 2),
+    ("serial", "enabled", True),
+    ("serial", "modem", 0xB1),
+    ("rtc", "ahead_s", AHEAD_S_MAX + 1),
+    ("rtc", "ahead_s", -AHEAD_S_MAX - 1),
+    ("rtc", "ahead_s", 0.5),
+    ("rtc", "held_for_ns", 10_000_001),
+    ("rtc", "held_s", -1),
+    ("rtc", "index", 128),
+    ("rtc", "memory", bytes(127)),
+    ("rtc", "memory", bytes(129)),
+    ("rtc", "being_set", (1, 2, 3)),
+    ("rtc", "being_set", (256,) * 8),
+    ("i8042", "memory", bytes(31)),
+    ("i8042", "output", 256),
+    ("i8042", "status", None),
+    ("i8042", "expecting", 0xAA),
+    ("i8042", "expecting", 0x5F),
+    ("i8042", "expecting", 0x80),
+    ("i8042", "expecting", "x"),
+    ("io_apic", "entries", ()),
+    ("io_apic", "entries", [0] * 24),
+    ("io_apic", "entries", (1 << 64,) * 24),
+    ("io_apic", "entries", (1 << 12,) * 24),
+    ("io_apic", "lines", 1 << 24),
+    ("io_apic", "io_apic_id", 16),
+    ("io_apic", "selected", 256),
+    ("local_apic", "requested", 1 << 256),
+    ("local_apic", "requested", 1 << 15),
+    ("local_apic", "in_service", 1),
+    ("local_apic", "level", -1),
+    ("local_apic", "local_vectors", (0,) * 5),
+    ("local_apic", "local_vectors", (1 << 18,) * 6),
+    ("local_apic", "command_low", 1 << 12),
+    ("local_apic", "command_high", 1),
+    ("local_apic", "logical_destination", 1),
+    ("local_apic", "destination_format", 0xF000_0000),
+    ("local_apic", "divide", 0b100),
+    ("local_apic", "initial_count", 1 << 32),
+    ("local_apic", "expires_in_ns", 1 << 64),
+    ("local_apic", "expires_in_ns", -(1 << 64)),
+    ("local_apic", "expires_in_ns", 1.5),
+]
+
+
+@pytest.mark.parametrize(("name", "field", "value"), DAMAGE)
+def test_a_damaged_state_is_refused_by_name(name: str, field: str, value: object) -> None:
+    with pytest.raises(StateError, match=rf"State\.{field} is .*, not ") as caught:
+        dataclasses.replace(valid(name), **{field: value})
+
+    assert caught.value.hint
+    assert len(str(caught.value)) < 300
+
+
+def test_an_io_apic_takes_no_state_with_another_number_of_pins() -> None:
+    world = World(0)
+    device = IoApic(world.accept, pins=8)
+    before = device.state()
+
+    with pytest.raises(StateError, match="24 pins"):
+        device.restore(valid("io_apic"))
+
+    assert device.state() == before
+
+
+def test_a_timer_takes_no_state_in_which_it_has_longer_to_go_than_its_count() -> None:
+    device = local_apic(World(0))
+    before = device.state()
+    state = dataclasses.replace(before, initial_count=1_000_000, expires_in_ns=2_000_001, requested=1 << 64)
+
+    with pytest.raises(StateError, match="2000001 ns to go"):
+        device.restore(state)
+
+    assert device.state() == before
+    device.restore(dataclasses.replace(state, expires_in_ns=2_000_000))
+    assert device.deadline_ns is None  # masked
+    assert device.state().expires_in_ns == 2_000_000
+
+
+junk = (
+    st.integers(-(2**70), 2**70)
+    | st.binary(max_size=130)
+    | st.none()
+    | st.booleans()
+    | st.just("1")
+    | st.lists(st.integers(-1, 2**65), max_size=30).map(tuple)
+)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+@settings(max_examples=200)
+@given(data=st.data(), after=steps)
+def test_whatever_a_state_holds_the_device_refuses_it_or_works(
+    name: str, data: st.DataObject, after: list[Step]
+) -> None:
+    state = valid(name)
+    fields = [field.name for field in dataclasses.fields(state)]
+    changes = data.draw(st.dictionaries(st.sampled_from(fields), junk, max_size=3)) if fields else {}
+    world = World(1 << 60)
+    device = DEVICES[name](world)
+
+    try:
+        device.restore(dataclasses.replace(state, **changes))
+    except StateError:
+        assert device.state() == state
+    drive(device, world, after)
+    device.state()
