@@ -63,11 +63,25 @@ class VirtioNsm:
         again for the rest.
         """
         while (chain := queue.pop()) is not None:
+            if len(self._requests) == QUEUE_SIZES[0] and not chain.writable:
+                # A chain that waits here is offered again. Keeping it twice would let a driver fill the
+                # host's memory.
+                queue.push(chain.head, 0)
+                continue
             if chain.readable or not chain.writable:
                 self._requests.append((chain.head, gather(chain.readable, REQUEST_BYTES_MAX + 1)))
             if chain.writable:
                 self._reply(queue, chain)
         return queue.publish()
+
+    @property
+    def waiting(self) -> tuple[tuple[int, bytes], ...]:
+        """Requests that have no room for a reply yet, oldest first: the head of the chain, and its bytes."""
+        return tuple(self._requests)
+
+    def restore(self, waiting: Sequence[tuple[int, bytes]]) -> None:
+        """Go on with these requests, which `waiting` gave, instead of those that wait here."""
+        self._requests = deque(waiting)
 
     def reset(self) -> None:
         """Forget requests that have no reply yet. The module itself outlives a reset of its device."""

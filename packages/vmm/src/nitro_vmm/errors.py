@@ -39,3 +39,8 @@ class UsageError(VmmError):
 
 class StateError(VmmError):
     """The state of a saved machine cannot be restored: it is of another machine, or is damaged."""
+
+    def __init__(
+        self, message: str, *, hint: str = "start without it, and save a new one with this version"
+    ) -> None:
+        super().__init__(message, hint=hint)

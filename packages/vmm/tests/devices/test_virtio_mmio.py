@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,11 +18,14 @@ from nitro_vmm.devices.virtio_mmio import (
     INTERRUPT_USED_BUFFER,
     LADDER,
     Driver,
+    QueueSetup,
     Register,
+    RunningState,
     Status,
     VirtioMmio,
 )
-from nitro_vsock import QueueError, QueueLayout
+from nitro_vmm.errors import StateError
+from nitro_vsock import QueueError, QueueLayout, SplitQueueState
 
 F_ONE = 1 << 0
 F_EVENT_IDX = 1 << 29
@@ -39,6 +44,8 @@ class FakeDevice:
         self.active: tuple[int, list[QueueLayout | None]] | None = None
         self.notified: list[int] = []
         self.broken = False
+        self.paused = False
+        self.restored: RunningState | None = None
         self.driver: Driver | None = None
 
     def read_config(self, offset: int, length: int) -> bytes:
@@ -57,6 +64,21 @@ class FakeDevice:
 
     def reset(self) -> None:
         self.active = None
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+
+    def state(self) -> RunningState:
+        return RunningState((SplitQueueState(5, 4, 3), None))
+
+    def restore(
+        self, state: RunningState, features: int, queues: Sequence[QueueLayout | None], driver: Driver
+    ) -> None:
+        self.activate(features, queues, driver)
+        self.restored = state
 
 
 class Bench:
@@ -373,6 +395,142 @@ def test_no_sequence_of_accesses_raises(sequence: list[tuple[int, int, int]], br
     for offset, size, value in sequence:
         bench.transport.write(offset, size, value)
         assert 0 <= bench.transport.read(offset, size) < 1 << 8 * size
+
+
+def test_a_saved_driver_finds_everything_as_it_was() -> None:
+    bench = running()
+    bench.interrupt()
+    bench.put(Register.QUEUE_SEL, 1)
+    bench.transport.pause()
+    state = bench.transport.state()
+    other = Bench()
+
+    other.transport.restore(state)
+
+    assert bench.device.paused
+    assert other.device.active == (F_VERSION_1 | F_EVENT_IDX, [LAYOUT, None])
+    assert other.device.restored == RunningState((SplitQueueState(5, 4, 3), None))
+    assert other.levels == [True]
+    assert other.status() == bench.status()
+    assert other.get(Register.QUEUE_SIZE_MAX) == 128
+    other.interrupt()
+    other.put(Register.INTERRUPT_ACK, INTERRUPT_USED_BUFFER)
+    assert other.levels == [True, False]
+
+
+def test_a_driver_in_the_middle_of_its_set_up_is_saved_as_well() -> None:
+    bench = negotiated()
+    bench.set_up(0, LAYOUT)
+    state = bench.transport.state()
+    other = Bench()
+
+    other.transport.restore(state)
+    other.climb(Status.DRIVER_OK)
+
+    assert state.running is None
+    assert other.levels == [False]
+    assert other.device.active == (F_VERSION_1 | F_EVENT_IDX, [LAYOUT, None])
+
+
+READY = QueueSetup(64, True, 0x1000, 0x2000, 0x3000)
+UNUSED = QueueSetup(128, False, 0, 0, 0)
+QUEUE = SplitQueueState(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"queues": (READY, UNUSED, UNUSED), "running": RunningState((QUEUE, None, None))}, "3 queues"),
+        ({"queues": (replace(READY, size=512), UNUSED)}, "size 512, at most 256"),
+        ({"driver_features": F_EVENT_IDX}, "legacy driver"),
+        ({"driver_features": F_VERSION_1 | 1 << 40}, "lacks: 0x10000000000"),
+    ],
+)
+def test_a_state_of_another_device_is_refused(changes: dict[str, Any], why: str) -> None:
+    state = replace(running().transport.state(), **changes)
+    bench = Bench()
+
+    with pytest.raises(StateError, match=why):
+        bench.transport.restore(state)
+
+    assert bench.transport.state() == Bench().transport.state()
+
+
+def test_a_device_whose_saved_queues_are_nowhere_is_as_after_a_reset() -> None:
+    state = running().transport.state()
+    bench = Bench()
+    bench.device.broken = True
+
+    with pytest.raises(StateError, match=r"fake cannot go on: .*it is nowhere"):
+        bench.transport.restore(replace(state, interrupt_status=INTERRUPT_USED_BUFFER))
+
+    assert bench.transport.state() == Bench().transport.state()
+    assert bench.device.active is None
+    assert bench.levels == [False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"status": 0x100}, "status"),
+        ({"status": int(Status.DRIVER_OK)}, "status"),
+        ({"status": 0x10}, "status"),
+        ({"status": "0"}, "status"),
+        ({"queue_index": 1 << 32}, "queue_index"),
+        ({"driver_features": 1 << 128}, "driver_features"),
+        ({"interrupt_status": 4}, "interrupt_status"),
+        ({"queues": (READY, None)}, "queues"),
+        ({"queues": [READY, UNUSED]}, "queues"),
+        ({"queues": (READY, READY)}, "running"),
+        ({"running": None}, "running"),
+        ({"running": 7}, "running"),
+        ({"status": 0xF | 0x40}, "running"),
+        ({"status": 0xB}, "running"),
+    ],
+)
+def test_a_damaged_state_is_refused_by_name(changes: dict[str, Any], name: str) -> None:
+    state = running().transport.state()
+
+    with pytest.raises(StateError, match=rf"VirtioMmioState\.{name} is "):
+        replace(state, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"size": 0}, "size"),
+        ({"size": 96}, "size"),
+        ({"size": 1 << 16}, "size"),
+        ({"ready": 1}, "ready"),
+        ({"descriptor_table": 1 << 64}, "descriptor_table"),
+        ({"available_ring": -1}, "available_ring"),
+        ({"used_ring": None}, "used_ring"),
+    ],
+)
+def test_a_damaged_queue_is_refused_by_name(changes: dict[str, Any], name: str) -> None:
+    with pytest.raises(StateError, match=rf"QueueSetup\.{name} is "):
+        replace(READY, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"queues": (7,)}, "queues"),
+        ({"queues": [QUEUE]}, "queues"),
+        ({"queues": (QUEUE,) * 65}, "queues"),
+        ({"queues": (SplitQueueState(True, 0, 0),)}, "queues"),
+        ({"queues": (SplitQueueState(0, 0, 0, "x" * 1001),)}, "queues"),
+        ({"taken": ((0, b""),) * 65}, "taken"),
+        ({"taken": ((1 << 16, b""),)}, "taken"),
+        ({"taken": ((0, "text"),)}, "taken"),
+        ({"taken": ((0, bytes(1 << 16 | 1)),)}, "taken"),
+        ({"taken": ((0,),)}, "taken"),
+        ({"taken": ([0, b""],)}, "taken"),
+    ],
+)
+def test_a_damaged_running_device_is_refused_by_name(changes: dict[str, Any], name: str) -> None:
+    with pytest.raises(StateError, match=rf"RunningState\.{name} is "):
+        replace(RunningState((QUEUE,)), **changes)
 
 
 class Ladder(RuleBasedStateMachine):

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 
 import cbor2
 import pytest
@@ -12,11 +13,14 @@ from nitro_vmm.devices.virtio_mmio import (
     INTERRUPT_CONFIGURATION,
     INTERRUPT_USED_BUFFER,
     Register,
+    RunningState,
     Status,
     VirtioMmio,
+    VirtioMmioState,
 )
 from nitro_vmm.devices.virtio_nsm import NsmDevice
-from nitro_vsock import GuestMemory
+from nitro_vmm.errors import StateError
+from nitro_vsock import GuestMemory, SplitQueueState
 
 DESCRIPTORS, AVAILABLE, USED, REQUEST, REPLY = 0x0, 0x100, 0x200, 0x1000, 0x4000
 WRITABLE = 2
@@ -25,9 +29,10 @@ WRITABLE = 2
 class Bench:
     """A driver with two descriptors: the request and the room for its reply."""
 
-    def __init__(self) -> None:
+    def __init__(self, nsm: Nsm | None = None) -> None:
         self.ram = bytearray(0x10000)
-        device = NsmDevice(Nsm(NsmConfig(pcrs={0: b"\x11" * 48})), GuestMemory([(0, memoryview(self.ram))]))
+        self.nsm = nsm or Nsm(NsmConfig(pcrs={0: b"\x11" * 48}))
+        device = NsmDevice(self.nsm, GuestMemory([(0, memoryview(self.ram))]))
         self.levels: list[bool] = []
         self.transport = VirtioMmio(device, self.levels.append, name="nsm")
         self.offered = 0
@@ -57,8 +62,11 @@ class Bench:
         struct.pack_into("<QIHH", self.ram, DESCRIPTORS, address, len(request), 0, 0)
         struct.pack_into("<QIHH", self.ram, DESCRIPTORS + 16, REPLY, room, WRITABLE, 0)
         struct.pack_into("<HH", self.ram, AVAILABLE + 4, 0, 1)
-        self.offered += 2
-        struct.pack_into("<H", self.ram, AVAILABLE + 2, self.offered)
+        self.make_available(self.offered + 2)
+
+    def make_available(self, count: int) -> None:
+        self.offered = count
+        struct.pack_into("<H", self.ram, AVAILABLE + 2, count)
 
     def used(self) -> list[tuple[int, int]]:
         (index,) = struct.unpack_from("<H", self.ram, USED + 2)
@@ -140,3 +148,74 @@ def test_an_unusable_queue_needs_a_reset(fault: str) -> None:
 
     assert bench.get(Register.STATUS) & Status.DEVICE_NEEDS_RESET
     assert bench.get(Register.INTERRUPT_STATUS) == INTERRUPT_CONFIGURATION
+
+
+def restored(bench: Bench, state: VirtioMmioState) -> Bench:
+    """The same driver and module before another device."""
+    other = Bench(bench.nsm)
+    other.ram[:] = bench.ram
+    other.offered = bench.offered
+    other.transport.restore(state)
+    return other
+
+
+def test_a_restored_device_goes_on_where_it_was() -> None:
+    bench = Bench()
+    bench.start()
+    for _ in range(3):
+        bench.ask("GetRandom")
+    bench.transport.pause()
+
+    other = restored(bench, bench.transport.state())
+
+    assert other.levels == [False]
+    assert other.ask({"LockPCR": {"index": 16}}) == "LockPCR"
+
+
+def test_a_request_that_waits_for_room_is_saved_with_its_bytes() -> None:
+    bench = Bench()
+    bench.start()
+    bench.offer(cbor2.dumps("GetRandom"))
+    bench.make_available(bench.offered - 1)
+    bench.put(Register.QUEUE_NOTIFY, 0)
+    bench.ram[REQUEST : REQUEST + 64] = bytes(64)
+
+    other = restored(bench, bench.transport.state())
+    other.make_available(bench.offered + 1)
+    other.put(Register.QUEUE_NOTIFY, 0)
+
+    (_, _), (_, written) = other.used()
+    assert "GetRandom" in cbor2.loads(other.ram[REPLY : REPLY + written])
+
+
+def test_a_request_that_is_offered_again_and_again_fills_nothing() -> None:
+    bench = Bench()
+    bench.start()
+    bench.offer(bytes(0x1000))
+    struct.pack_into("<HH", bench.ram, AVAILABLE + 4, 0, 0)
+
+    for count in range(1, 100):
+        bench.make_available(count)
+        bench.put(Register.QUEUE_NOTIFY, 0)
+
+    running = bench.transport.state().running
+    assert running is not None
+    assert len(running.taken) == 2
+
+
+@pytest.mark.parametrize(
+    ("running", "why"),
+    [
+        (RunningState((SplitQueueState(0, 0, 0),), ((0, b""),) * 3), "3 requests wait in a queue for 2"),
+        (RunningState((SplitQueueState(0, 0, 0),), ((0, bytes(0x1002)),)), "longer than 4096 bytes"),
+    ],
+)
+def test_a_state_that_no_driver_can_cause_is_refused(running: RunningState, why: str) -> None:
+    bench = Bench()
+    bench.start()
+    state = replace(bench.transport.state(), running=running)
+
+    with pytest.raises(StateError, match=why):
+        bench.transport.restore(state)
+
+    assert bench.get(Register.STATUS) == 0

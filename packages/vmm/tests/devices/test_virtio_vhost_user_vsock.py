@@ -9,12 +9,21 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nitro_vmm.devices.virtio_mmio import CONFIGURATION, INTERRUPT_USED_BUFFER, Register, Status
+from nitro_vmm.devices.virtio_mmio import (
+    CONFIGURATION,
+    INTERRUPT_USED_BUFFER,
+    QueueSetup,
+    Register,
+    RunningState,
+    Status,
+)
 from nitro_vmm.devices.virtio_vhost_user_vsock import RETRY_S, VhostUserVsockDevice
+from nitro_vmm.errors import StateError
 from nitro_vsock import GuestMemory, HostError
 from nitro_vsock.vhost_user.frontend import SharedRegion
 from vsock_guest import CID, RAM_BYTES, REQUEST, RESPONSE, RUNNING, RW, Guest, Packet
@@ -161,12 +170,102 @@ def test_an_unusable_queue_needs_a_reset(bench: Bench) -> None:
     assert bench.guest.get(Register.STATUS) == RUNNING | Status.DEVICE_NEEDS_RESET
 
 
+def test_a_pause_leaves_the_guests_memory_alone_and_keeps_connections(bench: Bench) -> None:
+    guest = bench.guest
+    guest.start()
+    with bench.connect(1024) as connection:
+        guest.transport.pause()
+        assert guest.transport.state() == guest.transport.state()
+        before = bytes(guest.memory.slice(0, RAM_BYTES))
+        connection.sendall(b"meanwhile")
+        assert bench.device.turn() is None
+        assert guest.memory.slice(0, RAM_BYTES) == before
+
+        guest.transport.resume()
+
+        assert [packet.payload for packet in bench.receive() if packet.op == RW] == [b"meanwhile"]
+
+
+def test_a_daemon_that_dies_in_a_pause_is_missed_after_it(bench: Bench) -> None:
+    guest = bench.guest
+    guest.start()
+    guest.transport.pause()
+    bench.kill_daemon()
+    assert bench.device.turn() is None
+    assert guest.events.used() == []
+
+    guest.transport.resume()
+    bench.wait()
+
+    assert guest.events.used() == [bytes(4)], "TRANSPORT_RESET"
+
+
+def test_a_pause_without_a_daemon_or_a_driver_changes_nothing(bench: Bench) -> None:
+    guest = bench.guest
+    guest.transport.pause()
+    guest.transport.resume()
+    bench.kill_daemon()
+    bench.wait()
+    guest.start()
+    guest.transport.pause()
+    guest.transport.resume()
+    assert guest.get(Register.STATUS) == RUNNING
+
+    bench.daemon = bench.start_daemon()
+    bench.reconnect()
+
+    bench.connect(1024).close()
+
+
+def test_a_restored_guest_hears_that_its_connections_are_gone_and_goes_on(bench: Bench) -> None:
+    guest = bench.guest
+    guest.start()
+    with bench.connect(1024) as connection:
+        guest.transport.pause()
+        state = guest.transport.state()
+        guest.transport.resume()
+
+        guest.transport.restore(state)
+
+        assert guest.events.used() == [bytes(4)], "TRANSPORT_RESET"
+        assert connection.recv(1) == b""
+        bench.connect(1025).close()
+
+
+def test_a_state_without_a_queue_that_must_be_there_is_refused(bench: Bench) -> None:
+    bench.guest.start()
+    state = bench.guest.transport.state()
+    assert state.running is not None
+    _, *queues = state.queues
+    _, *served = state.running.queues
+    unused = QueueSetup(1, False, 0, 0, 0)
+    damaged = replace(state, queues=(unused, *queues), running=RunningState((None, *served)))
+
+    with pytest.raises(StateError, match="without receive and transmit queue"):
+        bench.guest.transport.restore(damaged)
+
+    assert bench.guest.get(Register.STATUS) == 0
+
+
+def test_a_guest_that_breaks_its_event_queue_harms_only_itself(bench: Bench) -> None:
+    guest = bench.guest
+    guest.start()
+    guest.events.set_available_index(1000)
+
+    bench.kill_daemon()
+    bench.wait()
+
+    assert guest.get(Register.STATUS) == RUNNING | Status.DEVICE_NEEDS_RESET
+    guest.start()
+    assert guest.get(Register.STATUS) == RUNNING
+
+
 def test_nobody_at_the_path(tmp_path: Path) -> None:
     gc.collect()  # what other tests left to it
     before = set(Path("/proc/self/fd").iterdir())
     memory = GuestMemory([(0, memoryview(bytearray(4096)))])
 
     with pytest.raises(HostError, match=str(tmp_path)):
-        VhostUserVsockDevice(tmp_path / "none", memory, [], locked=call)
+        VhostUserVsockDevice(tmp_path / "none", memory, [], locked=call, clock=float)
 
     assert set(Path("/proc/self/fd").iterdir()) == before

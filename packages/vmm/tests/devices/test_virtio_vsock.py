@@ -1,6 +1,7 @@
 """vsock through its virtio registers, with the engine in the process."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,13 @@ from nitro_vmm.devices.virtio_mmio import (
     CONFIGURATION,
     INTERRUPT_CONFIGURATION,
     INTERRUPT_USED_BUFFER,
+    QueueSetup,
     Register,
+    RunningState,
     Status,
 )
 from nitro_vmm.devices.virtio_vsock import VsockDevice
+from nitro_vmm.errors import StateError
 from nitro_vsock import GuestMemory, VsockConfig, VsockEngine
 from nitro_vsock.testing import guest_ram
 from vsock_guest import CID, RAM_BYTES, REQUEST, RESPONSE, RST, RUNNING, RW, Guest
@@ -120,6 +124,73 @@ def test_a_ring_that_the_guest_breaks_needs_a_reset(bench: Bench) -> None:
     assert guest.acknowledge() == INTERRUPT_CONFIGURATION
     guest.start()
     assert guest.get(Register.STATUS) == RUNNING
+
+
+def test_a_pause_keeps_connections_and_leaves_the_guests_memory_alone(bench: Bench) -> None:
+    guest = bench.guest
+    guest.start()
+    guest.send(REQUEST, PORT)
+    bench.turn()
+    guest.received()
+
+    guest.transport.pause()
+    bench.accepted[0].sendall(b"meanwhile")
+    before = bytes(guest.memory.slice(0, RAM_BYTES))
+    bench.turn()
+
+    assert guest.memory.slice(0, RAM_BYTES) == before
+    guest.transport.resume()
+    bench.turn()
+    assert [packet.payload for packet in guest.received()] == [b"meanwhile"]
+
+
+def test_a_pause_without_a_driver_changes_nothing(bench: Bench) -> None:
+    bench.guest.transport.pause()
+    bench.turn()
+    bench.guest.transport.resume()
+
+    test_a_guest_talks_to_a_service_of_the_host(bench)
+
+
+def test_a_restored_guest_hears_that_its_connections_are_gone_and_goes_on(bench: Bench) -> None:
+    guest = bench.guest
+    guest.start()
+    guest.send(REQUEST, PORT)
+    bench.turn()
+    guest.received()
+    guest.transport.pause()
+    state = guest.transport.state()
+    other = Bench(guest.memory)
+    try:
+        other.guest.transport.restore(state)
+        guest.transport = other.guest.transport
+        other.turn()
+
+        assert guest.events.used() == [bytes(4)], "TRANSPORT_RESET"
+        guest.send(REQUEST, PORT, src_port=1025)
+        other.turn()
+        assert [(packet.op, packet.src_port) for packet in guest.received()] == [(RESPONSE, PORT)]
+        assert len(other.accepted) == 1
+    finally:
+        other.close()
+
+
+def test_a_state_without_a_queue_that_must_be_there_is_refused(bench: Bench) -> None:
+    bench.guest.start()
+    state = bench.guest.transport.state()
+    assert state.running is not None
+    _, *queues = state.queues
+    _, *served = state.running.queues
+    damaged = replace(
+        state,
+        queues=(QueueSetup(1, False, 0, 0, 0), *queues),
+        running=RunningState((None, *served)),
+    )
+
+    with pytest.raises(StateError, match="without receive and transmit queue"):
+        bench.guest.transport.restore(damaged)
+
+    assert bench.guest.get(Register.STATUS) == 0
 
 
 def test_nothing_stays_open() -> None:

@@ -282,7 +282,8 @@ class VsockEngine:
             rings.receiver.ring.release()
             self._calls = []
             self._late_call, self._late_rounds = None, 0
-            self._event_due = False
+            # A guest that is only paused still has to hear that its connections are gone.
+            self._event_due = self._event_due and keep_connections
             self._bad_chains = 0
             self.failure = None
         for call in calls:

@@ -13,6 +13,7 @@ first: then one that knows the level already does not see an edge that never was
 """
 
 import reprlib
+from collections.abc import Callable
 
 from nitro_vmm.errors import StateError
 
@@ -31,6 +32,11 @@ def require(state: object, name: str, good: bool, wanted: str) -> None:  # noqa:
 def is_whole(value: object, most: int, *, least: int = 0) -> bool:
     """Whether a value is a whole number, and no flag, from ``least`` to ``most``."""
     return type(value) is int and least <= value <= most
+
+
+def is_tuple_of(good: Callable[[object], bool], value: object, most: int, *, least: int = 0) -> bool:
+    """Whether a value is a tuple of ``least`` to ``most`` elements that are all good."""
+    return isinstance(value, tuple) and least <= len(value) <= most and all(map(good, value))
 
 
 def require_whole(state: object, **most: int) -> None:
@@ -71,8 +77,9 @@ def require_whole_tuple(state: object, name: str, most: int, *, lengths: range) 
     Raises:
         StateError: It is something else.
     """
-    value = getattr(state, name)
-    good = (
-        isinstance(value, tuple) and len(value) in lengths and all(is_whole(number, most) for number in value)
-    )
-    require(state, name, good, f"{lengths[0]} to {lengths[-1]} whole numbers from 0 to {most:#x}")
+
+    def good(number: object) -> bool:
+        return is_whole(number, most)
+
+    fits = is_tuple_of(good, getattr(state, name), lengths[-1], least=lengths[0])
+    require(state, name, fits, f"{lengths[0]} to {lengths[-1]} whole numbers from 0 to {most:#x}")

@@ -7,10 +7,13 @@ an unusable queue is worse: the device then needs a reset (DEVICE_NEEDS_RESET, v
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Final, Protocol
 
-from nitro_vsock import QueueError, QueueLayout
+from nitro_vmm.devices.state import is_tuple_of, is_whole, require, require_flags, require_whole
+from nitro_vmm.errors import StateError
+from nitro_vsock import QueueError, QueueLayout, SplitQueueState
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +102,114 @@ class Status(IntFlag):
 LADDER: Final = (Status.ACKNOWLEDGE, Status.DRIVER, Status.FEATURES_OK, Status.DRIVER_OK)
 
 
+STATUS_BITS: Final = sum(LADDER) | Status.DEVICE_NEEDS_RESET | Status.FAILED
+
+# Bounds of saved states, far above what any device here has.
+QUEUES_MAX: Final = 64
+QUEUE_SIZE_MAX: Final = 32768
+"""What virtio allows (virtio 1.3 §2.7)."""
+TAKEN_MAX: Final = 64
+BROKEN_LENGTH_MAX: Final = 1000
+TAKEN_BYTES_MAX: Final = 1 << 16
+INDEX_MAX: Final = 0xFFFF
+ADDRESS_MAX: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSetup:
+    """What the driver has said about one queue; guest-physical addresses."""
+
+    size: int
+    """In descriptors, a power of two."""
+    ready: bool
+    """Whether the driver has finished setting it up."""
+    descriptor_table: int
+    available_ring: int
+    used_ring: int
+
+    def __post_init__(self) -> None:
+        addresses = dict.fromkeys(("descriptor_table", "available_ring", "used_ring"), ADDRESS_MAX)
+        require_whole(self, size=QUEUE_SIZE_MAX, **addresses)
+        require(self, "size", self.size.bit_count() == 1, "a power of two")
+        require_flags(self, "ready")
+
+
+@dataclass(frozen=True, slots=True)
+class RunningState:
+    """How far a running device had come with its queues; what is in them is in the guest's memory."""
+
+    queues: tuple[SplitQueueState | None, ...]
+    """Each queue of the device; `None` for one that the driver does not use."""
+    taken: tuple[tuple[int, bytes], ...] = ()
+    """Chains that the device keeps for now, oldest first: the head of each, and what it has read from it."""
+
+    def __post_init__(self) -> None:
+        queues, taken = self.queues, self.taken
+        good = is_tuple_of(_is_queue, queues, QUEUES_MAX)
+        require(self, "queues", good, f"up to {QUEUES_MAX} states of queues")
+        good = is_tuple_of(_is_taken, taken, TAKEN_MAX)
+        require(self, "taken", good, f"up to {TAKEN_MAX} chains with their bytes")
+
+
+def _is_queue(queue: object) -> bool:
+    if not isinstance(queue, SplitQueueState):
+        return queue is None
+    indices = (queue.next_available, queue.used, queue.published)
+    broken: object = queue.broken
+    good = broken is None or (isinstance(broken, str) and len(broken) <= BROKEN_LENGTH_MAX)
+    return good and all(is_whole(index, INDEX_MAX) for index in indices)
+
+
+def _is_taken(chain: object) -> bool:
+    if not isinstance(chain, tuple) or len(chain) != 2:
+        return False
+    head, content = chain
+    return is_whole(head, INDEX_MAX) and isinstance(content, bytes) and len(content) <= TAKEN_BYTES_MAX
+
+
+def _is_setup(queue: object) -> bool:
+    return isinstance(queue, QueueSetup)
+
+
+@dataclass(frozen=True, slots=True)
+class VirtioMmioState:
+    """A device's registers as a driver left them, and how far the device behind them had come."""
+
+    status: int
+    """The device status field (`Status`)."""
+    device_features_word: int
+    """Which 32 of the offered feature bits can be read."""
+    driver_features_word: int
+    """Which 32 of the accepted feature bits are written."""
+    driver_features: int
+    """The feature bits that the driver accepts, a number of 128 bits."""
+    queue_index: int
+    """Which queue's registers can be reached."""
+    interrupt_status: int
+    """What was not acknowledged; the interrupt line is up unless it is 0."""
+    queues: tuple[QueueSetup, ...]
+    """Each queue of the device."""
+    running: RunningState | None
+    """`None` while no driver is ready, or the device needs a reset."""
+
+    def __post_init__(self) -> None:
+        words = dict.fromkeys(("device_features_word", "driver_features_word", "queue_index"), 0xFFFF_FFFF)
+        require_whole(self, status=0xFF, driver_features=(1 << 32 * FEATURE_WORDS) - 1, **words)
+        require_whole(self, interrupt_status=INTERRUPT_USED_BUFFER | INTERRUPT_CONFIGURATION)
+        rungs = [bool(self.status & rung) for rung in LADDER]
+        climbed = rungs == sorted(rungs, reverse=True) and not self.status & ~STATUS_BITS
+        require(self, "status", climbed, "a status that a driver can reach")
+        good = is_tuple_of(_is_setup, self.queues, QUEUES_MAX)
+        require(self, "queues", good, f"up to {QUEUES_MAX} queues")
+        require(self, "running", isinstance(self.running, RunningState | None), "a running device or None")
+        runs = self.status & (Status.DRIVER_OK | Status.DEVICE_NEEDS_RESET) == Status.DRIVER_OK
+        require(self, "running", runs == (self.running is not None), "what the status says")
+        if self.running is not None:
+            used = [queue is not None for queue in self.running.queues]
+            ready = [queue.ready for queue in self.queues]
+            require(self, "running", used == ready, "served at the queues that are ready")
+
+
 class Driver(Protocol):
     """What a running device can tell its driver; for the thread that holds the machine's bus lock."""
 
@@ -134,7 +245,7 @@ class VirtioDevice(Protocol):
 
         Args:
             features: What driver and device have agreed on.
-            queues: Where each queue is; None for one that the driver does not use.
+            queues: Where each queue is; `None` for one that the driver does not use.
             driver: Whom to tell about used buffers.
 
         Raises:
@@ -149,7 +260,37 @@ class VirtioDevice(Protocol):
         """
 
     def reset(self) -> None:
-        """Stop, and forget the driver. Also called while not active."""
+        """Stop, and forget the driver. Also called while not active, and not while paused."""
+
+    def pause(self) -> None:
+        """Leave the guest's memory alone until `resume`, and let the host's programs wait.
+
+        The guest stands still then. Also called while not active.
+        """
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+
+    def state(self) -> RunningState:
+        """What to save so that `restore` goes on from here. Only while active and paused."""
+
+    def restore(
+        self, state: RunningState, features: int, queues: Sequence[QueueLayout | None], driver: Driver
+    ) -> None:
+        """Start where a saved device was. Only while not active; the device is not paused then.
+
+        What the host had to do with the saved device is over: the guest is told where it has to know.
+
+        Args:
+            state: A saved device; the guest's memory has been restored.
+            features: What driver and device have agreed on.
+            queues: Where each queue is; `None` for one that the driver does not use.
+            driver: Whom to tell about used buffers.
+
+        Raises:
+            QueueError: A queue cannot be used.
+            StateError: The state does not fit this kind of device.
+        """
 
 
 class _Queue:
@@ -161,11 +302,20 @@ class _Queue:
         self.addresses = dict.fromkeys(QUEUE_ADDRESSES, 0)
 
     def layout(self) -> QueueLayout | None:
-        if not self.ready:
-            return None
+        setup = self.setup()
+        areas = (setup.descriptor_table, setup.available_ring, setup.used_ring)
+        return QueueLayout(self.size, *areas) if self.ready else None
+
+    def setup(self) -> QueueSetup:
         low = [self.addresses[register] for register in QUEUE_ADDRESSES[::2]]
         high = [self.addresses[register] for register in QUEUE_ADDRESSES[1::2]]
-        return QueueLayout(self.size, *(a | b << 32 for a, b in zip(low, high, strict=True)))
+        return QueueSetup(self.size, self.ready, *(a | b << 32 for a, b in zip(low, high, strict=True)))
+
+    def restore(self, setup: QueueSetup) -> None:
+        self.size, self.ready = setup.size, setup.ready
+        areas = (setup.descriptor_table, setup.available_ring, setup.used_ring)
+        words = [word for area in areas for word in (area & 0xFFFF_FFFF, area >> 32)]
+        self.addresses = dict(zip(QUEUE_ADDRESSES, words, strict=True))
 
 
 class VirtioMmio:
@@ -216,6 +366,77 @@ class VirtioMmio:
             self._set_interrupts(self._interrupt_status & ~value)
         else:
             self._write_register(offset, value & 0xFFFF_FFFF)
+
+    # What the machine calls when it is saved, and after; under the bus lock, while the guest stands still.
+
+    def pause(self) -> None:
+        """Let the device leave the guest's memory alone until `resume`."""
+        self._device.pause()
+
+    def resume(self) -> None:
+        """Let the device go on after `pause`."""
+        self._device.resume()
+
+    def state(self) -> VirtioMmioState:
+        """What to save so that `restore` goes on from here; only between `pause` and `resume`."""
+        return VirtioMmioState(
+            status=int(self._status),
+            device_features_word=self._device_features_word,
+            driver_features_word=self._driver_features_word,
+            driver_features=self._driver_features,
+            queue_index=self._queue_index,
+            interrupt_status=self._interrupt_status,
+            queues=tuple(queue.setup() for queue in self._queues),
+            running=self._device.state() if self._active else None,
+        )
+
+    def restore(self, state: VirtioMmioState) -> None:
+        """Go on from a saved state, after the guest's memory is restored; drives the interrupt line.
+
+        Raises:
+            StateError: The saved device is of another kind, or its queues are not in this guest's memory. The
+                device is as after a reset.
+        """
+        self._device.reset()
+        self._forget_driver()
+        self._interrupt_status = 0
+        self._check_fits(state)
+        self._device_features_word = state.device_features_word
+        self._driver_features_word = state.driver_features_word
+        self._driver_features = state.driver_features
+        self._queue_index = state.queue_index
+        for queue, setup in zip(self._queues, state.queues, strict=True):
+            queue.restore(setup)
+        self._status = Status(state.status)
+        self._interrupt_status = state.interrupt_status
+        if state.running is not None:
+            self._active = True
+            layouts = [queue.layout() for queue in self._queues]
+            try:
+                self._device.restore(state.running, self._driver_features, layouts, self)
+            except (QueueError, StateError) as error:
+                self._device.reset()
+                self._forget_driver()
+                self._interrupt_status = 0
+                self._line(False)
+                raise StateError(f"the saved virtio device {self._name} cannot go on: {error}") from error
+        self._line(bool(self._interrupt_status))
+
+    def _check_fits(self, state: VirtioMmioState) -> None:
+        what = f"the saved virtio device {self._name}"
+        sizes = self._device.queue_sizes
+        if len(state.queues) != len(sizes):
+            raise StateError(f"{what} has {len(state.queues)} queues, this one has {len(sizes)}")
+        for index, (queue, size_max) in enumerate(zip(state.queues, sizes, strict=True)):
+            if queue.size > size_max:
+                raise StateError(
+                    f"{what} has queue {index} with size {queue.size}, at most {size_max} is possible"
+                )
+        if state.status & Status.FEATURES_OK and not F_VERSION_1 & state.driver_features & self._offered:
+            raise StateError(f"{what} was used by a legacy driver, which this version does not serve")
+        lacking = state.driver_features & ~self._offered
+        if state.status & Status.FEATURES_OK and lacking:
+            raise StateError(f"{what} has features that this one lacks: {lacking:#x}")
 
     # What the device and the machine call, under the bus lock as well.
 

@@ -3,8 +3,9 @@
 import logging
 from collections.abc import Sequence
 
-from nitro_nsm import Nsm, VirtioNsm
-from nitro_vmm.devices.virtio_mmio import Driver
+from nitro_nsm import REQUEST_BYTES_MAX, Nsm, VirtioNsm
+from nitro_vmm.devices.virtio_mmio import Driver, RunningState
+from nitro_vmm.errors import StateError
 from nitro_vsock import ChainError, GuestMemory, QueueError, QueueLayout, SplitQueue
 
 logger = logging.getLogger(__name__)
@@ -14,7 +15,8 @@ class NsmDevice:
     """Answers requests within the guest's kick: they take microseconds, or milliseconds for a signature.
 
     Args:
-        nsm: The module. Its state outlives resets of the device, as a lock of a PCR must.
+        nsm: The module. Its state outlives resets of the device, as a lock of a PCR must; it is saved by
+            itself (`Nsm.state`), and is no part of this device's.
         memory: The guest's memory.
     """
 
@@ -38,11 +40,14 @@ class NsmDevice:
         Raises:
             QueueError: It was not set up, or cannot be used.
         """
-        if queues[0] is None:
-            raise QueueError("the driver did not set it up", queue="nsm queue")
-        self._queue = SplitQueue(self._memory, queues[0], name="nsm queue")
+        self._queue = self._make_queue(queues)
         self._driver = driver
         self.notify(0)
+
+    def _make_queue(self, queues: Sequence[QueueLayout | None]) -> SplitQueue:
+        if queues[0] is None:
+            raise QueueError("the driver did not set it up", queue="nsm queue")
+        return SplitQueue(self._memory, queues[0], name="nsm queue")
 
     def notify(self, index: int) -> None:  # noqa: ARG002
         """Answer all requests that wait.
@@ -64,3 +69,36 @@ class NsmDevice:
         """Leave the queue alone."""
         self._server.reset()
         self._queue = None
+
+    def pause(self) -> None:
+        """There is nothing to do: this device touches the guest's memory within kicks only."""
+
+    def resume(self) -> None:
+        """There is nothing to do."""
+
+    def state(self) -> RunningState:
+        """How far the queue was served, and requests that wait for room for their replies."""
+        return RunningState((None if self._queue is None else self._queue.state(),), self._server.waiting)
+
+    def restore(
+        self,
+        state: RunningState,
+        features: int,  # noqa: ARG002 - there are none that matter
+        queues: Sequence[QueueLayout | None],
+        driver: Driver,
+    ) -> None:
+        """Go on where a saved device was.
+
+        Raises:
+            QueueError: The queue cannot be used.
+            StateError: More requests wait than the queue has room for, or one is too long.
+        """
+        queue, saved = self._make_queue(queues), state.queues[0]
+        if saved is None or len(state.taken) > self.queue_sizes[0]:
+            raise StateError(f"{len(state.taken)} requests wait in a queue for {self.queue_sizes[0]}")
+        if any(len(request) > REQUEST_BYTES_MAX + 1 for _, request in state.taken):
+            raise StateError(f"a request that waits is longer than {REQUEST_BYTES_MAX} bytes")
+        queue.restore(saved)
+        self._server.restore(state.taken)
+        self._queue = queue
+        self._driver = driver

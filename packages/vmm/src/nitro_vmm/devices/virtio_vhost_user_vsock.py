@@ -12,13 +12,11 @@ where the used index says that the old daemon had come to.
 import logging
 import os
 import select
-import struct
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from nitro_vmm.devices.virtio_mmio import F_VERSION_1, Driver
+from nitro_vmm.devices.virtio_mmio import F_VERSION_1, Driver, RunningState
 from nitro_vmm.devices.virtio_vsock import (
     CONFIG,
     DEVICE_ID,
@@ -33,13 +31,16 @@ from nitro_vmm.devices.virtio_vsock import (
     TRANSMIT,
     split_queue,
 )
+from nitro_vmm.errors import StateError
 from nitro_vsock import (
     VSOCK_F_SEQPACKET,
     VSOCK_F_STREAM,
     ChainError,
     GuestMemory,
+    QueueError,
     QueueLayout,
     SplitQueue,
+    SplitQueueState,
     VsockError,
 )
 from nitro_vsock.vhost_user.errors import VhostUserError
@@ -80,7 +81,7 @@ class VhostUserVsockDevice:
         regions: Sequence[SharedRegion],
         *,
         locked: Callable[[Callable[[], None]], None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float],
         answer_timeout_s: float = 5.0,
     ) -> None:
         self._path = path
@@ -95,6 +96,8 @@ class VhostUserVsockDevice:
         self._retry_at_s: float | None = None
         self._rings: list[QueueLayout] = []
         self._agreed = 0
+        self._paused_at: list[int] | None = None
+        """While paused: from where each ring goes on."""
         self._events: SplitQueue | None = None
         self._event_due = False
         self._driver: Driver | None = None
@@ -125,9 +128,11 @@ class VhostUserVsockDevice:
         """Pass on interrupts, notice that the daemon has gone, look for a new one.
 
         Returns:
-            In how many seconds to call again at the latest; None when only `fileno` matters.
+            In how many seconds to call again at the latest; `None` when only `fileno` matters.
         """
         self._locked(self._serve)
+        if self._paused_at is not None:
+            return None
         if self._retry_at_s is not None and self._clock() >= self._retry_at_s:
             self._try_again()
         return self._until_retry()
@@ -142,6 +147,8 @@ class VhostUserVsockDevice:
             os.close(descriptor)
 
     def _serve(self) -> None:
+        if self._paused_at is not None:
+            return
         # Under the bus lock no exchange with the daemon is under way: what is readable now came unasked.
         for descriptor, _ in self._epoll.poll(0):
             if descriptor == self._call:
@@ -167,15 +174,15 @@ class VhostUserVsockDevice:
             daemon.close()
             return
 
-        def resume() -> None:
+        def go_on() -> None:
             self._daemon, self._retry_at_s = daemon, None
             self._epoll.register(daemon.fileno(), select.EPOLLIN)
             logger.warning("vsock: the back-end at %s is back", self._path)
             if self._config != before:
                 self._tell_transport_reset()
-            self._start([self._used_index(layout) for layout in self._rings])
+            self._start(self._used_indices())
 
-        self._locked(resume)
+        self._locked(go_on)
 
     # What the transport calls.
 
@@ -189,20 +196,20 @@ class VhostUserVsockDevice:
         Raises:
             QueueError: The receive or transmit queue was not set up, or a queue cannot be used.
         """
+        self._set_up(features, queues, driver)
+        self._start([0, 0])
+
+    def _set_up(self, features: int, queues: Sequence[QueueLayout | None], driver: Driver) -> None:
         for index in (RECEIVE, TRANSMIT):
-            split_queue(self._memory, queues, index, features)  # the daemon makes its own, but so we know
+            # The daemon makes its own of them. This one is only to find out whether it can.
+            split_queue(self._memory, queues, index, features)
         self._events = split_queue(self._memory, queues, EVENTS, features) if queues[EVENTS] else None
         self._rings = [layout for layout in queues[:EVENTS] if layout is not None]
         self._agreed = features
         self._driver = driver
-        self._start([0, 0])
 
     def notify(self, index: int) -> None:
-        """Pass on a kick.
-
-        Raises:
-            QueueError: The event queue is broken.
-        """
+        """Pass on a kick."""
         if index in (RECEIVE, TRANSMIT):
             os.eventfd_write(self._kicks[index], 1)
         elif self._event_due:
@@ -217,6 +224,56 @@ class VhostUserVsockDevice:
                 self._daemon.reset()
             except VhostUserError as error:
                 self._lose(str(error))
+
+    def pause(self) -> None:
+        """Let the daemon stop the rings; whether it keeps the connections meanwhile is its own business."""
+        positions = self._used_indices()
+        if self._rings and self._daemon is not None:
+            try:
+                positions = self._daemon.stop()
+            except VhostUserError as error:
+                self._lose(str(error))
+        # An interrupt that the daemon has asked for belongs to the state that is saved now.
+        self._serve()
+        self._paused_at = positions
+        # What happens meanwhile is found after `resume`, so it must not keep the main loop awake.
+        self._epoll.unregister(self._call)
+        if self._daemon is not None:
+            self._epoll.unregister(self._daemon.fileno())
+
+    def resume(self) -> None:
+        """Let the daemon go on with the rings."""
+        positions, self._paused_at = self._paused_at, None
+        self._epoll.register(self._call, select.EPOLLIN)
+        if self._daemon is not None:
+            self._epoll.register(self._daemon.fileno(), select.EPOLLIN)
+        os.eventfd_write(self._call, 1)  # so that the main loop asks when to look again
+        if positions is not None:
+            self._start(positions)
+
+    def state(self) -> RunningState:
+        """How far the daemon and this device have served the queues."""
+        used = self._used_indices()
+        served = map(SplitQueueState, self._paused_at or used, used, used)
+        return RunningState((*served, None if self._events is None else self._events.state()))
+
+    def restore(
+        self, state: RunningState, features: int, queues: Sequence[QueueLayout | None], driver: Driver
+    ) -> None:
+        """Let the daemon serve the rings from where they were; the guest hears that its connections are gone.
+
+        Raises:
+            QueueError: A queue cannot be used.
+            StateError: The state lacks the receive or transmit queue.
+        """
+        receive, transmit, events = state.queues
+        if receive is None or transmit is None:
+            raise StateError("a vsock device without receive and transmit queue does not run")
+        self._set_up(features, queues, driver)
+        if self._events is not None and events is not None:
+            self._events.restore(events)
+        self._tell_transport_reset()
+        self._start([receive.next_available, transmit.next_available])
 
     def _start(self, positions: Sequence[int]) -> None:
         if self._daemon is None or not self._rings:
@@ -234,9 +291,9 @@ class VhostUserVsockDevice:
         for kick in self._kicks:
             os.eventfd_write(kick, 1)
 
-    def _used_index(self, layout: QueueLayout) -> int:
-        (index,) = struct.unpack("<H", self._memory.slice(layout.used_ring + 2, 2))
-        return int(index)
+    def _used_indices(self) -> list[int]:
+        used_rings = [layout.used_ring for layout in self._rings]
+        return [int.from_bytes(self._memory.slice(address + 2, 2), "little") for address in used_rings]
 
     # What happens when the daemon goes.
 
@@ -259,6 +316,11 @@ class VhostUserVsockDevice:
             except ChainError as error:
                 logger.warning("vsock: an event buffer was dropped: %s", error)
                 continue
+            except QueueError as error:
+                # The main loop may be the caller, which must not suffer from what a guest does to its queue.
+                if self._driver is not None:
+                    self._driver.need_reset(str(error))
+                return
             if chain is None:
                 self._event_due = True
                 return

@@ -11,14 +11,24 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from nitro_vmm.devices.virtio_mmio import Driver
-from nitro_vsock import GuestMemory, QueueError, QueueLayout, SplitQueue, Vring, VsockEngine
+from nitro_vmm.devices.virtio_mmio import Driver, RunningState
+from nitro_vmm.errors import StateError
+from nitro_vsock import (
+    GuestMemory,
+    QueueError,
+    QueueLayout,
+    SplitQueue,
+    Vring,
+    VsockEngine,
+    VsockState,
+)
 
 DEVICE_ID: Final = 19
 
 RECEIVE: Final = 0
 TRANSMIT: Final = 1
 EVENTS: Final = 2
+ENGINE_NAMES: Final = ("receive", "transmit", "event")
 QUEUE_NAMES: Final = ("vsock receive queue", "vsock transmit queue", "vsock event queue")
 QUEUE_SIZES: Final = (128, 128, 16)
 """Linux fills its receive queue with pages when it starts, so more would cost every boot; 128 hold as much as
@@ -70,6 +80,7 @@ class VsockDevice:
         self._memory = memory
         self._locked = locked
         self._driver: Driver | None = None
+        self._rings: dict[str, Vring] = {}
         self._kicks = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in QUEUE_NAMES]
 
     # What the main loop calls.
@@ -82,7 +93,7 @@ class VsockDevice:
         """Move what there is to move, in both directions; never waits.
 
         Returns:
-            In how many seconds to call again at the latest; None when only `fileno` matters.
+            In how many seconds to call again at the latest; `None` when only `fileno` matters.
         """
         delay_s = self._engine.turn()
         if self._engine.failure is not None:
@@ -119,14 +130,17 @@ class VsockDevice:
         Raises:
             QueueError: The receive or transmit queue was not set up, or a queue cannot be used.
         """
-
-        def ring(index: int) -> Vring:
-            return Vring(split_queue(self._memory, queues, index, features), self._kicks[index], self._call)
-
-        receive, transmit = ring(RECEIVE), ring(TRANSMIT)
-        events = ring(EVENTS) if queues[EVENTS] else None  # a driver may do without it
+        self._rings = self._make_rings(queues, features)
         self._driver = driver
-        self._engine.attach(receive=receive, transmit=transmit, event=events)
+        self._engine.attach(**self._rings)
+
+    def _make_rings(self, queues: Sequence[QueueLayout | None], features: int) -> dict[str, Vring]:
+        """The queues that the driver uses, as the engine names them. A driver may do without the events."""
+        return {
+            name: Vring(split_queue(self._memory, queues, index, features), self._kicks[index], self._call)
+            for index, name in enumerate(ENGINE_NAMES)
+            if index != EVENTS or queues[EVENTS] is not None
+        }
 
     def notify(self, index: int) -> None:
         """Wake the engine."""
@@ -135,4 +149,36 @@ class VsockDevice:
     def reset(self) -> None:
         """Take the rings from the engine; what the guest had sent before is still delivered."""
         self._engine.detach()
+        self._rings = {}
         self._driver = None
+
+    def pause(self) -> None:
+        """Take the rings from the engine, which keeps the connections and lets their programs wait."""
+        if self._rings:
+            self._engine.detach(keep_connections=True)
+
+    def resume(self) -> None:
+        """Give the rings to the engine again."""
+        if self._rings:
+            self._engine.attach(**self._rings)
+
+    def state(self) -> RunningState:
+        """How far the queues were served. The connections end with this machine, and are no part of it."""
+        rings = [self._rings.get(name) for name in ENGINE_NAMES]
+        return RunningState(tuple(None if ring is None else ring.queue.state() for ring in rings))
+
+    def restore(
+        self, state: RunningState, features: int, queues: Sequence[QueueLayout | None], driver: Driver
+    ) -> None:
+        """Serve the queues from where they were; the guest is told that its connections are gone.
+
+        Raises:
+            QueueError: A queue cannot be used.
+            StateError: The state lacks the receive or transmit queue.
+        """
+        receive, transmit, event = state.queues
+        if receive is None or transmit is None:
+            raise StateError("a vsock device without receive and transmit queue does not run")
+        self._rings = self._make_rings(queues, features)
+        self._driver = driver
+        self._engine.restore(VsockState(receive, transmit, event), **self._rings)

@@ -1,6 +1,7 @@
 """Puts an enclave together: image, memory, security module, vsock, machine, and the kernel in it."""
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -107,7 +108,9 @@ def assemble(
         engine: VsockEngine | None = None
         vsock: VsockBackEnd
         if config.vhost_user_path is not None:
-            vsock = VhostUserVsockDevice(config.vhost_user_path, memory.guest, regions, locked=machine.locked)
+            vsock = VhostUserVsockDevice(
+                config.vhost_user_path, memory.guest, regions, locked=machine.locked, clock=time.monotonic
+            )
         else:
             engine = VsockEngine(_vsock_config(config), services=services, host_side=host_side)
             vsock = VsockDevice(engine, memory.guest, locked=machine.locked)
