@@ -5,19 +5,27 @@ from collections.abc import Callable
 
 import pytest
 
-from nitro_vmm.accel import EntryState, Exit, ExitReason
+from nitro_nsm import Nsm, NsmConfig
+from nitro_vmm.accel import EntryState, Exit, ExitReason, VmState
 from nitro_vmm.accel.unicorn import Unicorn
 from nitro_vmm.address_map import ACPI_RESET, ACPI_RESET_VALUE, BOOT_GDT, BOOT_PAGE_TABLES, MIB
 from nitro_vmm.boot import long_mode
-from nitro_vmm.machine.machine import End, Ending, Machine
+from nitro_vmm.devices.virtio_nsm import NsmDevice
+from nitro_vmm.errors import StateError
+from nitro_vmm.machine.machine import End, Ending, Machine, MachineState
 from nitro_vmm.machine.memory import Memory
 from nitro_vmm.testing import FakeAccelerator, FakeVcpu
+from nitro_vsock import GuestMemory
 
 CODE = 0x20_0000
 # mov dx,0x3f8; mov al,'x'; print: out dx,al; jmp print
 PRINT_FOR_EVER = bytes.fromhex("66baf803 b078 ee ebfd")
 # count: inc rax; jmp count
 COUNT_FOR_EVER = bytes.fromhex("48ffc0 ebfb")
+# mov dx,0x3f8; count: out dx,al; inc rax; jmp count
+COUNT_ALOUD = bytes.fromhex("66baf803 ee 48ffc0 ebfa")
+# sti; hlt; cli; hlt: the second HLT ends the machine, if it is ever reached
+ENABLE_AND_HALT = bytes.fromhex("fb f4 fa f4")
 PATIENCE_S = 10
 ENTRY = EntryState(
     rip=CODE,
@@ -141,11 +149,15 @@ def test_a_machine_can_be_stopped_while_it_is_paused() -> None:
     assert not machine.pause()
 
 
-def unicorn_machine(code: bytes, console: Callable[[bytes], None] = lambda _data: None) -> Machine:
+def unicorn_memory(code: bytes) -> Memory:
     memory = Memory(4 * MIB)
     long_mode.write(memory.guest)
     memory.guest.slice(CODE, len(code))[:] = code
-    return Machine(memory, Unicorn(), console=console, console_ready=lambda: None)
+    return memory
+
+
+def unicorn_machine(code: bytes, console: Callable[[bytes], None] = lambda _data: None) -> Machine:
+    return Machine(unicorn_memory(code), Unicorn(), console=console, console_ready=lambda: None)
 
 
 def test_a_busy_guest_is_paused_resumed_and_stopped_again_and_again() -> None:
@@ -184,3 +196,93 @@ def test_a_console_that_waits_holds_up_nobody_but_the_guest() -> None:
 
     assert free
     assert endings == [Ending(End.STOPPED)]
+
+
+# Saved machines.
+
+
+class Counter:
+    """A guest that prints 0, 1, 2 ... for ever, until it has printed enough."""
+
+    def __init__(self, memory: Memory, enough: int) -> None:
+        self.printed = bytearray()
+        self.reached = threading.Event()
+        self._enough = enough
+        self.memory = memory
+        self.machine = Machine(memory, Unicorn(), console=self._print, console_ready=lambda: None)
+
+    def _print(self, data: bytes) -> None:
+        self.printed += data
+        if len(self.printed) >= self._enough:
+            self.reached.set()
+
+
+def test_a_saved_machine_goes_on_in_another_where_it_was() -> None:
+    first = Counter(unicorn_memory(COUNT_ALOUD), 100)
+    processor, _ = start(first.machine)
+    assert first.reached.wait(PATIENCE_S)
+    first.machine.pause()
+    state = first.machine.state()
+    memory = Memory(4 * MIB)
+    memory.guest.slice(0, 4 * MIB)[:] = first.memory.guest.slice(0, 4 * MIB)
+
+    second = Counter(memory, 100)
+    second.machine.restore(state)
+    other = threading.Thread(target=second.machine.run, args=(None,))
+    other.start()
+    assert second.reached.wait(PATIENCE_S)
+    second.machine.stop()
+    first.machine.stop()
+    processor.join(PATIENCE_S)
+    other.join(PATIENCE_S)
+
+    both = first.printed + second.printed
+    assert both == bytes(index & 0xFF for index in range(len(both)))
+
+
+def test_a_machine_saved_in_hlt_waits_on() -> None:
+    machine = unicorn_machine(ENABLE_AND_HALT)
+    thread, _ = start(machine)
+    states: list[MachineState] = []
+    while not states or not states[-1].vm.halted:  # type: ignore[attr-defined]
+        assert machine.pause()
+        states.append(machine.state())
+        machine.resume()
+        thread.join(0.01)  # lets the guest come to its HLT
+    machine.stop()
+    thread.join(PATIENCE_S)
+    memory = unicorn_memory(ENABLE_AND_HALT)
+
+    second = Machine(memory, Unicorn(), console=lambda _data: None, console_ready=lambda: None)
+    second.restore(states[-1])
+    endings: list[Ending] = []
+    thread = threading.Thread(target=lambda: endings.append(second.run(None)))
+    thread.start()
+    still_waits = second.pause()
+    second.stop()
+    thread.join(PATIENCE_S)
+
+    assert still_waits
+    assert endings == [Ending(End.STOPPED)]
+
+
+def test_a_state_of_another_accelerator_is_refused() -> None:
+    machine = unicorn_machine(COUNT_FOR_EVER)
+    saved = MachineState(VmState(), machine.board.state())
+
+    with pytest.raises(StateError, match="not saved by Unicorn") as caught:
+        machine.restore(saved)
+
+    assert caught.value.hint
+    machine.close()
+
+
+def test_a_state_of_a_machine_with_other_devices_is_refused() -> None:
+    one, other = unicorn_machine(COUNT_FOR_EVER), unicorn_machine(COUNT_FOR_EVER)
+    other.add_virtio("nsm", NsmDevice(Nsm(NsmConfig()), GuestMemory([])))
+
+    with pytest.raises(StateError, match="nsm"):
+        one.restore(other.state())
+
+    one.close()
+    other.close()

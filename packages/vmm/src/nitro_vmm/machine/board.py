@@ -5,21 +5,37 @@ tables that the loader writes for the kernel are all made from it.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from nitro_vmm import address_map as at
 from nitro_vmm.accel import Line
 from nitro_vmm.devices.acpi_power import AcpiPower
-from nitro_vmm.devices.i8042 import I8042
-from nitro_vmm.devices.rtc import Rtc
-from nitro_vmm.devices.serial import Serial
-from nitro_vmm.devices.virtio_mmio import VirtioDevice, VirtioMmio
+from nitro_vmm.devices.i8042 import I8042, I8042State
+from nitro_vmm.devices.rtc import Rtc, RtcState
+from nitro_vmm.devices.serial import Serial, SerialState
+from nitro_vmm.devices.virtio_mmio import VirtioDevice, VirtioMmio, VirtioMmioState
+from nitro_vmm.errors import StateError
 from nitro_vmm.machine.bus import AddressSpace
 
 I8042_PORTS: Final = (at.I8042_DATA, at.I8042_COMMAND)
 RTC_PORTS: Final = 2
 COM1_PORTS: Final = 8
 ACPI_PORTS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class BoardState:
+    """What a saved machine keeps of its devices. The one that turns the machine off has no state."""
+
+    serial: SerialState
+    """The console's port."""
+    i8042: I8042State
+    """The keyboard controller."""
+    rtc: RtcState
+    """The clock."""
+    virtio: tuple[tuple[str, VirtioMmioState], ...]
+    """The virtio devices by name, in the order of their slots."""
 
 
 class Board:
@@ -55,14 +71,15 @@ class Board:
         self._printed = bytearray()
         self.serial = Serial(line(at.COM1_IRQ), self._printed.extend, console_ready)
         """The console's port."""
-        i8042 = I8042(reset)
-        rtc = Rtc(wall_clock_ns)
+        self._i8042 = I8042(reset)
+        self._rtc = Rtc(wall_clock_ns)
+        self._virtio: dict[str, VirtioMmio] = {}
         power = AcpiPower(power_off, reset)
 
         bus.add_ports(at.COM1, COM1_PORTS, self.serial)
         for port in I8042_PORTS:
-            bus.add_ports(port, 1, i8042, device_base=at.I8042_DATA)
-        bus.add_ports(at.CMOS_INDEX, RTC_PORTS, rtc)
+            bus.add_ports(port, 1, self._i8042, device_base=at.I8042_DATA)
+        bus.add_ports(at.CMOS_INDEX, RTC_PORTS, self._rtc)
         bus.add_ports(at.ACPI_SLEEP_CONTROL, ACPI_PORTS, power)
         bus.output = self._deliver_output
 
@@ -75,7 +92,48 @@ class Board:
         """
         slot = at.virtio_slot(len(self.virtio_slots))
         self.virtio_slots.append(slot)
-        self._bus.add_page(slot.address, VirtioMmio(device, self._line(slot.irq), name=name))
+        transport = VirtioMmio(device, self._line(slot.irq), name=name)
+        self._virtio[name] = transport
+        self._bus.add_page(slot.address, transport)
+
+    # Pauses and saved machines; all under the bus lock, while no processor runs.
+
+    def pause(self) -> None:
+        """Let all devices leave the guest's memory alone until `resume`."""
+        for transport in self._virtio.values():
+            transport.pause()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        for transport in self._virtio.values():
+            transport.resume()
+
+    def state(self) -> BoardState:
+        """What to save so that `restore` goes on from here; between `pause` and `resume`."""
+        return BoardState(
+            serial=self.serial.state(),
+            i8042=self._i8042.state(),
+            rtc=self._rtc.state(),
+            virtio=tuple((name, transport.state()) for name, transport in self._virtio.items()),
+        )
+
+    def restore(self, state: BoardState) -> None:
+        """Go on from a saved state, after the guest's memory and the interrupt controllers are restored.
+
+        Raises:
+            StateError: The state is of a machine with other devices, or cannot be.
+        """
+        names = [name for name, _ in state.virtio]
+        if names != list(self._virtio):
+            raise StateError(
+                f"the saved machine has the virtio devices {', '.join(names)}, "
+                f"and this one has {', '.join(self._virtio)}"
+            )
+        self.serial.restore(state.serial)
+        self._i8042.restore(state.i8042)
+        self._rtc.restore(state.rtc)
+        for name, saved in state.virtio:
+            self._virtio[name].restore(saved)
 
     def _deliver_output(self) -> None:
         if self._printed:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from nitro_vmm.accel import Accelerator, EntryState, ExitReason, Vcpu
+from nitro_vmm.accel import Accelerator, EntryState, ExitReason, Vcpu, VmState
 from nitro_vmm.devices.virtio_mmio import VirtioDevice
-from nitro_vmm.machine.board import Board
+from nitro_vmm.machine.board import Board, BoardState
 from nitro_vmm.machine.bus import AddressSpace
 from nitro_vmm.machine.memory import Memory
 
@@ -35,6 +35,16 @@ class Ending:
     """How."""
     details: str = ""
     """More about a crash, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineState:
+    """What a saved machine keeps besides its memory."""
+
+    vm: VmState
+    """Processors and interrupt controllers."""
+    board: BoardState
+    """Devices."""
 
 
 ENDS = {
@@ -108,10 +118,15 @@ class Machine:
         self._vm.locked(receive)
         return taken
 
-    def run(self, entry: EntryState) -> Ending:
-        """Run the guest to its end, in this thread and, if it has several processors, in more."""
+    def run(self, entry: EntryState | None) -> Ending:
+        """Run the guest to its end, in this thread and, if it has several processors, in more.
+
+        Args:
+            entry: Where the kernel begins; `None` goes on from what was restored.
+        """
         first, *others = self._vm.vcpus
-        first.enter(entry)
+        if entry is not None:
+            first.enter(entry)
         threads = [threading.Thread(target=self._run_vcpu, args=(vcpu,), daemon=True) for vcpu in others]
         for thread in threads:
             thread.start()
@@ -144,13 +159,36 @@ class Machine:
         self._kick()
         with self._changed:
             self._changed.wait_for(lambda: self._ending is not None or not self._running)
-            return self._ending is None
+            if self._ending is not None:
+                return False
+        self._vm.locked(self.board.pause)
+        return True
 
     def resume(self) -> None:
         """Let the guest go on after `pause`."""
+        self._vm.locked(self.board.resume)
         with self._changed:
             self._paused = False
             self._changed.notify_all()
+
+    def state(self) -> MachineState:
+        """What to save besides the memory, so that `restore` goes on from here; while the guest is paused."""
+        saved: list[MachineState] = []
+        self._vm.locked(lambda: saved.append(MachineState(self._vm.state(), self.board.state())))
+        return saved[0]
+
+    def restore(self, state: MachineState) -> None:
+        """Go on from a saved machine, whose memory is restored; instead of an entry state, before `run`.
+
+        Raises:
+            StateError: The state is of another machine, or cannot be. This machine must not run then.
+        """
+        self._vm.locked(lambda: self._restore(state))
+
+    def _restore(self, state: MachineState) -> None:
+        # The controllers first: a device that drives its line high must not look like an edge to them.
+        self._vm.restore(state.vm)
+        self.board.restore(state.board)
 
     def _run_vcpu(self, vcpu: Vcpu) -> None:
         while self._may_run():

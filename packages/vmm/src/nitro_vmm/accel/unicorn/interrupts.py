@@ -91,15 +91,24 @@ class Interrupts:
             cpu.offer(vector)
             self._halted.notify()
 
-    def wait(self) -> None:
-        """Sleep in HLT until there is an interrupt, or a kick."""
+    def wait(self) -> bool:
+        """Sleep in HLT until there is an interrupt, or a kick; true when it is an interrupt."""
         with self._lock:
             while not self._kicked:
                 self._acknowledge()
                 self.settle()
                 if self._offered is not None:
-                    return
+                    return True
                 self._halted.wait()
+            return False
+
+    def withdraw(self) -> None:
+        """Let nothing be offered, so that a state can be taken; while the processor stands still."""
+        with self._lock:
+            self._acknowledge()
+            if self._offered is not None and self._cpu is not None:
+                self._cpu.withdraw()
+                self._offered = None
 
     def kick(self) -> None:
         """Let the processor stop soon, wherever it is; from any thread."""

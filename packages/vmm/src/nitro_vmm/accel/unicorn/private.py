@@ -54,6 +54,9 @@ ENV_ERROR_CODE: Final = 5384
 ENV_EXCEPTION_IS_INT: Final = 5388
 ENV_EXCEPTION_NEXT_EIP: Final = 5392
 ENV_VM_VMCB: Final = 5504
+ENV_TSC_OFFSET: Final = 5512
+ENV_END_RESET_FIELDS: Final = 5568
+"""Up to here lies what a reset clears: all of the processor's state, and no pointers."""
 ENV_BYTES: Final = 7008
 
 INTERRUPT_VIRQ_BYTE: Final = 1
@@ -62,6 +65,8 @@ in that word is touched while the processor's thread runs."""
 VIRQ_VECTOR: Final = 0x64
 """Where QEMU reads the vector of a VIRQ: ``vm_vmcb + offsetof(struct vmcb, control.int_vector)``, and vm_vmcb
 stays 0 without SVM. The page belongs to what Linux leaves to the BIOS."""
+
+SAVED_BYTES: Final = ENV_END_RESET_FIELDS
 
 CS: Final = 1
 SS: Final = 2
@@ -128,6 +133,8 @@ class PrivateState:
         self.error_code = _u32(env + ENV_ERROR_CODE)
         self.exception_is_int = _u32(env + ENV_EXCEPTION_IS_INT)
         self.exception_next_rip = _u64(env + ENV_EXCEPTION_NEXT_EIP)
+        self.tsc_offset = ctypes.c_int64.from_address(env + ENV_TSC_OFFSET)
+        """What is added to the host's time stamp counter."""
         self.exception_index = ctypes.c_int32.from_address(cpu + CPU_EXCEPTION_INDEX)
         self.halted = _u32(cpu + CPU_HALTED)
         self.interrupt_pending = _u8(cpu + CPU_INTERRUPT_REQUEST + INTERRUPT_VIRQ_BYTE)
@@ -149,6 +156,14 @@ class PrivateState:
     def deliver_exception(self) -> None:
         """QEMU's own delivery of ``exception_index``. Must not fault: it would jump over Python's frames."""
         self._do_interrupt(self._cpu)
+
+    def save(self) -> bytes:
+        """All registers, `SAVED_BYTES` of them; while no guest code runs."""
+        return ctypes.string_at(self._env, SAVED_BYTES)
+
+    def load(self, registers: bytes) -> None:
+        """Go on with registers that `save` gave; before any guest code has run."""
+        ctypes.memmove(self._env, registers, SAVED_BYTES)
 
     def set_segment(self, index: int, segment: Segment) -> None:
         """Load a segment register, in the order ES CS SS DS FS GS, without its descriptor."""

@@ -110,6 +110,29 @@ class Cpu:
         """RFLAGS.IF, for when the processor is halted."""
         return self._engine.interrupts_enabled
 
+    # Saved machines.
+
+    def save(self) -> bytes:
+        """All registers; while `run` does not go on and nothing is offered."""
+        return self._private.save()
+
+    def load(self, registers: bytes, *, tsc_offset: int) -> None:
+        """Go on with registers that `save` gave, instead of `enter`.
+
+        Args:
+            registers: Of the same build of Unicorn.
+            tsc_offset: What to add to the host's time stamp counter for the guest's.
+        """
+        self._private.load(registers)
+        self._private.tsc_offset.value = tsc_offset
+        # Through the public interface, so that translations of addresses are forgotten.
+        self._uc.reg_write(x86.UC_X86_REG_CR3, self._private.control[3])
+
+    @property
+    def tsc_offset(self) -> int:
+        """What is added to the host's time stamp counter for the guest's."""
+        return int(self._private.tsc_offset.value)
+
     # Interrupts.
 
     @property

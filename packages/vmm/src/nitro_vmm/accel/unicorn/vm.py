@@ -2,19 +2,21 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import Final
 
 from nitro_vmm.accel import Bus, Line, Ram, Vcpu
 from nitro_vmm.accel.state import EntryState, Exit, ExitReason, VmState
 from nitro_vmm.accel.unicorn.engine import Stopped
 from nitro_vmm.accel.unicorn.interrupts import Interrupts
+from nitro_vmm.accel.unicorn.private import SAVED_BYTES, UNICORN_VERSION
 from nitro_vmm.accel.unicorn.tsc import measure_tsc_hz, read_tsc
 from nitro_vmm.accel.unicorn.vcpu import Cpu
 from nitro_vmm.address_map import IO_APIC, LOCAL_APIC, PAGE_BITS
-
-if TYPE_CHECKING:
-    from nitro_vmm.devices.io_apic import IoApic
-    from nitro_vmm.devices.local_apic import LocalApic
+from nitro_vmm.devices.io_apic import IoApic, IoApicState
+from nitro_vmm.devices.local_apic import LocalApic, LocalApicState
+from nitro_vmm.devices.state import require_bytes, require_flags, require_whole
+from nitro_vmm.errors import StateError
 
 OFFSET_MASK: Final = (1 << PAGE_BITS) - 1
 
@@ -42,6 +44,35 @@ class Unicorn:
         return UnicornVm(ram, bus, tsc_hz=measure_tsc_hz(self._tsc), clock_ns=self._clock_ns)
 
 
+@dataclass(frozen=True, slots=True)
+class UnicornState(VmState):
+    """See `VmState`."""
+
+    unicorn_version: str
+    """Whose registers these are."""
+    registers: bytes
+    """Of the processor, as this build of Unicorn keeps them."""
+    halted: bool
+    """Whether the processor waits in HLT."""
+    tsc: int
+    """What the guest's time stamp counter read."""
+    tsc_hz: int
+    """What it counts at."""
+    local_apic: LocalApicState
+    """The processor's interrupt controller."""
+    io_apic: IoApicState
+    """The devices' one."""
+
+    def __post_init__(self) -> None:
+        require_bytes(self, "registers", SAVED_BYTES, least=SAVED_BYTES)
+        require_flags(self, "halted")
+        require_whole(self, tsc=(1 << 64) - 1, tsc_hz=(1 << 32) - 1)
+
+
+TSC_HZ_TOLERANCE: Final = 1000
+"""Two measurements of one host differ by less than a thousandth; another host's processor by more."""
+
+
 class UnicornVm:
     """One guest.
 
@@ -60,7 +91,8 @@ class UnicornVm:
         self._interrupts = Interrupts(timer_hz=tsc_hz, clock_ns=clock_ns)
         self._cpu = Cpu(ram, _LockedBus(bus, self._interrupts), tsc_hz=tsc_hz)
         self._interrupts.attach(self._cpu)
-        self.vcpus: Sequence[Vcpu] = (UnicornVcpu(self._cpu, self._interrupts),)
+        self._vcpu = UnicornVcpu(self._cpu, self._interrupts)
+        self.vcpus: Sequence[Vcpu] = (self._vcpu,)
 
     def line(self, irq: int) -> Line:
         """See `Vm.line`."""
@@ -72,11 +104,29 @@ class UnicornVm:
 
     def state(self) -> VmState:
         """See `Vm.state`."""
-        raise NotImplementedError
+        self._interrupts.withdraw()
+        return UnicornState(
+            unicorn_version=UNICORN_VERSION,
+            registers=self._cpu.save(),
+            halted=self._vcpu.halted,
+            tsc=read_tsc().ticks + self._cpu.tsc_offset & (1 << 64) - 1,
+            tsc_hz=self.tsc_hz,
+            local_apic=self._interrupts.local_apic.state(),
+            io_apic=self._interrupts.io_apic.state(),
+        )
 
     def restore(self, state: VmState) -> None:
-        """See `Vm.restore`."""
-        raise NotImplementedError
+        """See `Vm.restore`. The time stamp counter goes on from where it was."""
+        if not isinstance(state, UnicornState) or state.unicorn_version != UNICORN_VERSION:
+            raise StateError(f"the machine was not saved by Unicorn {UNICORN_VERSION}")
+        if abs(state.tsc_hz - self.tsc_hz) * TSC_HZ_TOLERANCE > self.tsc_hz:
+            raise StateError(
+                f"the machine was saved where the counter runs at {state.tsc_hz} Hz, here at {self.tsc_hz}"
+            )
+        self._interrupts.local_apic.restore(state.local_apic)
+        self._interrupts.io_apic.restore(state.io_apic)
+        self._cpu.load(state.registers, tsc_offset=_signed(state.tsc - read_tsc().ticks))
+        self._vcpu.halted = state.halted
 
     def close(self) -> None:
         """See `Vm.close`."""
@@ -92,6 +142,8 @@ class UnicornVcpu:
     """
 
     def __init__(self, cpu: Cpu, interrupts: Interrupts) -> None:
+        self.halted = False
+        """Whether it waits in HLT for an interrupt."""
         self._cpu = cpu
         self._interrupts = interrupts
 
@@ -103,9 +155,12 @@ class UnicornVcpu:
         """See `Vcpu.run`."""
         cpu, interrupts = self._cpu, self._interrupts
         while not interrupts.take_kick():
+            if self.halted and not interrupts.wait():
+                continue  # kicked; it goes on waiting when it is run again
+            self.halted = False
             match cpu.run():
                 case Stopped.HALTED if cpu.interrupts_enabled:
-                    interrupts.wait()
+                    self.halted = True
                 case Stopped.HALTED:
                     return Exit(ExitReason.HALTED)
                 case Stopped.TRIPLE_FAULT:
@@ -172,3 +227,9 @@ class _LockedBus:
                 self._bus.write_memory(address, size, value)
         finally:
             self._interrupts.leave()
+
+
+def _signed(value: int) -> int:
+    """A number modulo 2**64 as a signed one."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
