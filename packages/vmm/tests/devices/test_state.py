@@ -16,12 +16,12 @@ from nitro_vmm.devices.acpi_power import AcpiPower
 from nitro_vmm.devices.i8042 import I8042
 from nitro_vmm.devices.io_apic import IoApic
 from nitro_vmm.devices.local_apic import LVT_TIMER, LocalApic, Register
+from nitro_vmm.devices.nsm import NsmDevice
 from nitro_vmm.devices.rtc import AHEAD_S_MAX, Rtc
 from nitro_vmm.devices.serial import INPUT_BYTES_MAX, Serial
 from nitro_vmm.devices.virtio_mmio import F_VERSION_1, LADDER, VirtioMmio
 from nitro_vmm.devices.virtio_mmio import Register as Virtio
-from nitro_vmm.devices.virtio_nsm import NsmDevice
-from nitro_vmm.devices.virtio_vsock import VsockDevice
+from nitro_vmm.devices.vsock import VsockDevice
 from nitro_vmm.errors import StateError
 from nitro_vsock import GuestMemory, VsockConfig, VsockEngine
 

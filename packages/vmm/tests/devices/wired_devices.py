@@ -11,11 +11,11 @@ from nitro_vmm.devices.i8042 import I8042
 from nitro_vmm.devices.io_apic import IoApic
 from nitro_vmm.devices.local_apic import LocalApic
 from nitro_vmm.devices.local_apic import Register as ApicRegister
+from nitro_vmm.devices.nsm import NsmDevice
 from nitro_vmm.devices.rtc import Rtc
 from nitro_vmm.devices.serial import Serial
 from nitro_vmm.devices.virtio_mmio import F_VERSION_1, LADDER, Register, VirtioMmio
-from nitro_vmm.devices.virtio_nsm import NsmDevice
-from nitro_vmm.devices.virtio_vsock import VsockDevice
+from nitro_vmm.devices.vsock import VsockDevice
 from nitro_vsock import GuestMemory, VsockConfig, VsockEngine
 
 RAM_BYTES = 1 << 16

@@ -13,10 +13,10 @@ from nitro_vmm.accel import Accelerator, EntryState
 from nitro_vmm.address_map import MIB
 from nitro_vmm.boot.loader import load
 from nitro_vmm.config import EnclaveConfig
+from nitro_vmm.devices.nsm import NsmDevice
+from nitro_vmm.devices.vhost_user_vsock import VhostUserVsockDevice
 from nitro_vmm.devices.virtio_mmio import VirtioDevice
-from nitro_vmm.devices.virtio_nsm import NsmDevice
-from nitro_vmm.devices.virtio_vhost_user_vsock import VhostUserVsockDevice
-from nitro_vmm.devices.virtio_vsock import VsockDevice
+from nitro_vmm.devices.vsock import VsockDevice
 from nitro_vmm.enclave.image import choose_memory_mib, measure_bootable
 from nitro_vmm.machine.machine import Machine
 from nitro_vmm.machine.memory import Memory

@@ -16,7 +16,7 @@ from nitro_vmm.devices.virtio_mmio import (
     RunningState,
     Status,
 )
-from nitro_vmm.devices.virtio_vsock import VsockDevice
+from nitro_vmm.devices.vsock import VsockDevice
 from nitro_vmm.errors import StateError
 from nitro_vsock import GuestMemory, VsockConfig, VsockEngine
 from nitro_vsock.testing import guest_ram

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from nitro_vmm.devices.vhost_user_vsock import RETRY_S, VhostUserVsockDevice
 from nitro_vmm.devices.virtio_mmio import (
     CONFIGURATION,
     INTERRUPT_USED_BUFFER,
@@ -22,7 +23,6 @@ from nitro_vmm.devices.virtio_mmio import (
     RunningState,
     Status,
 )
-from nitro_vmm.devices.virtio_vhost_user_vsock import RETRY_S, VhostUserVsockDevice
 from nitro_vmm.errors import StateError
 from nitro_vsock import GuestMemory, HostError
 from nitro_vsock.vhost_user.frontend import SharedRegion

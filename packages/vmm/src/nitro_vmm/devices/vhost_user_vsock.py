@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from nitro_vmm.devices.virtio_mmio import F_VERSION_1, Driver, RunningState
-from nitro_vmm.devices.virtio_vsock import (
+from nitro_vmm.devices.vsock import (
     CONFIG,
     DEVICE_ID,
     EVENT,

@@ -8,6 +8,7 @@ import cbor2
 import pytest
 
 from nitro_nsm import RESPONSE_BYTES_MAX, Nsm, NsmConfig
+from nitro_vmm.devices.nsm import NsmDevice
 from nitro_vmm.devices.virtio_mmio import (
     F_VERSION_1,
     INTERRUPT_CONFIGURATION,
@@ -18,7 +19,6 @@ from nitro_vmm.devices.virtio_mmio import (
     VirtioMmio,
     VirtioMmioState,
 )
-from nitro_vmm.devices.virtio_nsm import NsmDevice
 from nitro_vmm.errors import StateError
 from nitro_vsock import GuestMemory, SplitQueueState
 
