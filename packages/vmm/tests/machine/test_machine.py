@@ -10,7 +10,7 @@ from nitro_vmm.accel import EntryState, Exit, ExitReason, VmState
 from nitro_vmm.accel.unicorn import Unicorn
 from nitro_vmm.address_map import ACPI_RESET, ACPI_RESET_VALUE, BOOT_GDT, BOOT_PAGE_TABLES, MIB
 from nitro_vmm.boot import long_mode
-from nitro_vmm.devices.virtio_nsm import NsmDevice
+from nitro_vmm.devices.nsm import NsmDevice
 from nitro_vmm.errors import StateError
 from nitro_vmm.machine.machine import End, Ending, Machine, MachineState
 from nitro_vmm.machine.memory import Memory
