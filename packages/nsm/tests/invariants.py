@@ -10,16 +10,21 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from nitro_nsm import DocumentError, ErrorCode, Nsm, NsmConfig, Root, verify
 from nitro_nsm.cose import sign1
-from nitro_nsm.issuer import Issuer
 from nitro_nsm.module import RESPONSE_BYTES_MAX
+from nitro_nsm.pki.issuer import Issuer
 from nitro_nsm.testing import seeded_entropy
 
 NOW_S = 1_795_435_200
 NOW = datetime.fromtimestamp(NOW_S, UTC)
 ROOT = Root.create("test", entropy=seeded_entropy(6))
 ENCLAVE_ID = "019fc8255f07a185"
+INSTANCE_ID = "i-0123456789abcdef0"
 CREDENTIALS = Issuer(
-    ROOT, region="us-east-1", instance_id="i-0ff", enclave_id=ENCLAVE_ID, entropy=seeded_entropy(7)
+    ROOT,
+    region="us-east-1",
+    instance_id=INSTANCE_ID,
+    enclave_id=ENCLAVE_ID,
+    entropy=seeded_entropy(7),
 ).credentials(NOW_S)
 CHANGING = {"ExtendPCR", "LockPCR", "LockPCRs"}
 MESSAGE_BYTES_MAX = 0x3000
@@ -34,7 +39,7 @@ class RequestChecker:
     def restart(self) -> None:
         """Start over, with registers that can still change."""
         self.nsm = Nsm(
-            NsmConfig(instance_id="i-0ff", enclave_id=ENCLAVE_ID),
+            NsmConfig(instance_id=INSTANCE_ID, enclave_id=ENCLAVE_ID),
             root=ROOT,
             entropy=bytes,
             clock=lambda: NOW_S * 1_000_000_000,
@@ -81,7 +86,7 @@ def check_certificate(data: bytes, position: int) -> None:
 def claims() -> dict[str, Any]:
     """The fields of a document that verifies at `NOW`."""
     return {
-        "module_id": f"i-0ff-enc{ENCLAVE_ID}",
+        "module_id": f"{INSTANCE_ID}-enc{ENCLAVE_ID}",
         "digest": "SHA384",
         "timestamp": NOW_S * 1000,
         "pcrs": {0: bytes(48)},

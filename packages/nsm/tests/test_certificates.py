@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from nitro_nsm import DocumentError, Step
-from nitro_nsm.authority import (
+from nitro_nsm.pki.authority import (
     Authority,
     Extension,
     Root,
@@ -22,7 +22,7 @@ from nitro_nsm.authority import (
     new_key,
     subject_key,
 )
-from nitro_nsm.certificates import verify_chain
+from nitro_nsm.pki.chain import verify_chain
 from nitro_nsm.testing import seeded_entropy
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from nitro_nsm import ensure_test_root, parse_document, verify
-from nitro_nsm.authority import Root
 from nitro_nsm.cli import main
+from nitro_nsm.pki.authority import Root
 from vectors import expectations
 
 PCR0 = "07" * 48
+ROLE = "arn:aws:iam::123456789012:role/r"
 COMMANDS = ("verify", "describe", "attest", "pki", "serve", "completion")
 
 
@@ -124,7 +125,17 @@ def test_measurements_come_from_the_description_of_an_image(
     path.write_text(json.dumps({"Measurements": measurements, "EifVersion": 4} if wrapped else measurements))
 
     assert (
-        main(["attest", "--measurements", str(path), "--base64", "--role-arn", "arn:aws:iam::1:role/r"]) == 0
+        main(
+            [
+                "attest",
+                "--measurements",
+                str(path),
+                "--base64",
+                "--role-arn",
+                "arn:aws:iam::123456789012:role/r",
+            ]
+        )
+        == 0
     )
 
     out = base64.b64decode(capsysbinary.readouterr().out)
@@ -136,15 +147,16 @@ def test_measurements_come_from_the_description_of_an_image(
 
 
 def test_an_enclave_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = {"region": "eu-central-1", "instance_id": "i-0123456789abcdef0", "pcrs": {"0": PCR0}}
     toml, as_json = tmp_path / "enclave.toml", tmp_path / "enclave.json"
-    toml.write_text(f'region = "eu-central-1"\ninstance_id = "i-0ff"\n[pcrs]\n0 = "{PCR0}"\n')
-    as_json.write_text(json.dumps({"region": "eu-central-1", "instance_id": "i-0ff", "pcrs": {"0": PCR0}}))
+    toml.write_text(f'region = "eu-central-1"\ninstance_id = "i-0123456789abcdef0"\n[pcrs]\n0 = "{PCR0}"\n')
+    as_json.write_text(json.dumps(fields))
 
     for path in (toml, as_json):
-        assert main(["attest", "--config", str(path), "--instance-id", "i-0aa", "--json"]) == 0
+        assert main(["attest", "--config", str(path), "--instance-id", "i-0000aaaa", "--json"]) == 0
         said = answer(capsys)["document"]
         assert said["pcrs"]["0"] == PCR0
-        assert said["module_id"].startswith("i-0aa-enc")
+        assert said["module_id"].startswith("i-0000aaaa-enc")
         assert ".eu-central-1.aws" in said["certificates"][-1]["subject"]
 
 
@@ -217,23 +229,23 @@ def test_what_is_shown_cannot_steer_a_terminal(document: Path, capsys: pytest.Ca
         (["verify", "missing"], 4, "missing cannot be read: No such file"),
         (["verify", "--root", "test", "empty"], 3, "no test root yet"),
         (["verify", "--root", "empty", "empty"], 3, "neither DER nor PEM"),
-        (["verify", "--at", "noon", "empty"], 2, "--at 'noon' is no time"),
-        (["verify", "--at", "9" * 15, "empty"], 2, "is no time"),
-        (["verify", "--age-max-s", "nan", "empty"], 2, "is no age"),
-        (["verify", "--pcr", "0=00", "empty"], 2, "wanted N=HEX"),
-        (["verify", "--pcr", f"32={PCR0}", "empty"], 2, "wanted N=HEX"),
+        (["verify", "--at", "noon", "empty"], 2, "--at 'noon' is not a time"),
+        (["verify", "--at", "9" * 15, "empty"], 2, "is not a time"),
+        (["verify", "--age-max-s", "nan", "empty"], 2, "is not an age"),
+        (["verify", "--pcr", "0=00", "empty"], 2, "is not a register and its value"),
+        (["verify", "--pcr", f"32={PCR0}", "empty"], 2, "is not a register and its value"),
         (["verify", "--nonce", "xyz", "empty"], 2, "--nonce 'xyz' is not hexadecimal"),
         (["verify", "--nonce", "@missing", "empty"], 4, "cannot be read"),
         (["verify", "--measurements", "empty", "empty"], 3, "empty is not JSON"),
         (["verify", "--measurements", "object", "empty"], 3, "no measurements"),
-        (["describe", "empty"], 3, "no COSE_Sign1"),
+        (["describe", "empty"], 3, "not a COSE_Sign1"),
         (["describe", "large"], 3, "longer than anything"),
         (["attest", "--output", "missing/document"], 4, "cannot be written"),
         (["attest", "--pcr", f"16={PCR0}", "--base64"], 2, "pcrs.16"),
         (["attest", "--region", "XX", "--base64"], 2, "region"),
-        (["attest", "--role-arn", "r", "--pcr", f"3={PCR0}", "--base64"], 2, "both give PCR3"),
+        (["attest", "--role-arn", ROLE, "--pcr", f"3={PCR0}", "--base64"], 2, "both give PCR3"),
         (["attest", "--nonce", "@large-nonce", "--base64"], 2, "InputTooLarge"),
-        (["attest", "--root-key", "empty", "--base64"], 3, "empty is no root"),
+        (["attest", "--root-key", "empty", "--base64"], 3, "empty is not a root"),
         (["attest", "--config", "large-nonce", "--base64"], 3, "neither TOML nor"),
         (["attest", "--signing-certificate", "empty", "--base64"], 2, "the signing certificate is neither"),
         (["pki", "show", "--der"], 2, "--der is for export"),
@@ -251,8 +263,10 @@ def test_mistakes(arguments: list[str], code: int, why: str, capsys: pytest.Capt
     assert main(arguments) == code
     said = capsys.readouterr()
     assert why in said.err
-    assert said.err.startswith("nsm: ")
-    assert said.err.count("\n") == 1
+    first, *hints = said.err.splitlines()
+    assert first.startswith("nsm: error: ")
+    assert all(line.startswith("  hint: ") for line in hints)
+    assert len(hints) <= 1
 
 
 @pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS)], ids=" ".join)

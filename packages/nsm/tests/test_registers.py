@@ -17,7 +17,7 @@ class Registers(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.nsm = Nsm(NsmConfig(pcrs={0: b"\7" * 48}, instance_id="i-0ff"))
+        self.nsm = Nsm(NsmConfig(pcrs={0: b"\7" * 48}, instance_id="i-0123456789abcdef0"))
         self.values = dict(enumerate(self.nsm.state().pcrs))
         self.locked = set(range(16))
 

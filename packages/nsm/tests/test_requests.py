@@ -10,6 +10,8 @@ import pytest
 from nitro_nsm import Nsm, NsmConfig
 
 ZERO = bytes(48)
+ROLE = "arn:aws:iam::123456789012:role/r"
+INSTANCE = "i-0123456789abcdef0"
 IMAGE = {index: bytes([index + 1]) * 48 for index in (0, 1, 2, 8)}
 
 
@@ -202,16 +204,28 @@ def test_text_is_taken_for_bytes_and_unknown_parameters_are_ignored(nsm: Nsm) ->
 
 def test_pcrs_come_from_image_role_instance_and_certificate() -> None:
     nsm = Nsm(
-        NsmConfig(pcrs={0: IMAGE[0]}, role_arn="arn:aws:iam::1:role/r", instance_id="i-0ff", debug_mode=False)
+        NsmConfig(
+            pcrs={0: IMAGE[0]},
+            role_arn=ROLE,
+            instance_id="i-0123456789abcdef0",
+            debug_mode=False,
+        )
     )
 
     assert nsm.state().pcrs[0] == IMAGE[0]
-    assert nsm.state().pcrs[3] == hashlib.sha384(ZERO + b"arn:aws:iam::1:role/r").digest()
-    assert nsm.state().pcrs[4] == hashlib.sha384(ZERO + b"i-0ff").digest()
+    assert nsm.state().pcrs[3] == hashlib.sha384(ZERO + ROLE.encode()).digest()
+    assert nsm.state().pcrs[4] == hashlib.sha384(ZERO + INSTANCE.encode()).digest()
     assert set(nsm.state().pcrs[5:]) == {ZERO}
 
 
 def test_debug_mode_zeroes_what_measures_the_image() -> None:
-    state = Nsm(NsmConfig(pcrs=IMAGE, role_arn="r", instance_id="i-0ff", debug_mode=True)).state()
+    state = Nsm(
+        NsmConfig(
+            pcrs=IMAGE,
+            role_arn=ROLE,
+            instance_id="i-0123456789abcdef0",
+            debug_mode=True,
+        )
+    ).state()
 
     assert [index for index, value in enumerate(state.pcrs) if value != ZERO] == [3, 4]

@@ -100,7 +100,7 @@ def test_an_algorithm_that_is_not_ours_to_check() -> None:
     ("change", "why"),
     [
         ({"module_id": ""}, "module_id is empty"),
-        ({"module_id": b"i-0ff"}, "module_id is bytes and must be str"),
+        ({"module_id": b"i-0123456789abcdef0"}, "module_id is bytes and must be str"),
         ({"digest": "SHA256"}, "must be SHA384"),
         ({"timestamp": 0}, "is no time"),
         ({"timestamp": 1 << 63}, "is no time"),

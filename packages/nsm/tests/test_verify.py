@@ -26,8 +26,8 @@ from nitro_nsm import (
     parse_document,
     verify,
 )
-from nitro_nsm.authority import P384_ORDER
-from nitro_nsm.roots import AWS_FINGERPRINT
+from nitro_nsm.pki.authority import P384_ORDER
+from nitro_nsm.pki.trust import AWS_FINGERPRINT
 from nitro_nsm.testing import seeded_entropy
 from vectors import expectations
 
@@ -41,7 +41,7 @@ def by_file(entry: dict[str, Any]) -> str:
 @pytest.fixture(scope="module")
 def ours(root: Root) -> bytes:
     nsm = Nsm(
-        NsmConfig(pcrs={0: b"\1" * 48}, instance_id="i-0ff"),
+        NsmConfig(pcrs={0: b"\1" * 48}, instance_id="i-0123456789abcdef0"),
         root=root,
         entropy=seeded_entropy(2),
         clock=lambda: int(NOW.timestamp() * 1000) * 1_000_000,
@@ -202,7 +202,7 @@ def test_both_halves_of_s_are_valid(ours: bytes, root: Root) -> None:
 
 
 def test_what_is_not_a_root_is_said_so() -> None:
-    with pytest.raises(InputError, match="mine is no certificate"):
+    with pytest.raises(InputError, match="mine is not a certificate"):
         TrustRoot.load("mine", b"-----BEGIN nothing")
 
 

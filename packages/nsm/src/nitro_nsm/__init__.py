@@ -2,7 +2,7 @@
 
 `Nsm` is the device, without any input or output of its own: `Nsm.handle` takes the bytes of a request and
 returns the bytes of the reply. `VirtioNsm` serves it over a virtqueue, `NsmClient` asks it. `verify` checks a
-document, of AWS's hardware by default, of `ensure_test_root` where that is named.
+document: by default one of AWS's hardware, or one of the test root if the caller names that.
 
 Importing this is fast: what needs cryptography is loaded when it is first used.
 """
@@ -23,7 +23,6 @@ from nitro_nsm.errors import (
 )
 
 if TYPE_CHECKING:
-    from nitro_nsm.authority import Root
     from nitro_nsm.client import (
         DeviceTransport,
         ModuleDescription,
@@ -31,34 +30,44 @@ if TYPE_CHECKING:
         PcrDescription,
         SocketTransport,
     )
-    from nitro_nsm.config import NsmConfig, NsmState
+    from nitro_nsm.config import (
+        INSTANCE_ID_PATTERN,
+        ROLE_ARN_PATTERN,
+        InstanceId,
+        NsmConfig,
+        NsmState,
+        RoleArn,
+    )
     from nitro_nsm.cose import Sign1
     from nitro_nsm.document import AttestationDocument, VerifiedDocument
     from nitro_nsm.module import REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Nsm
-    from nitro_nsm.roots import TrustRoot, aws_root
+    from nitro_nsm.pki.authority import Root
+    from nitro_nsm.pki.store import ensure_test_root, read_test_root, rotate_test_root
+    from nitro_nsm.pki.trust import TrustRoot, aws_root
     from nitro_nsm.server import serve
-    from nitro_nsm.storage import ensure_test_root, read_test_root, rotate_test_root
     from nitro_nsm.verification import parse_document, verify
     from nitro_nsm.virtio import VirtioNsm
 
 _LATER = {
-    "authority": ("Root",),
     "client": ("DeviceTransport", "ModuleDescription", "NsmClient", "PcrDescription", "SocketTransport"),
-    "config": ("NsmConfig", "NsmState"),
+    "config": ("INSTANCE_ID_PATTERN", "ROLE_ARN_PATTERN", "InstanceId", "NsmConfig", "NsmState", "RoleArn"),
     "cose": ("Sign1",),
     "document": ("AttestationDocument", "VerifiedDocument"),
     "module": ("REQUEST_BYTES_MAX", "RESPONSE_BYTES_MAX", "Nsm"),
-    "roots": ("TrustRoot", "aws_root"),
+    "pki.authority": ("Root",),
+    "pki.store": ("ensure_test_root", "read_test_root", "rotate_test_root"),
+    "pki.trust": ("TrustRoot", "aws_root"),
     "server": ("serve",),
-    "storage": ("ensure_test_root", "read_test_root", "rotate_test_root"),
     "verification": ("parse_document", "verify"),
     "virtio": ("VirtioNsm",),
 }
 _HOME = {name: module for module, names in _LATER.items() for name in names}
 
 __all__ = [
+    "INSTANCE_ID_PATTERN",
     "REQUEST_BYTES_MAX",
     "RESPONSE_BYTES_MAX",
+    "ROLE_ARN_PATTERN",
     "AttestationDocument",
     "CborError",
     "DeviceTransport",
@@ -66,6 +75,7 @@ __all__ = [
     "ErrorCode",
     "HostError",
     "InputError",
+    "InstanceId",
     "ModuleDescription",
     "Nsm",
     "NsmClient",
@@ -74,6 +84,7 @@ __all__ = [
     "NsmState",
     "PcrDescription",
     "Refusal",
+    "RoleArn",
     "Root",
     "Sign1",
     "SocketTransport",

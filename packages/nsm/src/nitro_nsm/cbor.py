@@ -5,9 +5,9 @@ bytes that are left before anything is allocated for it, nesting is bounded, a k
 nothing may follow the item. Tags, floats, indefinite-length strings and arrays, and simple values other than
 false, true and null appear in neither requests nor documents and are refused.
 
-Two things differ between the two. A request's lengths and integers may be written longer than needed (clients
-in C do that) while a document's may not; and a document's maps may be of indefinite length (the hardware's
-top-level map is, since 2025) while a request's may not.
+Requests and documents differ in two rules. A request's lengths and integers may be written longer than
+needed, because clients in C do so; a document's may not. A document's maps may be of indefinite length,
+because the hardware's top-level map is so since 2025; a request's may not.
 """
 
 from typing import TypeAlias
@@ -16,21 +16,32 @@ from nitro_nsm.errors import CborError
 
 Value: TypeAlias = "int | bytes | str | bool | list[Value] | dict[int | str, Value] | None"
 
-DEPTH_MAX = 4  # both need two (map, map, bytes); the rest is for fields that are unknown and ignored
+DEPTH_MAX = 4
+"""Requests and documents nest two deep (map, map, bytes); the rest is for unknown fields that are ignored."""
 INDEFINITE_MAP = 0xBF
 SIMPLE: dict[int, bool | None] = {0xF4: False, 0xF5: True, 0xF6: None}
 
 
 class Decoder:
-    """Reads one item from `data`; `offset` is where it stands."""
+    """Reads one item.
+
+    Args:
+        data: The bytes to read from.
+        strict: Follow the rules of documents, not those of requests.
+    """
 
     def __init__(self, data: bytes, *, strict: bool) -> None:
         self.data = data
         self.strict = strict
         self.offset = 0
+        """The next byte to read."""
 
     def item(self, depth: int = 0) -> Value:
-        """Decode the item at `offset`. Raises `CborError`."""
+        """Decode the item at `offset`, which is nested in `depth` others.
+
+        Raises:
+            CborError: It is not allowed, or cut short.
+        """
         if depth > DEPTH_MAX:
             raise self.error(f"nested deeper than {DEPTH_MAX}")
         start = self.offset
@@ -39,6 +50,7 @@ class Decoder:
             return SIMPLE[initial]
         if initial == INDEFINITE_MAP and self.strict:
             return self._map(None, depth)
+        # The upper three bits are the major type, the lower five its argument or how that is written (§3).
         major = initial >> 5
         if major > 5:
             raise self.error("a tag, a float or a simple value", start)
@@ -47,8 +59,10 @@ class Decoder:
             return argument
         if major == 1:
             return -1 - argument
+        # What is left is as long as its argument says. Each byte or element takes at least one byte of data,
+        # so a length beyond the data is refused here, before any memory is spent on it.
         left = len(self.data) - self.offset
-        if argument > left:  # one byte is the least that an element takes
+        if argument > left:
             raise self.error(f"a length of {argument}, but {left} bytes are left", start)
         if major == 2:
             return self._take(argument)
@@ -62,10 +76,11 @@ class Decoder:
         return self._map(argument, depth)
 
     def error(self, message: str, offset: int | None = None) -> CborError:
-        """What to raise about `offset`, or about where we stand."""
+        """The error to raise about the byte at `offset`, or about the next one."""
         return CborError(message, offset=self.offset if offset is None else offset)
 
     def _map(self, count: int | None, depth: int) -> Value:
+        """Read the entries of a map; without a `count` they end with a break."""
         found: dict[int | str, Value] = {}
         while count is None or len(found) < count:
             start = self.offset
@@ -73,6 +88,7 @@ class Decoder:
                 self.offset += 1
                 break
             key = self.item(depth + 1)
+            # Python takes True for the integer 1, and CBOR does not.
             if not isinstance(key, int | str) or isinstance(key, bool):
                 raise self.error("a map key that is neither text nor a number", start)
             if key in found:
@@ -87,6 +103,7 @@ class Decoder:
             raise self.error("an indefinite or reserved length", start)
         width = 1 << (information - 24)
         argument = int.from_bytes(self._take(width), "big")
+        # One byte is needed from 24 on, and a next width where half of it no longer suffices (§4.2.1).
         if self.strict and argument < (24 if width == 1 else 1 << 4 * width):
             raise self.error(f"{argument} in {width} bytes, which is more than it needs", start)
         return argument
@@ -104,10 +121,15 @@ class Decoder:
 
 
 def decode(data: bytes, *, strict: bool) -> Value:
-    """The one item that `data` is.
+    """Decode the one item that `data` is.
 
-    With `strict` (documents) every length and integer must be as short as it can be and maps may be of
-    indefinite length; without (requests) it is the other way round. Raises `CborError`.
+    Args:
+        data: The whole item, and nothing after it.
+        strict: Follow the rules of documents: lengths and integers are as short as they can be, and maps may
+            be of indefinite length. Otherwise follow those of requests, where it is the other way round.
+
+    Raises:
+        CborError: It is not one allowed item.
     """
     decoder = Decoder(data, strict=strict)
     value = decoder.item()

@@ -21,11 +21,14 @@ from nitro_nsm.errors import ErrorCode, HostError, Refusal
 from nitro_nsm.module import REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX
 
 Transport = Callable[[bytes], bytes]
+"""Takes a request and returns the reply."""
 
 FRAME_HEAD = struct.Struct(">I")
 """On a socket, requests and replies have their length in bytes before them."""
-IOCTL_REQUEST = struct.Struct("=QQQQ")  # address and length of the request, then of the room for the reply
-NSM_IOCTL = 3 << 30 | IOCTL_REQUEST.size << 16 | 0x0A << 8 | 0  # _IOWR(0x0A, 0, …), linux/nsm.h
+IOCTL_REQUEST = struct.Struct("=QQQQ")
+"""Address and length of the request, then of the room for the reply (linux/nsm.h, `struct nsm_raw`)."""
+NSM_IOCTL = 3 << 30 | IOCTL_REQUEST.size << 16 | 0x0A << 8 | 0
+"""_IOWR(0x0A, 0, struct nsm_raw)."""
 
 ERROR_CODES = frozenset(ErrorCode)
 T = TypeVar("T")
@@ -36,10 +39,15 @@ class ModuleDescription:
     """What a module says of itself."""
 
     module_id: str
+    """The instance and the enclave: `i-…-enc…`."""
     version: tuple[int, int, int]
+    """Major, minor, patch."""
     digest: str
+    """The hash of the registers, SHA384."""
     max_pcrs: int
+    """How many registers there are."""
     locked_pcrs: tuple[int, ...]
+    """The indexes of those that can no longer change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +55,20 @@ class PcrDescription:
     """A register."""
 
     value: bytes
+    """48 bytes."""
     locked: bool
+    """Whether it can no longer change."""
 
 
 class NsmClient:
-    """Asks a module. Every method raises `Refusal` when it says no, or when its reply is no reply."""
+    """Asks a module.
+
+    Every method raises `Refusal` when the module refuses, and with InvalidResponse when its reply cannot be
+    understood. What the transport raises passes through.
+
+    Args:
+        transport: Carries a request to the module and returns the reply.
+    """
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -119,20 +136,32 @@ class NsmClient:
 
 
 class SocketTransport:
-    """A connection to `nsm serve`."""
+    """A connection to `nsm serve`.
+
+    Args:
+        path: The server's socket.
+
+    Raises:
+        HostError: Nobody listens there.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Connect. Raises `HostError`."""
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.connect(str(path))
         except OSError as error:
             self._socket.close()
-            raise HostError(f"{path}: {error.strerror or error}; is `nsm serve` running there?") from error
+            raise HostError(
+                f"{path}: {error.strerror or error}", hint="is `nsm serve` running there?"
+            ) from error
         self._replies = self._socket.makefile("rb")
 
     def __call__(self, request: bytes) -> bytes:
-        """Carry one request. Raises `HostError` when the connection is lost."""
+        """Carry one request.
+
+        Raises:
+            HostError: The connection is lost.
+        """
         try:
             self._socket.sendall(FRAME_HEAD.pack(len(request)) + request)
             return self._take(FRAME_HEAD.unpack(self._take(FRAME_HEAD.size))[0])
@@ -158,17 +187,29 @@ class SocketTransport:
 
 
 class DeviceTransport:
-    """The device of an enclave's kernel."""
+    """The device of an enclave's kernel.
+
+    Args:
+        path: The device.
+
+    Raises:
+        HostError: It is not there, or may not be opened.
+    """
 
     def __init__(self, path: Path = Path("/dev/nsm")) -> None:
-        """Open the device. Raises `HostError`."""
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            raise HostError(f"{path}: {error.strerror}; outside of an enclave there is none") from error
+            raise HostError(
+                f"{path}: {error.strerror}", hint="only an enclave has this device; elsewhere use `nsm serve`"
+            ) from error
 
     def __call__(self, request: bytes) -> bytes:
-        """Carry one request. Raises `HostError`."""
+        """Carry one request.
+
+        Raises:
+            HostError: The device does not answer.
+        """
         buffer = ctypes.create_string_buffer(request, len(request))
         room = ctypes.create_string_buffer(RESPONSE_BYTES_MAX)
         message = bytearray(

@@ -17,7 +17,13 @@ from pydantic import (
 
 from nitro_nsm.pcrs import LOCKED_AT_START, PCR_BYTES, PCR_COUNT, ZERO, extended
 
-DEBUG_ZEROED = (0, 1, 2, 8)  # what measures the image; who runs it (PCR3, PCR4) stays in debug mode
+DEBUG_ZEROED = (0, 1, 2, 8)
+"""What debug mode zeroes: all that measures the image. PCR3 and PCR4, which say who runs it, stay."""
+
+INSTANCE_ID_PATTERN = r"^i-(?:[0-9a-f]{8}|[0-9a-f]{17})$"
+"""An EC2 instance id: 17 digits, or 8 for instances from before 2016 (Amazon EC2 guide, "Resource IDs")."""
+ROLE_ARN_PATTERN = r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/[A-Za-z0-9_+=,.@/-]+$"
+"""The ARN of an IAM role: partition, account, and a path and name (IAM guide, "IAM identifiers")."""
 
 
 def _unhex(value: object) -> object:
@@ -30,7 +36,10 @@ PcrValue = Annotated[
     Field(min_length=PCR_BYTES, max_length=PCR_BYTES),
     PlainSerializer(bytes.hex, when_used="json"),
 ]
-InstanceId = Annotated[str, StringConstraints(pattern=r"^i-[0-9a-f]{1,17}$")]
+InstanceId = Annotated[str, StringConstraints(pattern=INSTANCE_ID_PATTERN)]
+"""A string that `INSTANCE_ID_PATTERN` matches, for the fields of pydantic models."""
+RoleArn = Annotated[str, StringConstraints(pattern=ROLE_ARN_PATTERN)]
+"""A string that `ROLE_ARN_PATTERN` matches, for the fields of pydantic models."""
 EnclaveId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Region = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,20}$")]
 PayloadMap = Literal["indefinite", "definite"]
@@ -46,8 +55,9 @@ class NsmConfig(FrozenConfig):
     """Everything that makes one enclave's module different from another's."""
 
     pcrs: dict[Annotated[int, Field(ge=0, lt=LOCKED_AT_START)], PcrValue] = {}
-    """Registers 0 to 15 by index, as bytes or hex: what `eif describe` measured. Those not given are zero."""
-    role_arn: str | None = None
+    """Registers 0 to 15 by index, as bytes or hexadecimal: what `eif describe` measured. The others are
+    zero."""
+    role_arn: RoleArn | None = None
     """The parent instance's IAM role; PCR3 is its measurement."""
     signing_certificate: bytes | None = None
     """The certificate that signed the image, DER or PEM; PCR8 is its measurement."""
@@ -56,9 +66,10 @@ class NsmConfig(FrozenConfig):
     region: Region = "us-east-1"
     """Where the enclave says that it runs; certificates name it, and have room for 20 letters."""
     instance_id: InstanceId | None = None
-    """The parent instance, which PCR4 measures. By default one that belongs to the root, or a random one."""
+    """The parent instance, which PCR4 measures. By default it is made of the root's fingerprint, so that
+    all enclaves of a computer have the same; without a root it is random."""
     enclave_id: EnclaveId | None = None
-    """16 hexadecimal digits, by default made of the time and two random bytes, as on AWS."""
+    """16 hexadecimal digits; by default the time in milliseconds and two random bytes, as on AWS."""
     payload_map: PayloadMap = "indefinite"
     """How the outer map of a document's payload is encoded: definite on hardware until 2025, then not."""
 
@@ -73,7 +84,11 @@ class NsmConfig(FrozenConfig):
 
 
 def fingerprint(certificate: bytes) -> bytes:
-    """The SHA-384 of a certificate's DER form. Raises `ValueError` if it is neither DER nor PEM."""
+    """The SHA-384 of a certificate's DER form.
+
+    Raises:
+        ValueError: It is neither DER nor PEM.
+    """
     load = x509.load_pem_x509_certificate if b"-----BEGIN" in certificate else x509.load_der_x509_certificate
     try:
         return load(certificate).fingerprint(hashes.SHA384())
@@ -82,13 +97,21 @@ def fingerprint(certificate: bytes) -> bytes:
 
 
 class NsmState(FrozenConfig):
-    """What a module remembers, so that a saved enclave can go on elsewhere. It holds no secrets."""
+    """What a module remembers, so that a saved enclave can go on later or elsewhere. It holds no secrets.
+
+    It is saved as JSON (`model_dump_json`, `model_validate_json`) or as Python objects (`model_dump`).
+    """
 
     version: Literal[1] = 1
+    """The version of this model, which changes when a field does."""
     instance_id: InstanceId
+    """The parent instance."""
     enclave_id: EnclaveId
+    """16 hexadecimal digits that tell apart the enclaves of an instance."""
     region: Region
+    """Where the enclave says that it runs."""
     payload_map: PayloadMap
+    """How the outer map of a document's payload is encoded."""
     pcrs: Annotated[tuple[PcrValue, ...], Field(min_length=PCR_COUNT, max_length=PCR_COUNT)]
     """Every register, in order."""
     locked: frozenset[Annotated[int, Field(ge=0, lt=PCR_COUNT)]]
@@ -99,13 +122,57 @@ class NsmState(FrozenConfig):
         """The enclave's name on its instance, as in DescribeNSM and documents."""
         return f"{self.instance_id}-enc{self.enclave_id}"
 
+    def renamed(
+        self,
+        *,
+        instance_id: str | None = None,
+        enclave_id: str | None = None,
+        entropy: Callable[[int], bytes],
+        clock: Callable[[], int],
+    ) -> Self:
+        """The same registers and locks under another identity, for a second enclave of one saved state.
+
+        Two enclaves that were restored from one state would otherwise have the same module id, and could not
+        be told apart by their documents. PCR4 follows a new instance id, unless it was given a value of its
+        own at launch.
+
+        Args:
+            instance_id: The new parent instance; by default it stays.
+            enclave_id: The new enclave id; by default one is made of the time and two random bytes.
+            entropy: Returns as many random bytes as it is asked for.
+            clock: Returns the nanoseconds since 1970.
+
+        Raises:
+            pydantic.ValidationError: An id is malformed.
+        """
+        pcrs = list(self.pcrs)
+        if instance_id is not None and pcrs[4] == extended(ZERO, self.instance_id.encode()):
+            pcrs[4] = extended(ZERO, instance_id.encode())
+        changed = {
+            "instance_id": instance_id or self.instance_id,
+            "enclave_id": enclave_id or new_enclave_id(entropy, clock),
+            "pcrs": tuple(pcrs),
+        }
+        return self.model_validate(dict(self) | changed)
+
+
+def new_enclave_id(entropy: Callable[[int], bytes], clock: Callable[[], int]) -> str:
+    """An enclave id as AWS makes it: the milliseconds since 1970 in 48 bits, and 16 random bits."""
+    started_ms = clock() // 1_000_000 & (1 << 48) - 1
+    return f"{started_ms:012x}{entropy(2).hex()}"
+
 
 def launched(
     config: NsmConfig, *, host: str | None, entropy: Callable[[int], bytes], clock: Callable[[], int]
 ) -> NsmState:
     """The state of a module whose enclave has just been started: PCR0 to PCR15 are filled and locked.
 
-    Without a configured instance id it is made of `host` (hexadecimal), or of entropy if that is None too.
+    Args:
+        config: Who the enclave is.
+        host: Hexadecimal digits, of which an instance id is made if none is configured; `None` makes a
+            random one.
+        entropy: Returns as many random bytes as it is asked for.
+        clock: Returns the nanoseconds since 1970.
     """
     instance_id = config.instance_id or f"i-0{(host or entropy(8).hex())[:16]}"
     values = {4: extended(ZERO, instance_id.encode())} | config.pcrs
@@ -115,10 +182,9 @@ def launched(
         values[8] = extended(ZERO, fingerprint(config.signing_certificate))
     if config.debug_mode:
         values |= dict.fromkeys(DEBUG_ZEROED, ZERO)
-    started_ms = clock() // 1_000_000 & (1 << 48) - 1
     return NsmState(
         instance_id=instance_id,
-        enclave_id=config.enclave_id or f"{started_ms:012x}{entropy(2).hex()}",
+        enclave_id=config.enclave_id or new_enclave_id(entropy, clock),
         region=config.region,
         payload_map=config.payload_map,
         pcrs=tuple(values.get(index, ZERO) for index in range(PCR_COUNT)),

@@ -17,9 +17,11 @@ from nitro_nsm.cbor import Value, decode
 from nitro_nsm.errors import CborError, DocumentError, Step
 from nitro_nsm.pcrs import PCR_BYTES, PCR_COUNT
 
-DOCUMENT_BYTES_MAX = 0x3000  # what fits into a response of the module
+DOCUMENT_BYTES_MAX = 0x3000
+"""What fits into a reply of the module."""
 DIGEST = "SHA384"
-TIMESTAMP_MS_MAX = 253_402_300_799_999  # the end of the year 9999, the last that certificates can name
+TIMESTAMP_MS_MAX = 253_402_300_799_999
+"""The end of the year 9999, the last that certificates can name."""
 OPTIONAL = ("public_key", "user_data", "nonce")
 FIELDS = ("module_id", "digest", "timestamp", "pcrs", "certificate", "cabundle", *OPTIONAL)
 INDEFINITE_MAP, BREAK = b"\xbf", b"\xff"
@@ -45,8 +47,11 @@ class AttestationDocument:
     cabundle: tuple[bytes, ...]
     """The certificates (DER) above it, from the root down."""
     public_key: bytes | None
+    """A key of the enclave's, to which others encrypt; KMS wants it in DER (SubjectPublicKeyInfo)."""
     user_data: bytes | None
+    """Whatever the enclave wanted to say."""
     nonce: bytes | None
+    """What a verifier gave to the enclave, so that an old document is of no use."""
     payload_map: Literal["definite", "indefinite"]
     """How the outer map was encoded; only of interest to those who compare with hardware."""
 
@@ -63,7 +68,7 @@ class AttestationDocument:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedDocument(AttestationDocument):
-    """A document that passed all checks; only `verify` makes it."""
+    """A document that passed all checks. Only `verify` makes one."""
 
     root: str
     """The name of the root that vouches for it: `aws`, `test`, or that of a root of one's own."""
@@ -72,7 +77,7 @@ class VerifiedDocument(AttestationDocument):
 
 
 def encode_payload(document: AttestationDocument) -> bytes:
-    """The bytes to sign."""
+    """Encode a document as the payload that is signed."""
     encoded = cbor2.dumps(
         {
             "module_id": document.module_id,
@@ -92,7 +97,11 @@ def encode_payload(document: AttestationDocument) -> bytes:
 
 
 def parse_payload(payload: bytes) -> AttestationDocument:
-    """Read a payload; fields that may be null may also be absent. Raises `DocumentError`: structure."""
+    """Read a payload. Fields that may be null may also be absent.
+
+    Raises:
+        DocumentError: A field is missing, unknown or of the wrong kind (step `structure`).
+    """
     try:
         fields = decode(payload, strict=True)
     except CborError as error:

@@ -4,7 +4,17 @@ from enum import StrEnum
 
 
 class NsmError(Exception):
-    """Base of everything that this package raises on purpose."""
+    """Base of everything that this package raises on purpose.
+
+    Args:
+        message: What is wrong, and where.
+        hint: What to do about it, if there is something; empty otherwise.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+        """What to do about it; empty if nothing is known to help."""
 
 
 class ErrorCode(StrEnum):
@@ -24,21 +34,22 @@ class ErrorCode(StrEnum):
 class Refusal(NsmError):  # noqa: N818 - the module refused; nothing of ours went wrong
     """The module answered a request with an error code.
 
-    The device raises it to itself and sends `code`; `NsmClient` raises it when it reads such a reply.
+    The device raises it internally and sends `code`; `NsmClient` raises it when it reads such a reply.
     """
 
-    def __init__(self, code: ErrorCode, why: str = "") -> None:
-        super().__init__(f"{code}: {why}" if why else str(code))
+    def __init__(self, code: ErrorCode, why: str = "", *, hint: str = "") -> None:
+        super().__init__(f"{code}: {why}" if why else str(code), hint=hint)
         self.code = code
+        """The error that the module sends."""
 
 
 class CborError(NsmError):
     """The bytes are not the CBOR that is allowed at this place."""
 
-    def __init__(self, message: str, *, offset: int) -> None:
-        super().__init__(f"{message} (byte {offset:#x})")
+    def __init__(self, message: str, *, offset: int, hint: str = "") -> None:
+        super().__init__(f"{message} (byte {offset:#x})", hint=hint)
         self.offset = offset
-        """Where in the bytes the trouble starts."""
+        """The first byte that is wrong, counted from the start of the item."""
 
 
 class Step(StrEnum):
@@ -56,15 +67,16 @@ class Step(StrEnum):
 
 
 class DocumentError(NsmError):
-    """A document is not what it should be; `step` says which check it failed."""
+    """A document failed verification."""
 
-    def __init__(self, step: Step, message: str) -> None:
-        super().__init__(f"{step}: {message}")
+    def __init__(self, step: Step, message: str, *, hint: str = "") -> None:
+        super().__init__(f"{step}: {message}", hint=hint)
         self.step = step
+        """The first check that it failed."""
 
 
 class UsageError(NsmError):
-    """Our caller asked for something that cannot be: a bad value, or two that exclude each other."""
+    """The caller asked for something impossible: a bad value, or two that exclude each other."""
 
 
 class InputError(NsmError):
@@ -72,4 +84,4 @@ class InputError(NsmError):
 
 
 class HostError(NsmError):
-    """The operating system refused: a directory, a socket or the device (raised from the `OSError`)."""
+    """The operating system refused: a directory, a socket or the device. Raised from the `OSError`."""

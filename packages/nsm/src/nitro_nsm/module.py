@@ -9,29 +9,32 @@ only after its literal first 19 bytes.
 Where hardware is not known to differ, a bad request gets the error that QEMU's device gives.
 """
 
-import os
-import time
 from collections.abc import Callable
 
 import cbor2
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from nitro_nsm.authority import Root
+from nitro_nsm import system
 from nitro_nsm.cbor import Value, decode
 from nitro_nsm.config import NsmConfig, NsmState, launched
 from nitro_nsm.cose import sign1
 from nitro_nsm.document import DIGEST, AttestationDocument, encode_payload
 from nitro_nsm.errors import CborError, ErrorCode, Refusal
-from nitro_nsm.issuer import Issuer
 from nitro_nsm.pcrs import PCR_COUNT, PcrBank
+from nitro_nsm.pki.authority import Root
+from nitro_nsm.pki.issuer import Issuer
 
-REQUEST_BYTES_MAX = 0x1000  # nsm.ko refuses longer ones with EMSGSIZE, so a real driver never sends them
-RESPONSE_BYTES_MAX = 0x3000  # the buffer that nsm.ko offers
-VERSION = (1, 0, 0)  # what hardware says of itself
+REQUEST_BYTES_MAX = 0x1000
+"""Linux's driver refuses longer requests with EMSGSIZE, so a real one never sends them."""
+RESPONSE_BYTES_MAX = 0x3000
+"""The size of the buffer that Linux's driver offers."""
+VERSION = (1, 0, 0)
+"""What hardware says of itself: major, minor, patch."""
 RANDOM_BYTES = 256
 RANDOM_HEAD = cbor2.dumps({"GetRandom": {"random": bytes(RANDOM_BYTES)}})[:-RANDOM_BYTES]
-INDEX_MAX = 0xFFFF  # indexes and ranges are u16
+INDEX_MAX = 0xFFFF
+"""Indexes and ranges are numbers of 16 bits."""
 LOCK_PCR_DONE = cbor2.dumps("LockPCR")
 LOCK_PCRS_DONE = cbor2.dumps("LockPCRs")
 ERRORS = {code: cbor2.dumps({"Error": code.value}) for code in ErrorCode}
@@ -40,26 +43,26 @@ Parameters = dict[int | str, Value]
 
 
 class Nsm:
-    """One enclave's module. Not for several threads at once."""
+    """One enclave's module. It is not safe to use from several threads at once.
+
+    Args:
+        start: Who the enclave is, for a module that starts as hardware does at launch; or what `state`
+            returned, for one that goes on from there.
+        root: Signs documents. Without one, Attestation is refused with InvalidOperation.
+        entropy: Returns as many random bytes as it is asked for.
+        clock: Returns the nanoseconds since 1970.
+        deterministic: Sign as in RFC 6979, so that the same entropy and clock give the same replies.
+    """
 
     def __init__(
         self,
         start: NsmConfig | NsmState,
         *,
         root: Root | None = None,
-        entropy: Callable[[int], bytes] = os.urandom,
-        clock: Callable[[], int] = time.time_ns,
+        entropy: Callable[[int], bytes] = system.entropy,
+        clock: Callable[[], int] = system.now_ns,
         deterministic: bool = False,
     ) -> None:
-        """Start with a configuration as hardware does at launch, or go on from a saved state.
-
-        Args:
-            start: who the enclave is, or what `state` returned.
-            root: signs documents; without one, Attestation is refused with InvalidOperation.
-            entropy: gives as many random bytes as it is asked for.
-            clock: nanoseconds since 1970.
-            deterministic: sign as in RFC 6979, so that the same entropy and clock give the same replies.
-        """
         if isinstance(start, NsmConfig):
             host = root.trust.fingerprint if root else None
             start = launched(start, host=host, entropy=entropy, clock=clock)
@@ -85,13 +88,17 @@ class Nsm:
         return self._start.module_id
 
     def state(self) -> NsmState:
-        """What to save so that `Nsm(state)` goes on from here, under the same root."""
+        """What to save so that `Nsm(state)` goes on from here.
+
+        Keys and certificates are not part of it, because a saved file should hold no secrets. A restored
+        module makes new ones under the root that it is given; its documents differ in nothing else.
+        """
         return self._start.model_copy(
             update={"pcrs": self._pcrs.values(), "locked": frozenset(self._pcrs.locked())}
         )
 
     def handle(self, request: bytes) -> bytes:
-        """Answer one request. Whatever it is, the answer is a reply and never an exception."""
+        """Answer one request. Any bytes get a reply, never an exception."""
         try:
             return self._answer(request)
         except Refusal as refusal:
@@ -170,7 +177,7 @@ class Nsm:
 
 
 def call(item: Value) -> tuple[Value, ...]:
-    """The name of a request and, if it has a map of them, its parameters; nothing if it is no request."""
+    """The name of a request, and its parameters if it has any; an empty tuple if it is not a request."""
     match item:
         case str(name):
             return (name,)
@@ -180,7 +187,11 @@ def call(item: Value) -> tuple[Value, ...]:
 
 
 def u16(parameters: Parameters, name: str) -> int:
-    """The index or range `name`, which may be written in any width. Raises `Refusal`: InvalidOperation."""
+    """The index or range called `name`.
+
+    Raises:
+        Refusal: InvalidOperation: it is missing, or not a number of 16 bits.
+    """
     value = parameters.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= INDEX_MAX:
         raise Refusal(ErrorCode.INVALID_OPERATION, f"{name} is not a number of 16 bits")
@@ -188,7 +199,13 @@ def u16(parameters: Parameters, name: str) -> int:
 
 
 def octets(parameters: Parameters, name: str) -> bytes | None:
-    """The bytes `name`, if given; text is taken for its UTF-8 bytes. Raises `Refusal`: InvalidOperation."""
+    """The bytes called `name`, or `None` if they are missing or null.
+
+    Text is taken for its UTF-8 bytes, as QEMU's device takes it.
+
+    Raises:
+        Refusal: InvalidOperation: it is neither bytes nor text.
+    """
     match parameters.get(name):
         case None:
             return None

@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable
 from nitro_nsm.errors import ErrorCode, Refusal
 
 PCR_COUNT = 32
-PCR_BYTES = 48  # SHA-384
+PCR_BYTES = 48
+"""A register holds a SHA-384 digest."""
 LOCKED_AT_START = 16
 ZERO = bytes(PCR_BYTES)
 
@@ -22,37 +23,57 @@ def extended(value: bytes, data: bytes) -> bytes:
 
 
 class PcrBank:
-    """The registers and their locks; every refusal leaves both as they were."""
+    """The registers and their locks. A request that is refused changes neither.
+
+    Args:
+        values: The values of all registers, in order.
+        locked: The indexes of the locked ones.
+    """
 
     def __init__(self, values: Iterable[bytes], locked: Collection[int]) -> None:
-        """Start with the values of all registers in order, and the indexes of the locked ones."""
         self._values = list(values)
         self._locked = [index in locked for index in range(PCR_COUNT)]
 
     def describe(self, index: int) -> tuple[bytes, bool]:
-        """The value, and whether it is locked. Raises `Refusal`: InvalidIndex."""
+        """The value of a register, and whether it is locked.
+
+        Raises:
+            Refusal: InvalidIndex.
+        """
         self._check(index)
         return self._values[index], self._locked[index]
 
     def extend(self, index: int, data: bytes) -> bytes:
-        """Extend, and return the new value. Raises `Refusal`: InvalidIndex, ReadOnlyIndex."""
+        """Extend a register, and return its new value.
+
+        Raises:
+            Refusal: InvalidIndex, or ReadOnlyIndex if it is locked.
+        """
         self._check_writable(index)
         self._values[index] = extended(self._values[index], data)
         return self._values[index]
 
     def lock(self, index: int) -> None:
-        """Lock one register. Raises `Refusal`: InvalidIndex, or ReadOnlyIndex if it is locked already."""
+        """Lock one register.
+
+        Raises:
+            Refusal: InvalidIndex, or ReadOnlyIndex if it is locked already.
+        """
         self._check_writable(index)
         self._locked[index] = True
 
     def lock_range(self, count: int) -> None:
-        """Lock the first `count` registers, locked or not. Raises `Refusal`: InvalidIndex."""
+        """Lock the first `count` registers; those that are locked already stay so.
+
+        Raises:
+            Refusal: InvalidIndex.
+        """
         if count > PCR_COUNT:
             raise Refusal(ErrorCode.INVALID_INDEX, f"{count} registers of {PCR_COUNT}")
         self._locked[:count] = [True] * count
 
     def values(self) -> tuple[bytes, ...]:
-        """Every register, in order."""
+        """The value of every register, in order."""
         return tuple(self._values)
 
     def locked(self) -> dict[int, bytes]:

@@ -1,37 +1,52 @@
 """A module on a unix socket, so that programs can be tested against one without any machine.
 
 Each request, and each reply, is preceded by its length in bytes (32 bits, big-endian). A connection may carry
-any number of them, one at a time; all connections talk to the same module, as all programs of an enclave do.
+any number of them, one at a time. All connections talk to the same module, as all programs of an enclave do.
 """
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from nitro_nsm.client import FRAME_HEAD
-from nitro_nsm.errors import HostError
 from nitro_nsm.module import REQUEST_BYTES_MAX, Nsm
+from nitro_nsm.unix_socket import allowed_users, listening, may_connect
 
-CONNECTIONS_MAX = 256  # many more than one enclave's programs; later ones wait until one of these has left
+CONNECTIONS_MAX = 256
+"""Many more than one enclave's programs have; later ones wait until one of these has left."""
 
 
-async def serve(nsm: Nsm, path: Path, *, ready: Callable[[], None] = lambda: None) -> None:
-    """Serve until cancelled, then remove the socket; `ready` is called when connections are possible.
+async def serve(
+    nsm: Nsm, path: Path, *, ready: Callable[[], None] = lambda: None, users: Iterable[int] = ()
+) -> None:
+    """Serve until cancelled, then remove the socket.
 
-    Raises `HostError` if `path` cannot be listened on.
+    Args:
+        nsm: The module.
+        path: The socket's path.
+        ready: Called when connections are possible.
+        users: Who may connect besides root and the user that we run as. Others are disconnected.
+
+    Raises:
+        HostError: `path` cannot be listened on.
     """
     loop = asyncio.get_running_loop()
     connections: set[socket.socket] = set()
+    allowed = allowed_users(users)
 
     def accept() -> None:
         try:
             connection, _ = listener.accept()
         except BlockingIOError:
             return
-        except OSError:  # out of descriptors; go on when a client has left
+        except OSError:
+            # Out of descriptors. The listener would be ready again at once, so stop looking at it until a
+            # client has left.
             loop.remove_reader(listener)
+            return
+        if not may_connect(connection, allowed):
+            connection.close()
             return
         connection.setblocking(False)
         connections.add(connection)
@@ -49,7 +64,7 @@ async def serve(nsm: Nsm, path: Path, *, ready: Callable[[], None] = lambda: Non
             connection.close()
             loop.add_reader(listener, accept)
 
-    with _listening(path) as listener:
+    with listening(path, users=users) as listener:
         try:
             async with asyncio.TaskGroup() as conversations:
                 loop.add_reader(listener, accept)
@@ -64,7 +79,8 @@ async def serve(nsm: Nsm, path: Path, *, ready: Callable[[], None] = lambda: Non
 async def _converse(nsm: Nsm, connection: socket.socket) -> None:
     while True:
         (length,) = FRAME_HEAD.unpack(await _receive(connection, FRAME_HEAD.size))
-        # One byte more than a request may have is enough to be told so; what follows is no longer in step.
+        # One byte more than a request may have is enough for the module to refuse it. The rest of it is
+        # never read, so the next frame's start is unknown and the connection ends.
         reply = nsm.handle(await _receive(connection, min(length, REQUEST_BYTES_MAX + 1)))
         await asyncio.get_running_loop().sock_sendall(connection, FRAME_HEAD.pack(len(reply)) + reply)
         if length > REQUEST_BYTES_MAX:
@@ -72,7 +88,11 @@ async def _converse(nsm: Nsm, connection: socket.socket) -> None:
 
 
 async def _receive(connection: socket.socket, count: int) -> bytes:
-    """Exactly `count` bytes. Raises `ConnectionError` if the client leaves before."""
+    """Receive exactly `count` bytes.
+
+    Raises:
+        ConnectionError: The client left before.
+    """
     received = bytearray()
     while len(received) < count:
         part = await asyncio.get_running_loop().sock_recv(connection, count - len(received))
@@ -80,33 +100,3 @@ async def _receive(connection: socket.socket, count: int) -> bytes:
             raise ConnectionError("the client has left")
         received += part
     return bytes(received)
-
-
-@contextmanager
-def _listening(path: Path) -> Iterator[socket.socket]:
-    """A listening socket at `path`, in place of one that nobody listens on any more."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        try:
-            if path.is_socket() and _is_dead(path):
-                path.unlink()
-            listener.bind(str(path))
-            listener.listen()
-            listener.setblocking(False)
-        except OSError as error:
-            raise HostError(
-                f"cannot listen on {path}: {error.strerror or error}; name another --socket"
-            ) from error
-        try:
-            yield listener
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _is_dead(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1)  # for one that listens and never accepts
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            return True
-    return False

@@ -14,16 +14,21 @@ from nitro_nsm.server import serve
 
 
 def seeded_entropy(seed: int) -> Callable[[int], bytes]:
-    """Entropy for tests: bytes that look random and are the same in each run."""
+    """Entropy for tests: bytes that look random, and are the same in each run for the same `seed`."""
     counter = itertools.count()
     return lambda count: hashlib.shake_256(f"{seed} {next(counter)}".encode()).digest(count)
 
 
 @contextmanager
 def serving(nsm: Nsm, path: Path) -> Iterator[Path]:
-    """Serve `nsm` on the unix socket `path`, in a thread, while the block runs.
+    """Serve a module on a unix socket, in a thread, while the block runs.
 
-    Raises `HostError` if `path` cannot be listened on.
+    Args:
+        nsm: The module. Nobody else may use it meanwhile.
+        path: The socket's path, which the block gets.
+
+    Raises:
+        HostError: `path` cannot be listened on.
     """
     started = threading.Event()
     stop: list[Callable[[], object]] = []

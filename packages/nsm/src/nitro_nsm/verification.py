@@ -10,18 +10,22 @@ from collections.abc import Mapping
 from dataclasses import fields
 from datetime import datetime, timedelta
 
-from nitro_nsm.certificates import verify_chain
 from nitro_nsm.cose import ALGORITHM, ES384, Sign1
 from nitro_nsm.document import DOCUMENT_BYTES_MAX, AttestationDocument, VerifiedDocument, parse_payload
 from nitro_nsm.errors import DocumentError, Step, UsageError
-from nitro_nsm.roots import TrustRoot, aws_root
+from nitro_nsm.pki.chain import verify_chain
+from nitro_nsm.pki.trust import TrustRoot, aws_root
 
 CLOCK_SKEW = timedelta(minutes=1)
 """How far the maker's clock may be ahead of ours where the age of a document is checked."""
 
 
 def parse_document(document: bytes) -> AttestationDocument:
-    """Read a document without believing it. Raises `DocumentError`: structure."""
+    """Read a document without believing it.
+
+    Raises:
+        DocumentError: It is not a document (step `structure`).
+    """
     return parse_payload(_parse_message(document).payload)
 
 
@@ -39,17 +43,18 @@ def verify(
     """Check a document wholly, and return what it says.
 
     Args:
-        document: the COSE_Sign1, tagged or not.
-        at: when all certificates must be valid; with a time zone. Usually now: they live for three hours.
-        root: the only root that counts; AWS's by default.
-        pcrs: registers that must be in the document, with these values.
-        nonce: what the document's nonce must be.
-        user_data: what the document's user data must be.
-        public_key: what the document's public key must be.
-        age_max: how long before `at` the document may have been made.
+        document: The COSE_Sign1, tagged or not.
+        at: When all certificates must be valid; with a time zone. It is usually now, because a document's
+            own certificate lives for three hours.
+        root: The only root that counts; AWS's by default.
+        pcrs: Registers that must be in the document, with these values.
+        nonce: What the document's nonce must be.
+        user_data: What the document's user data must be.
+        public_key: What the document's public key must be.
+        age_max: How long before `at` the document may have been made.
 
     Raises:
-        DocumentError: the document fails, at `step`.
+        DocumentError: The document fails, at the error's `step`.
         UsageError: `at` has no time zone.
     """
     if at.tzinfo is None:

@@ -13,7 +13,8 @@ from nitro_nsm.errors import ErrorCode
 from nitro_nsm.module import ERRORS, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Nsm
 
 DEVICE_ID = 33
-QUEUE_SIZES = (2,)  # as QEMU's; one request and one reply are all that the driver has in flight
+QUEUE_SIZES = (2,)
+"""As QEMU's device has it: one request and one reply are all that the driver has in flight."""
 
 
 class Chain(Protocol):
@@ -36,13 +37,13 @@ class Queue(Protocol):
     """The device's side of a virtqueue."""
 
     def pop(self) -> Chain | None:
-        """The next available chain."""
+        """The next available chain, or `None`."""
 
     def push(self, head: int, written: int) -> None:
         """Give a chain back with so many bytes written."""
 
     def publish(self) -> bool:
-        """Show the driver what was given back; true if it wants an interrupt."""
+        """Show the driver what was given back; returns whether it wants an interrupt."""
 
 
 class VirtioNsm:
@@ -54,13 +55,14 @@ class VirtioNsm:
 
     def __init__(self, nsm: Nsm) -> None:
         self._nsm = nsm
-        self._requests: deque[tuple[int, bytes]] = deque()  # read, and still without room for the reply
+        self._requests: deque[tuple[int, bytes]] = deque()
+        """Requests that were read and wait for the driver to offer room for the reply, each with its head."""
 
     def process(self, queue: Queue) -> bool:
-        """Serve all that is available; true if the driver must be interrupted.
+        """Serve all that is available; returns whether the driver must be interrupted.
 
-        What `queue.pop` raises about a bad chain passes through; nothing is lost, and `process` can be called
-        again for the rest.
+        What `queue.pop` raises about a bad chain passes through. Nothing is lost then: call `process` again
+        for the rest.
         """
         while (chain := queue.pop()) is not None:
             if len(self._requests) == QUEUE_SIZES[0] and not chain.writable:
@@ -84,25 +86,26 @@ class VirtioNsm:
         self._requests = deque(waiting)
 
     def reset(self) -> None:
-        """Forget requests that have no reply yet. The module itself outlives a reset of its device."""
+        """Forget requests that have no reply yet. The module's registers outlive a reset of its device."""
         self._requests.clear()
 
     def _reply(self, queue: Queue, chain: Chain) -> None:
         if not self._requests:
-            queue.push(chain.head, 0)
+            queue.push(chain.head, 0)  # room for a reply to a request that never came
             return
         head, request = self._requests.popleft()
+        # Look at the room before the module acts: a driver that misses the reply must find nothing changed.
         if sum(map(len, chain.writable)) < RESPONSE_BYTES_MAX:
             reply = ERRORS[ErrorCode.BUFFER_TOO_SMALL]
         else:
             reply = self._nsm.handle(request)
-        if head != chain.head:
+        if head != chain.head:  # a driver may put request and room into one chain, which is given back once
             queue.push(head, 0)
         queue.push(chain.head, scatter(reply, chain.writable))
 
 
 def gather(buffers: Sequence[memoryview], limit: int) -> bytes:
-    """The first `limit` bytes of `buffers`, read once: the guest may be writing there."""
+    """The first `limit` bytes of `buffers`. They are read once, because the guest may be writing there."""
     parts = []
     for buffer in buffers:
         if limit <= 0:

@@ -12,19 +12,25 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from nitro_nsm.authority import Root
 from nitro_nsm.config import NsmConfig
 from nitro_nsm.errors import HostError, InputError, UsageError
 from nitro_nsm.pcrs import PCR_BYTES, PCR_COUNT
-from nitro_nsm.roots import TrustRoot, aws_root
-from nitro_nsm.storage import TEST_ROOT, ensure_test_root, read_test_root
+from nitro_nsm.pki.authority import Root
+from nitro_nsm.pki.store import TEST_ROOT, ensure_test_root, read_test_root
+from nitro_nsm.pki.trust import TrustRoot, aws_root
 
-FILE_BYTES_MAX = 1 << 20  # the largest of our inputs, a description of an image, has some kilobytes
+FILE_BYTES_MAX = 1 << 20
+"""The largest of our inputs, the description of an image, has some kilobytes."""
 IDENTITY_OPTIONS = ("role_arn", "instance_id", "enclave_id", "region", "debug_mode", "payload_map")
 
 
 def read_file(name: str) -> bytes:
-    """The contents of a file, or of standard input for `-`. Raises `HostError` or `InputError`."""
+    """The contents of a file, or of standard input for `-`.
+
+    Raises:
+        HostError: It cannot be read.
+        InputError: It is longer than `FILE_BYTES_MAX`.
+    """
     try:
         if name == "-":
             data = sys.stdin.buffer.read(FILE_BYTES_MAX + 1)
@@ -39,7 +45,12 @@ def read_file(name: str) -> bytes:
 
 
 def read_document(name: str) -> bytes:
-    """A document; Base64 (also of URLs) and hexadecimal, as they travel in texts, are decoded."""
+    """The bytes of a document, whose file may also hold them as hexadecimal or Base64 (also that of URLs).
+
+    Raises:
+        HostError: The file cannot be read.
+        InputError: It is too long.
+    """
     data = read_file(name)
     text = b"".join(data.split())
     if re.fullmatch(rb"(?:[0-9A-Fa-f]{2})+", text):
@@ -53,7 +64,13 @@ def read_document(name: str) -> bytes:
 
 
 def octets(value: str | None, option: str) -> bytes | None:
-    """The bytes of an option: hexadecimal, or `@FILE`. Raises `UsageError`."""
+    """The bytes that an option names: hexadecimal, or `@FILE`.
+
+    Raises:
+        UsageError: It is neither.
+        HostError: The file cannot be read.
+        InputError: The file is too long.
+    """
     if value is None:
         return None
     if value.startswith("@"):
@@ -62,25 +79,50 @@ def octets(value: str | None, option: str) -> bytes | None:
         return bytes.fromhex(value)
     except ValueError:
         raise UsageError(
-            f"{option} {value!r} is not hexadecimal; for the contents of a file write @FILE"
+            f"{option} {value!r} is not hexadecimal", hint="for the contents of a file write @FILE"
         ) from None
 
 
 def registers(pcr: Iterable[str], measurements: str | None) -> dict[int, bytes]:
-    """The registers of `--pcr` and `--measurements`. Raises `UsageError` or `InputError`."""
+    """The registers of `--pcr` and `--measurements`; of both, `--pcr` counts.
+
+    Args:
+        pcr: Registers as `N=HEX`; `PCR` before the number and `0x` before the value are allowed.
+        measurements: A file, or `None`.
+
+    Raises:
+        UsageError: A register is malformed.
+        InputError: The file has no measurements.
+        HostError: The file cannot be read.
+    """
     found = {} if measurements is None else _measured(measurements)
     for option in pcr:
-        match = re.fullmatch(r"(?:PCR)?(\d{1,2})=([0-9A-Fa-f]*)", option)
-        if match is None or int(match[1]) >= PCR_COUNT or len(match[2]) != 2 * PCR_BYTES:
-            raise UsageError(
-                f"--pcr {option!r}: wanted N=HEX, a register of 0 to {PCR_COUNT - 1} and {PCR_BYTES} bytes"
-            )
-        found[int(match[1])] = bytes.fromhex(match[2])
+        found |= [one_register(option)]
     return found
 
 
+def one_register(text: str) -> tuple[int, bytes]:
+    """The register and the value that `N=HEX` means.
+
+    Raises:
+        UsageError: It is malformed.
+    """
+    match = re.fullmatch(r"(?i:PCR)?(\d{1,2})=(?:0x)?([0-9A-Fa-f]*)", text)
+    if match is None or int(match[1]) >= PCR_COUNT or len(match[2]) != 2 * PCR_BYTES:
+        raise UsageError(
+            f"--pcr {text!r} is not a register and its value",
+            hint=f"write N=HEX: a register of 0 to {PCR_COUNT - 1}, and {PCR_BYTES} bytes in hexadecimal",
+        )
+    return int(match[1]), bytes.fromhex(match[2])
+
+
 def trust_root(name: str) -> TrustRoot:
-    """Whom `--root` means. Raises `InputError` or `HostError`."""
+    """The root that `--root` names.
+
+    Raises:
+        InputError: It is not a certificate, or there is no test root yet.
+        HostError: The file cannot be read.
+    """
     if name == "aws":
         return aws_root()
     if name == TEST_ROOT:
@@ -89,14 +131,25 @@ def trust_root(name: str) -> TrustRoot:
 
 
 def signing_root(options: argparse.Namespace) -> Root:
-    """The root to sign under: that of `--root-key`, or the test root, made now if there is none."""
+    """The root to sign under: that of `--root-key`, or the test root, which is made now if there is none.
+
+    Raises:
+        InputError: It cannot head a chain of certificates.
+        HostError: The file can be neither read nor made.
+    """
     if options.root_key is None:
         return ensure_test_root()
     return Root.load(options.root_key, read_file(options.root_key))
 
 
 def enclave(options: argparse.Namespace) -> NsmConfig:
-    """The enclave that the options describe. Raises `UsageError`, `InputError` or `HostError`."""
+    """The enclave that the options describe.
+
+    Raises:
+        UsageError: A value is impossible, or two exclude each other.
+        InputError: A file is not what it should be.
+        HostError: A file cannot be read.
+    """
     fields = {} if options.config is None else _configured(options.config)
     fields |= {name: value for name in IDENTITY_OPTIONS if (value := getattr(options, name)) is not None}
     if options.signing_certificate is not None:
@@ -120,13 +173,13 @@ def _measured(name: str) -> dict[int, bytes]:
         data = data.get("Measurements", data)
     found = {}
     for key, value in data.items() if isinstance(data, dict) else ():
-        if (match := re.fullmatch(r"PCR(\d{1,2})", key)) is None:
+        if (match := re.fullmatch(r"(?i:PCR)(\d{1,2})", key)) is None:
             continue
-        if not isinstance(value, str) or not re.fullmatch(rf"[0-9A-Fa-f]{{{2 * PCR_BYTES}}}", value):
+        if not isinstance(value, str) or not re.fullmatch(rf"(?:0x)?[0-9A-Fa-f]{{{2 * PCR_BYTES}}}", value):
             raise InputError(f"{name}: {key} is not {PCR_BYTES} bytes in hexadecimal")
-        found[int(match[1])] = bytes.fromhex(value)
+        found[int(match[1])] = bytes.fromhex(value.removeprefix("0x"))
     if not found:
-        raise InputError(f"{name} has no measurements; wanted what `eif describe --json` prints")
+        raise InputError(f"{name} has no measurements", hint="give what `eif describe --json` prints")
     return found
 
 

@@ -1,20 +1,41 @@
 """``nsm pki``."""
 
+# ruff: noqa: PLC0415 - what is slow to load is imported when the command runs
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
-from cryptography.hazmat.primitives.serialization import Encoding
-
-from nitro_nsm.authority import Root
-from nitro_nsm.commands.report import certificate_json, print_json
+from nitro_nsm.commands.options import add_json
 from nitro_nsm.errors import UsageError
-from nitro_nsm.storage import ensure_test_root, read_test_root, root_path, rotate_test_root
+
+if TYPE_CHECKING:
+    from nitro_nsm.pki.authority import Root
+
+SUMMARY = "show, export or replace the test root"
+EXAMPLES = ("nsm pki show", "nsm pki export > test-root.pem")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Take what to do."""
+    parser.add_argument(
+        "action",
+        choices=["show", "export", "rotate"],
+        help="show: where it is, and its fingerprint; export: its certificate, making the root if there is "
+        "none; rotate: replace it, so that documents of the old one no longer verify",
+    )
+    parser.add_argument("--der", action="store_true", help="export DER instead of PEM")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Show, export or replace the test root."""
     if options.der and options.action != "export":
-        raise UsageError(f"--der is for export, not for {options.action}")
+        raise UsageError(f"--der is for export, not for {options.action}", hint="nsm pki export --der")
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    from nitro_nsm.commands.report import print_json
+    from nitro_nsm.pki.store import ensure_test_root, read_test_root, rotate_test_root
+
     match options.action:
         case "show":
             _show(read_test_root(), as_json=options.json)
@@ -31,7 +52,10 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _show(root: Root, *, as_json: bool) -> None:
+def _show(root: "Root", *, as_json: bool) -> None:
+    from nitro_nsm.commands.report import certificate_json, print_json
+    from nitro_nsm.pki.store import root_path
+
     shown = certificate_json(root.der)
     if as_json:
         print_json({"path": str(root_path()), **shown})

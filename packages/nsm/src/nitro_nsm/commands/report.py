@@ -11,6 +11,7 @@ from nitro_nsm.document import AttestationDocument
 
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 SHOWN_BYTES_MAX = 64
+"""Longer values are shown by their beginning."""
 KEY_USAGES = (
     "digital_signature",
     "content_commitment",
@@ -23,7 +24,7 @@ KEY_USAGES = (
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print the one answer of a command."""
+    """Print the answer of a command, which is the only thing on standard output."""
     print(json.dumps(value, indent=2))
 
 
@@ -46,7 +47,7 @@ def document_json(document: AttestationDocument) -> dict[str, Any]:
 
 
 def certificate_json(der: bytes) -> dict[str, Any]:
-    """A certificate as data; one that cannot be read is an `error`."""
+    """A certificate as data; if it cannot be read, the reason under `error`."""
     try:
         certificate = x509.load_der_x509_certificate(der)
         return {
@@ -131,7 +132,7 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _printable(line: str) -> str:
-    """Without what could steer a terminal: names in documents are whatever their maker wrote."""
+    """Replace what could steer a terminal, because names in documents are whatever their maker wrote."""
     return "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line
     )

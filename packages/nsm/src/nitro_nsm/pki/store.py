@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nitro_nsm.authority import Root
 from nitro_nsm.errors import HostError, InputError
+from nitro_nsm.pki.authority import Root
 
 TEST_ROOT = "test"
 """The name of the root that we make ourselves."""
@@ -21,7 +21,10 @@ FILE_NAME = "test-root.pem"
 def data_directory() -> Path:
     """`$XDG_DATA_HOME/nitro-nsm`, by default `~/.local/share/nitro-nsm` (XDG Base Directory Specification).
 
-    A value that is not absolute is ignored, as the specification asks. Raises `HostError` without a home.
+    A value that is not absolute is ignored, as the specification asks.
+
+    Raises:
+        HostError: The user has no home directory.
     """
     base = Path(os.environ.get("XDG_DATA_HOME", ""))
     if base.is_absolute():
@@ -29,7 +32,9 @@ def data_directory() -> Path:
     try:
         return Path.home() / ".local" / "share" / "nitro-nsm"
     except RuntimeError as error:
-        raise HostError("there is no home directory to keep the test root in: set XDG_DATA_HOME") from error
+        raise HostError(
+            "there is no home directory to keep the test root in", hint="set XDG_DATA_HOME to a directory"
+        ) from error
 
 
 def root_path(directory: Path | None = None) -> Path:
@@ -38,29 +43,38 @@ def root_path(directory: Path | None = None) -> Path:
 
 
 def read_test_root(directory: Path | None = None) -> Root:
-    """The test root, which must be there.
+    """The test root, which must be there already.
+
+    Args:
+        directory: Where it is kept; by default `data_directory`.
 
     Raises:
-        InputError: there is none yet, or the file is damaged.
-        HostError: the file cannot be read.
+        InputError: There is none yet, or the file is damaged.
+        HostError: The file cannot be read.
     """
     path = root_path(directory)
     try:
         return Root.load(TEST_ROOT, path.read_bytes())
     except FileNotFoundError:
-        raise InputError(f"there is no test root yet ({path}); the first document makes it") from None
+        raise InputError(
+            f"there is no test root yet ({path})",
+            hint="the first document makes it, as does `nsm pki export`",
+        ) from None
     except OSError as error:
         raise HostError(f"the test root cannot be read: {error}") from error
     except InputError as error:
-        raise InputError(f"{path}: {error}. `nsm pki rotate` makes a new one") from error
+        raise InputError(f"{path}: {error}", hint="`nsm pki rotate` makes a new one") from error
 
 
 def ensure_test_root(directory: Path | None = None) -> Root:
-    """The test root, made now if there is none.
+    """The test root, which is made now if there is none.
+
+    Args:
+        directory: Where it is kept; by default `data_directory`.
 
     Raises:
-        InputError: the file is damaged.
-        HostError: the file can be neither read nor made.
+        InputError: The file is damaged.
+        HostError: The file can be neither read nor made.
     """
     path = root_path(directory)
     with _host_errors("made"):
@@ -70,14 +84,18 @@ def ensure_test_root(directory: Path | None = None) -> Root:
                 _written_beside(path, Root.create(TEST_ROOT, entropy=os.urandom)) as new,
                 suppress(FileExistsError),
             ):
-                os.link(new, path)  # unlike a rename, this keeps a root that another process made meanwhile
+                os.link(new, path)  # a rename would replace a root that another process made meanwhile
     return read_test_root(directory)
 
 
 def rotate_test_root(directory: Path | None = None) -> Root:
     """Replace the test root by a new one. Documents of the old one no longer verify.
 
-    Raises `HostError` if the file cannot be made.
+    Args:
+        directory: Where it is kept; by default `data_directory`.
+
+    Raises:
+        HostError: The file cannot be made.
     """
     path = root_path(directory)
     root = Root.create(TEST_ROOT, entropy=os.urandom)

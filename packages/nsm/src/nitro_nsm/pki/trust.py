@@ -26,12 +26,19 @@ class TrustRoot:
 
     @classmethod
     def load(cls, name: str, certificate: bytes) -> Self:
-        """Make one from DER or PEM (of which the first certificate counts). Raises `InputError`."""
+        """Read a root from DER or PEM. Of several certificates in PEM the first one counts.
+
+        Raises:
+            InputError: It is neither.
+        """
         pem = b"-----BEGIN" in certificate
         try:
             parsed = (x509.load_pem_x509_certificate if pem else x509.load_der_x509_certificate)(certificate)
         except ValueError as error:
-            raise InputError(f"{name} is no certificate, neither DER nor PEM: {error}") from error
+            raise InputError(
+                f"{name} is not a certificate, neither DER nor PEM: {error}",
+                hint="`nsm pki export` prints that of the test root",
+            ) from error
         return cls(name, parsed.public_bytes(Encoding.DER))
 
     @property
@@ -42,8 +49,14 @@ class TrustRoot:
 
 @cache
 def aws_root() -> TrustRoot:
-    """The root of the Nitro hardware in the commercial regions of AWS, G1."""
-    root = TrustRoot("aws", resources.files("nitro_nsm").joinpath("aws_nitro_root_g1.der").read_bytes())
+    """The root of the Nitro hardware in the commercial regions of AWS, G1.
+
+    Raises:
+        InputError: The installed file is damaged.
+    """
+    root = TrustRoot("aws", resources.files("nitro_nsm.pki").joinpath("aws_nitro_root_g1.der").read_bytes())
     if root.fingerprint != AWS_FINGERPRINT:
-        raise InputError("the installed copy of AWS's root certificate is damaged: install nitro-nsm again")
+        raise InputError(
+            "the installed copy of AWS's root certificate is damaged", hint="install nitro-nsm again"
+        )
     return root

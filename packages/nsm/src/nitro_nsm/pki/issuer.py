@@ -17,7 +17,7 @@ from uuid import UUID
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from nitro_nsm.authority import (
+from nitro_nsm.pki.authority import (
     AUTHORITIES_BELOW_ROOT,
     Authority,
     Entropy,
@@ -57,12 +57,24 @@ class Credentials(NamedTuple):
     """What a document is signed with."""
 
     key: ec.EllipticCurvePrivateKey
+    """The leaf's key."""
     certificate: bytes
+    """The leaf, DER."""
     cabundle: tuple[bytes, ...]
+    """The certificates above it (DER), from the root down."""
 
 
 class Issuer:
-    """Keeps an enclave's chain, and renews of it what runs out."""
+    """Keeps an enclave's chain, and renews those of its certificates that run out.
+
+    Args:
+        root: What the chain starts with.
+        region: Where the enclave says that it runs.
+        instance_id: The parent instance.
+        enclave_id: 16 hexadecimal digits.
+        entropy: Returns as many random bytes as it is asked for; keys and serial numbers are made of them.
+        deterministic: Sign as in RFC 6979, so that the same entropy and times give the same certificates.
+    """
 
     def __init__(
         self,
@@ -74,16 +86,6 @@ class Issuer:
         entropy: Entropy,
         deterministic: bool = False,
     ) -> None:
-        """Issue nothing yet.
-
-        Args:
-            root: what the chain starts with.
-            region: where the enclave says that it runs.
-            instance_id: the parent instance.
-            enclave_id: 16 hexadecimal digits.
-            entropy: gives as many random bytes as it is asked for; keys and serial numbers are made of them.
-            deterministic: sign as in RFC 6979, so that the same entropy and times give the same certificates.
-        """
         self._root = root
         self._region = region
         self._instance_id = instance_id
@@ -95,12 +97,15 @@ class Issuer:
         self._current_lives_s = range(0)
 
     def credentials(self, now_s: int) -> Credentials:
-        """The leaf's key and the chain, at `now_s` seconds since 1970; the same ones until the leaf ends."""
+        """The leaf's key and the chain at `now_s`, in seconds since 1970.
+
+        They stay the same until the leaf expires, because hardware keeps its leaf as long.
+        """
         if self._current is None or now_s not in self._current_lives_s:
             self._renew(datetime.fromtimestamp(now_s, UTC))
             *above, leaf = self._links
             self._current = Credentials(leaf.key, leaf.der, (self._root.der, *(link.der for link in above)))
-            # Not the last second: it is valid at its beginning only.
+            # Without the last second: the leaf is valid at its beginning only, and the clock has fractions.
             self._current_lives_s = range(
                 int(leaf.certificate.not_valid_before_utc.timestamp()),
                 int(leaf.certificate.not_valid_after_utc.timestamp()),
@@ -108,7 +113,7 @@ class Issuer:
         return self._current
 
     def _renew(self, now: datetime) -> None:
-        """Make a new leaf; first, the uppermost authority that would not outlive it and all below."""
+        """Make a new leaf, after the uppermost authority that would not outlive it and all below that."""
         issuer: Authority = self._root
         for position, make in enumerate((self._regional, self._zonal, self._instance)):
             if len(self._links) <= position or not _outlives_leaf(self._links[position].certificate, now):
@@ -215,7 +220,7 @@ class Issuer:
 
 
 def _outlives_leaf(certificate: x509.Certificate, now: datetime) -> bool:
-    """Whether it is valid now and still will be when a leaf made now ends."""
+    """Whether a certificate is valid now and still will be when a leaf that is made now ends."""
     return (
         certificate.not_valid_before_utc <= now and now + LEAF_LIFE.after <= certificate.not_valid_after_utc
     )

@@ -17,18 +17,19 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from nitro_nsm.certificates import parse
 from nitro_nsm.errors import InputError
-from nitro_nsm.roots import TrustRoot
+from nitro_nsm.pki.certificates import parse
+from nitro_nsm.pki.trust import TrustRoot
 
 Entropy = Callable[[int], bytes]
+"""Returns as many random bytes as it is asked for."""
 Extension = tuple[x509.ExtensionType, bool]
 """An extension, and whether it is critical."""
 
-# n of P-384 (FIPS 186-5, SP 800-186 §3.2.1.4)
 P384_ORDER = (
     0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
 )
+"""The number n of the curve P-384 (SP 800-186 §3.2.1.4)."""
 AUTHORITIES_BELOW_ROOT = 3
 ROOT_NAME = (("C", "US"), ("O", "Amazon"), ("OU", "AWS"), ("CN", "aws.nitro-enclaves"))
 # The root's dates are those of AWS's own, so that nothing of it depends on the clock that it was made by.
@@ -49,7 +50,9 @@ class Authority:
     """A private key, and the certificate that says what it may sign."""
 
     key: ec.EllipticCurvePrivateKey
+    """Signs certificates, or documents if this is a leaf."""
     certificate: x509.Certificate
+    """Of `key`."""
 
     @property
     def der(self) -> bytes:
@@ -66,7 +69,16 @@ class Authority:
         extensions: Iterable[Extension],
         deterministic: bool = False,
     ) -> "Authority":
-        """Make the holder of `key` an authority (or a leaf), as `extensions` say."""
+        """Make the holder of `key` an authority or a leaf, as `extensions` say.
+
+        Args:
+            subject: The name of the new certificate's holder.
+            key: The holder's key.
+            serial: The certificate's number, positive and at most 20 bytes long (RFC 5280 §4.1.2.2).
+            life: The first and the last moment at which the certificate is valid.
+            extensions: What the holder may do, and identifiers, in their order.
+            deterministic: Sign as in RFC 6979.
+        """
         builder = _certificate(
             self.certificate.subject, subject, key, serial=serial, life=life, extensions=extensions
         )
@@ -99,7 +111,8 @@ class Root(Authority):
     def load(cls, name: str, pem: bytes) -> Self:
         """Read an unencrypted private key and its certificate, one after the other in PEM.
 
-        Raises `InputError` if they are not there, do not belong together or cannot head a chain.
+        Raises:
+            InputError: They are not there, do not belong together or cannot head a chain.
         """
         try:
             key = load_pem_private_key(pem, password=None)
@@ -107,19 +120,25 @@ class Root(Authority):
             parsed = parse(certificate.public_bytes(Encoding.DER))
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise InputError(
-                f"{name} is no root: {error}. Wanted, in PEM: an unencrypted P-384 key and its certificate"
+                f"{name} is not a root: {error}",
+                hint="give an unencrypted P-384 key and its certificate, both in PEM",
             ) from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != parsed.key:
-            raise InputError(f"{name} is no root: the key is not that of the certificate")
+            raise InputError(
+                f"{name} is not a root: the key is not that of the certificate",
+                hint="put the certificate that was made for this key into the file",
+            )
         constraints, usage = parsed.basic_constraints, parsed.key_usage
         if constraints is None or not constraints.ca or usage is None or not usage.key_cert_sign:
             raise InputError(
-                f"{name} is no root: basic constraints and key usage must let it sign certificates"
+                f"{name} is not a root: its certificate may not sign others",
+                hint="it needs basic constraints with CA true, and a key usage with keyCertSign",
             )
         if constraints.path_length is not None and constraints.path_length < AUTHORITIES_BELOW_ROOT:
             raise InputError(
-                f"{name} is no root: it allows {constraints.path_length} authorities below it, "
-                f"and a document has {AUTHORITIES_BELOW_ROOT}"
+                f"{name} is not a root: it allows {constraints.path_length} authorities below it, "
+                f"and a document has {AUTHORITIES_BELOW_ROOT}",
+                hint="make its certificate without a path length",
             )
         return cls(key, certificate, name)
 
@@ -135,13 +154,13 @@ class Root(Authority):
 
 
 def new_key(entropy: Entropy) -> ec.EllipticCurvePrivateKey:
-    """A P-384 key made of 56 random bytes, 64 bits more than its order has (FIPS 186-5 §A.2.1)."""
+    """Make a P-384 key of 56 random bytes, 64 bits more than its order has (FIPS 186-5 §A.2.1)."""
     secret = int.from_bytes(entropy(56), "big") % (P384_ORDER - 1) + 1
     return ec.derive_private_key(secret, ec.SECP384R1())
 
 
 def new_serial(entropy: Entropy, length: int = 16) -> int:
-    """A random serial number of at most `length` bytes, positive and within what RFC 5280 §4.1.2.2 allows."""
+    """A random serial number of at most `length` bytes, positive and at most 2**159 (RFC 5280 §4.1.2.2)."""
     return int.from_bytes(entropy(length), "big") >> (length == 20) or 1
 
 
@@ -151,7 +170,7 @@ def name_of(parts: Iterable[tuple[str, str]]) -> x509.Name:
 
 
 def authority_constraint(path_length: int | None) -> Extension:
-    """May sign certificates, with so many authorities below."""
+    """The right to sign certificates, with at most `path_length` authorities below; `None` sets no limit."""
     return x509.BasicConstraints(ca=True, path_length=path_length), True
 
 
