@@ -3,10 +3,12 @@
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -332,3 +334,44 @@ def test_standard_input_and_output() -> None:
     verified = verify(made.stdout, at=datetime.now(UTC), root=ensure_test_root().trust)
     assert verified.user_data == b"said"
     assert run("verify", "--root", "test", "-", data=made.stdout).returncode == 0
+
+
+def test_ctrl_c_ends_a_command_quietly() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nitro_nsm.cli", "describe", "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    )
+    # A pipe's buffer is smaller than this, so when it has been written, the command reads.
+    assert process.stdin is not None
+    process.stdin.write(bytes(1 << 19))
+    process.stdin.flush()
+
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()
+
+    assert (process.returncode, *said) == (130, b"", b"")
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"nsm {version('nitro-nsm')}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["unknown"], ["verify"], ["verify", "--unknown", "file"]])
+def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+
+    assert caught.value.code == 2
+    assert "nsm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("written", [f"PCR0={PCR0}", f"pcr0=0x{PCR0}", f"0={PCR0.upper()}"])
+def test_registers_may_be_written_as_others_write_them(document: Path, written: str) -> None:
+    assert main(["verify", "--root", "test", "--pcr", written, str(document)]) == 0

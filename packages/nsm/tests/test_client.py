@@ -6,6 +6,7 @@ import fcntl
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from nitro_nsm import (
     Refusal,
     Root,
     SocketTransport,
+    unix_socket,
     verify,
 )
 from nitro_nsm.client import IOCTL_REQUEST, NSM_IOCTL
@@ -240,3 +242,50 @@ def test_the_command_serves_until_a_signal_and_removes_its_socket(
 
     process.stdout.close()
     assert not path.exists()
+
+
+def test_the_socket_is_its_owners_only(nsm: Nsm, tmp_path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        with serving(nsm, tmp_path / "nsm.sock") as path:
+            mode = stat.S_IMODE(path.stat().st_mode)
+    finally:
+        os.umask(umask)
+
+    assert mode == 0o600
+
+
+def test_programs_of_other_users_are_disconnected(
+    nsm: Nsm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers = iter([4711, 1234, 4712, 0])
+    monkeypatch.setattr(unix_socket, "peer_user", lambda _: next(peers))
+
+    with serving(nsm, tmp_path / "nsm.sock", users=[4712]) as path:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        answered = []
+        for _ in range(4):
+            with SocketTransport(path) as transport:
+                try:
+                    answered.append(bool(NsmClient(transport).get_random()))
+                except HostError:
+                    answered.append(False)
+
+    assert mode == 0o666
+    assert answered == [False, False, True, True]
+
+
+def test_a_peers_user_is_what_the_kernel_says() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours, theirs:
+        assert unix_socket.peer_user(ours) == os.getuid()
+        assert unix_socket.may_connect(ours, unix_socket.allowed_users(()))
+
+
+def test_a_file_that_took_the_sockets_place_stays(nsm: Nsm, tmp_path: Path) -> None:
+    path = tmp_path / "nsm.sock"
+    with serving(nsm, path):
+        path.unlink()
+        path.write_text("a file of someone's")
+
+    assert path.read_text() == "a file of someone's"

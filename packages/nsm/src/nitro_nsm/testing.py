@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,12 +20,13 @@ def seeded_entropy(seed: int) -> Callable[[int], bytes]:
 
 
 @contextmanager
-def serving(nsm: Nsm, path: Path) -> Iterator[Path]:
+def serving(nsm: Nsm, path: Path, *, users: Iterable[int] = ()) -> Iterator[Path]:
     """Serve a module on a unix socket, in a thread, while the block runs.
 
     Args:
         nsm: The module. Nobody else may use it meanwhile.
         path: The socket's path, which the block gets.
+        users: See `nitro_nsm.serve`.
 
     Raises:
         HostError: `path` cannot be listened on.
@@ -42,7 +43,7 @@ def serving(nsm: Nsm, path: Path) -> Iterator[Path]:
 
     def run() -> None:
         try:
-            asyncio.run(serve(nsm, path, ready=ready))
+            asyncio.run(serve(nsm, path, ready=ready, users=users))
         except asyncio.CancelledError:
             pass
         except HostError as error:

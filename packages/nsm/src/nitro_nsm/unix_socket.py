@@ -20,10 +20,15 @@ def allowed_users(more: Iterable[int]) -> frozenset[int]:
     return frozenset({0, os.geteuid(), *more})
 
 
+def peer_user(connection: socket.socket) -> int:
+    """The user of the program at the other end of a connection."""
+    user: int = UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))[1]
+    return user
+
+
 def may_connect(connection: socket.socket, users: frozenset[int]) -> bool:
     """Whether the program at the other end of a connection belongs to one of `users`."""
-    _, user, _ = UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-    return user in users
+    return peer_user(connection) in users
 
 
 @contextmanager
