@@ -80,6 +80,11 @@ def test_widths_and_indefinite_maps(data: str, strict: object, lenient: object) 
             assert decode(bytes.fromhex(data), strict=is_strict) == expected
 
 
+def test_maps_may_nest_as_deep_as_arrays() -> None:
+    assert decode(bytes.fromhex("a100" * DEPTH_MAX + "05"), strict=True) == {0: {0: {0: {0: 5}}}}
+    assert decode(bytes.fromhex("81" * DEPTH_MAX + "05"), strict=True) == [[[[5]]]]
+
+
 @pytest.mark.parametrize(
     ("data", "why"),
     [

@@ -35,12 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Those after the program's name; by default the process's.
     """
     try:
-        options = parser().parse_args(arguments)
-        code: int = options.run(options)
-        sys.stdout.flush()
+        try:
+            options = parser().parse_args(arguments)
+            code: int = options.run(options)
+        finally:
+            sys.stdout.flush()  # now, because a reader that has left would be a traceback at exit
     except BrokenPipeError:
-        # The reader of our output has left. Python flushes standard output once more at exit, which must
-        # not fail again.
+        # Python flushes standard output once more at exit, and that must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except KeyboardInterrupt:

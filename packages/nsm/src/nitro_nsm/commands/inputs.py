@@ -38,7 +38,10 @@ def read_file(name: str) -> bytes:
             with Path(name).open("rb") as file:
                 data = file.read(FILE_BYTES_MAX + 1)
     except (OSError, ValueError) as error:
-        raise HostError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise HostError(
+            f"{name} cannot be read: {getattr(error, 'strerror', None) or error}",
+            hint="give a file that is there and may be read, or - for standard input",
+        ) from error
     if len(data) > FILE_BYTES_MAX:
         raise InputError(f"{name} is longer than anything that belongs there ({FILE_BYTES_MAX} bytes)")
     return data
