@@ -132,7 +132,7 @@ class NsmClient:
                 return found
             case str() if reply == name:
                 return None
-        raise Refusal(ErrorCode.INVALID_RESPONSE, f"{reply!r} is no reply to {name}")
+        raise Refusal(ErrorCode.INVALID_RESPONSE, f"{reply!r} is not a reply to {name}")
 
 
 class SocketTransport:
