@@ -5,6 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from nitro_nsm import InstanceId, RoleArn
 from nitro_vmm.defaults import BOOT_TIMEOUT_S_DEFAULT, CID_DEFAULT, MEMORY_MIB_MIN
 
 
@@ -42,10 +43,10 @@ class EnclaveConfig(BaseModel):
     debug_mode: bool = False
     """Report PCR0, PCR1, PCR2 and PCR8 as zero, as AWS does for an enclave with a console."""
 
-    role_arn: str | None = None
+    role_arn: RoleArn | None = None
     """The parent instance's IAM role, measured into PCR3."""
 
-    instance_id: Annotated[str, Field(pattern=r"^i-[0-9a-f]{1,17}$")] | None = None
+    instance_id: InstanceId | None = None
     """The parent instance, measured into PCR4."""
 
     @model_validator(mode="after")
