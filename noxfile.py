@@ -168,6 +168,34 @@ def build(session: nox.Session) -> None:
             "python", "-m", "build", "--outdir", "dist", f"packages/{package}", env=environment, silent=True
         )
     session.run("python", "tools/try_wheels.py", "dist", *session.posargs)
+    sources = [f"./packages/{package}" for package in PACKAGES]
+    target = Path(session.create_tmp(), "without-compiler")
+    shutil.rmtree(target, ignore_errors=True)
+    session.run(
+        *("python", "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), *sources),
+        env={"CC": "/nonexistent/cc"},
+    )
+
+
+@nox.session(venv_backend="none")
+def bump(session: nox.Session) -> None:
+    """Write a version to all places that have it: ``nox -s bump -- 0.2.0``; without one, show them."""
+    session.run(sys.executable, "tools/project.py", "version", *session.posargs)
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """Build and check what a release publishes, and show its changelog; publishes and changes nothing.
+
+    ``-- --complete`` fails if a supported Python is absent, and ``-- --changelog`` only writes the changelog.
+    """
+    session.install(*group("release"))
+    session.run("python", "tools/project.py", "version")
+    if session.posargs == ["--changelog"]:
+        session.run("towncrier", "build", "--yes")
+        return
+    session.run("towncrier", "build", "--draft")
+    session.run("python", "tools/release.py", "dist", *session.posargs)
 
 
 @nox.session

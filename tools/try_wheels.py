@@ -1,8 +1,8 @@
 """Try the wheels as a user gets them: ``python tools/try_wheels.py dist``.
 
-Each distribution is installed alone into a fresh environment outside of the checkout, imported, and its
-command asked for its version; nothing may come with it that it does not declare. The last one is the whole:
-it boots an image that it built itself, where a kernel for that is at hand.
+Each distribution is installed alone into a fresh environment outside of the checkout, where no compiler is
+found, imported, and its command asked for its version; nothing may come with it that it does not declare. The
+last one is the whole: it boots an image that it built itself, where a kernel for that is at hand.
 """
 
 import argparse
@@ -50,6 +50,8 @@ class Environment:
         """
         program = self._directory / "bin" / name
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        # Programs of the system are found, compilers are not: what a wheel lacks must not be built here.
+        environment |= {"CC": "/nonexistent/cc", "CXX": "/nonexistent/c++"}
         done = subprocess.run(
             [program, *arguments],
             cwd=self._directory,
@@ -66,10 +68,15 @@ class Environment:
         return done.stdout
 
     def install(self, distribution: str) -> None:
-        """Install one of our distributions, and those of ours that it requires, from their wheels."""
-        names = DISTRIBUTIONS if distribution == "nitro-vmm" else [distribution]
-        wheels = [str(next(self._wheels.glob(f"{name.replace('-', '_')}-*.whl"))) for name in names]
-        self.run("pip", "install", "--quiet", *wheels)
+        """Install one of our distributions, and those of ours that it requires, from their wheels.
+
+        Ours come first and from nowhere else; then their versions are settled, so that the index is asked for
+        what they require only.
+        """
+        names = list(DISTRIBUTIONS) if distribution == "nitro-vmm" else [distribution]
+        ours = ("--no-index", "--no-deps", "--only-binary", ":all:", "--find-links", str(self._wheels))
+        self.run("pip", "install", "--quiet", *ours, *names)
+        self.run("pip", "install", "--quiet", *names)
 
     def importable(self, module: str) -> bool:
         """Whether a module is there."""
