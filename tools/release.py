@@ -1,7 +1,7 @@
 """Build and check what a release publishes, and upload nothing: ``python tools/release.py DIRECTORY``.
 
 From each package's source distribution, not from the checkout, come its wheels: one for all Pythons, or one
-for each where it is compiled against Python. Libraries get the tag of the oldest Linux that they run on. Every
+for each where it is compiled against Python. Libraries get the tag of the oldest Linux they run on. Every
 wheel is then installed where there is no compiler, and used.
 """
 
