@@ -16,7 +16,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests", "compiled", "build", "integration"]
+nox.options.sessions = ["lint", "types", "docs", "tests", "compiled", "build", "integration"]
 
 ROOT = nox.project.load_toml("pyproject.toml")
 MANIFESTS = {
@@ -155,6 +155,13 @@ def types(session: nox.Session) -> None:
         session.run("mypy", f"packages/{package}/src", f"packages/{package}/tests")
     session.run("mypy", "noxfile.py", "tools", "integration-tests")
     session.run("mypy", "conftest.py")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation as a site in ``.cache/documentation/site``, and check its links."""
+    session.install(*group("docs"))
+    session.run("python", "tools/documentation.py")
 
 
 @nox.session
