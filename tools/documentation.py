@@ -1,7 +1,7 @@
 """Build the documentation as a site: ``python tools/documentation.py`` (``nox -s docs``).
 
 Pages are the files in ``docs``, others of the repository, and a reference of every public name. In the
-repository a link leads from file to file. READMEs lie elsewhere on the site, so links are translated here, and
+repository a link leads from file to file. Some lie elsewhere on the site, so links are translated here, and
 one to a file that is no page becomes the file's name. The builder fails on links that lead nowhere.
 """
 
