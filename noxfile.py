@@ -149,12 +149,13 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check the types of packages, tests and tools."""
+    """Check the types of packages, tests and tools, and that those of all public names are declared."""
     session.install(*local("vmm"), *group("test"), *group("types"), "nox")
     for package in PACKAGES:
         session.run("mypy", f"packages/{package}/src", f"packages/{package}/tests")
     session.run("mypy", "noxfile.py", "tools", "integration-tests")
     session.run("mypy", "conftest.py")
+    session.run("python", "tools/public_types.py")
 
 
 @nox.session

@@ -1,8 +1,8 @@
 """Check that type checkers know all public names: ``python tools/public_types.py [PACKAGE...]``.
 
-Pyright's ``--verifytypes`` says of each symbol whether its type is declared, or is one that type checkers may infer
-differently. It takes every module for public. Here the public names are those in a package's ``__all__`` and those
-of its ``testing``, with all of their public attributes; each must be declared in full.
+Pyright's ``--verifytypes`` says of each symbol whether its type is declared, or is one that type checkers may
+infer differently. It takes all modules for public. Here the public names are those in a package's ``__all__``
+and those of its ``testing``, with all of their public attributes; each must be declared in full.
 """
 
 import importlib
@@ -50,7 +50,7 @@ def gaps(package: str) -> list[Gap]:
         RuntimeError: The type checker found no symbols.
     """
     checker = Path(sys.executable).parent / "basedpyright"
-    command = [checker, "--outputjson", "--ignoreexternal", "--verifytypes", package]
+    command = [str(checker), "--outputjson", "--ignoreexternal", "--verifytypes", package]
     # It asks the first Python on the path what is installed.
     done = subprocess.run(
         command,
@@ -66,7 +66,8 @@ def gaps(package: str) -> list[Gap]:
     return [
         Gap(symbol["name"], "; ".join(each["message"].replace("\n", ": ") for each in symbol["diagnostics"]))
         for symbol in symbols
-        if is_public(symbol["name"], prefixes) and not (symbol["isTypeKnown"] and not symbol["isTypeAmbiguous"])
+        if is_public(symbol["name"], prefixes)
+        and not (symbol["isTypeKnown"] and not symbol["isTypeAmbiguous"])
     ]
 
 

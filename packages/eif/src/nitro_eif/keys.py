@@ -40,7 +40,7 @@ class KeySigner:
 
     def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
         self._key = key
-        self.algorithm = Algorithm.of_key(key.public_key())
+        self.algorithm: Algorithm = Algorithm.of_key(key.public_key())
 
     def sign(self, data: bytes) -> bytes:
         """Give the DER signature of ``data``."""
@@ -66,7 +66,7 @@ class KmsSigner:
         self._arn = arn
         self._client = client if client is not None else _kms_client(match[2])
         public = self._call("get_public_key", KeyId=arn)["PublicKey"]
-        self.algorithm = Algorithm.of_key(load_der_public_key(public))
+        self.algorithm: Algorithm = Algorithm.of_key(load_der_public_key(public))
 
     def sign(self, data: bytes) -> bytes:
         """Let KMS hash and sign ``data``, at most 4096 bytes.

@@ -1,7 +1,7 @@
 """Who an enclave is, as far as its Nitro Secure Module knows: frozen models for code, files and commands."""
 
 from collections.abc import Callable
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -48,7 +48,9 @@ PayloadMap = Literal["indefinite", "definite"]
 class FrozenConfig(BaseModel):
     """What all models here have in common."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True
+    )
 
 
 class NsmConfig(FrozenConfig):

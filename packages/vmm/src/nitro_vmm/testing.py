@@ -37,7 +37,7 @@ class FakeVcpu:
     def __init__(self, program: "Callable[[FakeVcpu], Exit]", bus: Bus) -> None:
         self.bus = bus
         """The machine's devices."""
-        self.runs = 0
+        self.runs: int = 0
         """How often it was run."""
         self._program = program
         self._kicked = threading.Event()
@@ -100,7 +100,7 @@ class FakeVm:
         self.vcpus: Sequence[Vcpu] = [FakeVcpu(program, bus) for program in programs]
         self.lines: dict[int, bool] = {}
         """The level of each interrupt line that was ever set."""
-        self.closed = False
+        self.closed: bool = False
         """Whether the machine is done with it."""
         self._lock = threading.RLock()
 

@@ -1,7 +1,7 @@
 """What can be chosen about one guest's vsock device."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,7 +13,9 @@ Cid = Annotated[int, Field(ge=HOST_CID, lt=ANY_CID)]
 class VsockConfig(BaseModel):
     """One guest's vsock device: its address, its host side and its limits."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True
+    )
 
     guest_cid: Annotated[int, Field(ge=3, lt=ANY_CID)] = 16
     """The guest's address; 0-2 and 2**32-1 are reserved (virtio 1.3 §5.10.4), 3 is a Nitro enclave's

@@ -15,7 +15,8 @@ class GuestMemoryError(VsockError):
 
     def __init__(self, address: int, length: int) -> None:
         super().__init__(f"no region of guest memory holds {length:#x} bytes at {address:#x}")
-        self.address, self.length = address, length
+        self.address: int = address
+        self.length: int = length
 
 
 class ChainError(VsockError):
@@ -23,7 +24,8 @@ class ChainError(VsockError):
 
     def __init__(self, message: str, *, queue: str, head: int) -> None:
         super().__init__(f"{queue}, chain {head}: {message}")
-        self.queue, self.head = queue, head
+        self.queue: str = queue
+        self.head: int = head
 
 
 class QueueError(VsockError):

@@ -25,7 +25,9 @@ class GuestMemory:
         for (start, end, _), (following, _, _) in itertools.pairwise(placed):
             if following < end:
                 raise UsageError(f"the regions at {start:#x} and {following:#x} of guest memory overlap")
-        self.regions = tuple(sorted(placed, key=lambda region: region[0] - region[1]))
+        self.regions: tuple[tuple[int, int, memoryview], ...] = tuple(
+            sorted(placed, key=lambda region: region[0] - region[1])
+        )
         """First address, address after the last, view; the largest region first, where most buffers are."""
 
     def slice(self, address: int, length: int) -> memoryview:

@@ -90,11 +90,13 @@ class UnixListener:
     def __init__(
         self, path: Path, socket_type: SocketType = SocketType.STREAM, *, users: Iterable[int] = ()
     ) -> None:
-        self.path, self.socket_type = path, socket_type
+        self.path: Path = path
+        self.socket_type: SocketType = socket_type
         self._inode: tuple[int, int] | None = None
         _check_length(os.fspath(path), 0)
         remove_stale(path, UNIX_TYPES[socket_type])
-        self.socket = socket.socket(socket.AF_UNIX, UNIX_TYPES[socket_type] | socket.SOCK_NONBLOCK)
+        kind = UNIX_TYPES[socket_type] | socket.SOCK_NONBLOCK
+        self.socket: socket.socket = socket.socket(socket.AF_UNIX, kind)
         try:
             os.fchmod(self.socket.fileno(), 0o600)  # on Linux, the mode of the file that bind makes
             self.socket.bind(os.fspath(path))

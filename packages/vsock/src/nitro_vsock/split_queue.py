@@ -94,9 +94,9 @@ class Chain:
     __slots__ = ("head", "readable", "writable")
 
     def __init__(self, head: int, readable: list[memoryview], writable: list[memoryview]) -> None:
-        self.head = head
-        self.readable = readable
-        self.writable = writable
+        self.head: int = head
+        self.readable: list[memoryview] = readable
+        self.writable: list[memoryview] = writable
 
     def __repr__(self) -> str:
         readable, writable = sum(map(len, self.readable)), sum(map(len, self.writable))

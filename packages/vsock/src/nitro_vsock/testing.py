@@ -72,8 +72,9 @@ class FakeDriver:
         used = available + 6 + 2 * queue_size
         used = _align(used, PAGE if legacy else 4)
         self.memory = memory
-        self.layout = QueueLayout(queue_size, address, available, used)
-        self.event_idx, self.indirect = event_idx, indirect
+        self.layout: QueueLayout = QueueLayout(queue_size, address, available, used)
+        self.event_idx: bool = event_idx
+        self.indirect: bool = indirect
         self._queue: SplitQueue | None = None
         self._available = memory.slice(available, 6 + 2 * queue_size).cast("H")
         self._used = memory.slice(used, 6 + 8 * queue_size)
@@ -265,21 +266,25 @@ class FakeGuest:
         buf_alloc: int = 256 << 10,
     ) -> None:
         self.engine = engine
-        self.cid = engine.config.guest_cid
+        self.cid: int = engine.config.guest_cid
         self.buf_alloc = buf_alloc
-        self.interrupts = 0
+        self.interrupts: int = 0
         self.on_interrupt: Callable[[], object] = bool
         """Called for each interrupt."""
         self._shape = list(receive_buffers)
         self._buffers = buffers if buffers is not None else queue_size // len(self._shape)
         space = 16 << 20
         memory = guest_ram(3 * space)
-        self.receive, self.transmit, self.event = (
-            FakeDriver(memory, queue_size=queue_size, address=index * space, space=space, event_idx=event_idx)
-            for index in range(3)
-        )
+
+        def driver(index: int) -> FakeDriver:
+            place = index * space
+            return FakeDriver(memory, queue_size=queue_size, address=place, space=space, event_idx=event_idx)
+
+        self.receive: FakeDriver = driver(0)
+        self.transmit: FakeDriver = driver(1)
+        self.event: FakeDriver = driver(2)
         self.event.offer(writable=[EVENT_BYTES])
-        self.kick_fds = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(3)]
+        self.kick_fds: list[int] = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(3)]
         self._offered = 0
         self._attach()
 

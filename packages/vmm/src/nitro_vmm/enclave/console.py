@@ -117,7 +117,7 @@ class ConsoleStream:
     """
 
     def __init__(self, console: Console) -> None:
-        self.lost = 0
+        self.lost: int = 0
         """How many bytes were dropped before they were read, because this reader was too slow."""
         self._console = console
         self._position = 0

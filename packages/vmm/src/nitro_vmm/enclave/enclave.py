@@ -65,7 +65,7 @@ class Enclave:
     ) -> None:
         self.config = config
         """What was launched."""
-        self.console = Console(console_sink)
+        self.console: Console = Console(console_sink)
         """What the enclave prints."""
         self._accelerator = accelerator
         self._say = say
