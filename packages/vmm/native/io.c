@@ -1,6 +1,6 @@
 /* Ports and memory-mapped registers: the checks that Unicorn leaves out, and the way to the devices. */
 
-#include "machine.h"
+#include "sse.h"
 
 #define TSS_LIMIT_MIN 103
 #define TSS_IO_MAP 0x66
@@ -37,16 +37,32 @@ static void check_permission(env *registers, uint32_t port, int size, uintptr_t 
     raise_exception(registers, GENERAL_PROTECTION, 0, return_address);
 }
 
+/* Python's arithmetic must neither see the guest's rounding nor leave flags behind. */
+static uint64_t read_board(struct machine *machine, read_device read, uint64_t address, int size)
+{
+    leave_mxcsr(machine->registers);
+    uint64_t value = read(address, size);
+    enter_mxcsr(machine->registers);
+    return value;
+}
+
+static void write_board(struct machine *machine, write_device write, uint64_t address, int size, uint64_t value)
+{
+    leave_mxcsr(machine->registers);
+    write(address, size, value);
+    enter_mxcsr(machine->registers);
+}
+
 static uint64_t in(struct machine *machine, uint32_t port, int size, uintptr_t return_address)
 {
     check_permission(machine->registers, port, size, return_address);
-    return machine->board.read_port(port, size);
+    return read_board(machine, machine->board.read_port, port, size);
 }
 
 static void out(struct machine *machine, uint32_t port, int size, uint32_t value, uintptr_t return_address)
 {
     check_permission(machine->registers, port, size, return_address);
-    machine->board.write_port(port, size, value);
+    write_board(machine, machine->board.write_port, port, size, value);
 }
 
 #define IN(letter, size, type)                                                                                   \
@@ -79,7 +95,7 @@ static uint64_t load(uc *engine, uint64_t offset, unsigned size, void *data)
     const struct hole *hole = data;
 
     (void)engine;
-    return hole->machine->board.read_memory(hole->address + offset, (int)size);
+    return read_board(hole->machine, hole->machine->board.read_memory, hole->address + offset, (int)size);
 }
 
 static void store(uc *engine, uint64_t offset, unsigned size, uint64_t value, void *data)
@@ -87,7 +103,7 @@ static void store(uc *engine, uint64_t offset, unsigned size, uint64_t value, vo
     const struct hole *hole = data;
 
     (void)engine;
-    hole->machine->board.write_memory(hole->address + offset, (int)size, value);
+    write_board(hole->machine, hole->machine->board.write_memory, hole->address + offset, (int)size, value);
 }
 
 /* Sends accesses to these physical addresses to the board; NULL, or what went wrong. */

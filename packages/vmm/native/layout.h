@@ -19,6 +19,17 @@ typedef struct uc uc;   /* struct uc_struct: the engine */
 /* struct uc_struct */
 #define UC_CPU(u) FIELD(cpu *, u, 440)
 
+#define UC_TCG(u) FIELD(char *, u, 768)
+
+/* TCGContext: temporaries are offsets into it */
+#define TCG_ENV(t) ((void *)((t) + FIELD(uint64_t, t, 0x98F0)))
+
+/* TranslationBlock, DisasContextBase, TranslatorOps */
+#define BLOCK_FLAGS(b) FIELD(uint32_t, b, 16)
+#define DISASSEMBLY_BLOCK(d) FIELD(void *, d, 0)
+#define DISASSEMBLY_NEXT(d) FIELD(uint64_t, d, 16)
+enum { TRANSLATE_INSTRUCTION = 4, TRANSLATOR_OPERATIONS = 7 };
+
 /* CPUState */
 #define CPU_EXIT_REQUEST(c) FIELD(volatile uint8_t, c, 21)
 #define CPU_INTERRUPT_REQUEST(c) FIELD(volatile uint32_t, c, 28)
@@ -28,6 +39,10 @@ typedef struct uc uc;   /* struct uc_struct: the engine */
 #define CPU_HALTED(c) FIELD(uint32_t, c, 33176)
 #define CPU_EXCEPTION_INDEX(c) FIELD(int32_t, c, 33184)
 #define CPU_UC(c) FIELD(uc *, c, 33192)
+#define CPU_CLASS(c) FIELD(void *, c, 33200)
+
+/* CPUClass */
+#define CLASS_UNALIGNED_ACCESS(k) FIELD(void *, k, 24)
 
 /* CPUX86State lies within the structure that begins with its CPUState. */
 #define ENV_OFFSET 35408
@@ -50,6 +65,11 @@ typedef struct uc uc;   /* struct uc_struct: the engine */
 #define ENV_TR(e) (&FIELD(struct segment, e, 352))
 #define ENV_CR(e, n) FIELD(uint64_t, e, 424 + 8 * (n))
 #define ENV_EFER(e) FIELD(uint64_t, e, 592)
+#define ENV_FPUS(e) FIELD(uint16_t, e, 608) /* the x87's status word */
+#define ENV_FPUC(e) FIELD(uint16_t, e, 610) /* and control word */
+#define ENV_FP_FLAGS(e) FIELD(uint8_t, e, 778) /* softfloat's, with the bits where the status word has them */
+#define ENV_MXCSR(e) FIELD(uint32_t, e, 816)
+#define ENV_XMM0(e) ((void *)&FIELD(char, e, 824))
 #define ENV_SYSENTER_CS(e) FIELD(uint32_t, e, 4800)
 #define ENV_SYSENTER_ESP(e) FIELD(uint64_t, e, 4808)
 #define ENV_SYSENTER_EIP(e) FIELD(uint64_t, e, 4816)
@@ -57,6 +77,8 @@ typedef struct uc uc;   /* struct uc_struct: the engine */
 #define ENV_LSTAR(e) FIELD(uint64_t, e, 4840)
 #define ENV_FMASK(e) FIELD(uint64_t, e, 4856)
 #define ENV_EXCEPTION_IS_INT(e) FIELD(int32_t, e, 5388)
+#define ENV_VENDOR(e) (&FIELD(uint32_t, e, 5616)) /* EBX EDX ECX of leaf 0 */
+#define ENV_FEATURES(e) (&FIELD(uint64_t, e, 5632))
 #define ENV_UC(e) FIELD(uc *, e, 7000)
 
 /* One segment register with its hidden part; `flags` is the high half of the descriptor, as in memory. */
@@ -69,6 +91,10 @@ struct segment {
 
 enum { ES, CS, SS, DS, FS, GS };
 enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R11 = 11 };
+
+/* QEMU's words of features that leaves of ours give; all others are none. */
+enum { FEATURES_1_EDX, FEATURES_1_ECX, FEATURES_7_EBX, FEATURES_80000001_EDX = 6, FEATURES_80000001_ECX = 7 };
+#define FEATURE_WORDS 24 /* up to FEAT_ARCH_CAPABILITIES */
 
 #define SEGMENT_G (1u << 23)
 #define SEGMENT_B (1u << 22)

@@ -25,6 +25,12 @@ EXPORTED int nitro_version(void)
     return VERSION;
 }
 
+/* Whether this host's processor can do what the library asks of it. */
+EXPORTED int nitro_supported(void)
+{
+    return probe_sse();
+}
+
 /* The symbols of libunicorn that we need, by number; NULL after the last one. */
 EXPORTED const char *nitro_symbol(int number)
 {

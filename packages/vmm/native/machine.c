@@ -1,6 +1,6 @@
 /* Makes, runs and stops machines. */
 
-#include "machine.h"
+#include "sse.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +20,8 @@ EXPORTED struct machine *nitro_attach(uc *engine, const struct board *board, con
         *reason = "the processor's engine is elsewhere";
     else if (CPU_MACHINE(processor) != NULL || CPU_EXCEPTION_INDEX(processor) != -1)
         *reason = "CPUState.opaque is not free";
+    else if (CLASS_UNALIGNED_ACCESS(CPU_CLASS(processor)) != NULL)
+        *reason = "CPUClass.do_unaligned_access is not free";
     else {
         struct machine *machine = calloc(1, sizeof *machine);
         if (machine == NULL) {
@@ -31,6 +33,8 @@ EXPORTED struct machine *nitro_attach(uc *engine, const struct board *board, con
         machine->registers = registers;
         machine->board = *board;
         CPU_MACHINE(processor) = machine;
+        CLASS_UNALIGNED_ACCESS(CPU_CLASS(processor)) = (void *)on_unaligned_access;
+        ENV_MXCSR(registers) = MXCSR_RESET;
         int error = hook_exceptions(machine);
         if (error == 0)
             return machine;
@@ -53,7 +57,11 @@ EXPORTED int nitro_run(struct machine *machine)
 {
     if (machine->stop)
         return ASKED;
+    machine->running = 1;
+    enter_mxcsr(machine->registers);
     int error = original.uc_emu_start(machine->engine, ENV_EIP(machine->registers), 0, 0, 0);
+    leave_mxcsr(machine->registers);
+    machine->running = 0;
     CPU_HALTED(machine->processor) = 0;
     if (machine->triple_fault)
         return TRIPLE_FAULT;

@@ -43,6 +43,7 @@ struct machine {
     struct board board;
     volatile uint32_t vector; /* of the interrupt that is offered while REQUEST_VIRQ is set */
     volatile uint8_t stop;    /* asked to stop; set until it is forgotten */
+    uint8_t running;
     uint8_t triple_fault;
     uint64_t int_rip; /* where the last software interrupt's instruction began */
     char crash[160];  /* why the machine cannot go on, or empty */
@@ -64,6 +65,12 @@ _Noreturn void leave(struct machine *machine);
 /* Raise an exception at the instruction whose translation called the helper that has this return address;
  * 0 where RIP is right already. Does not return. */
 _Noreturn void raise_exception(env *registers, int vector, int error_code, uintptr_t return_address);
+
+/* Whether the host's processor has what sse.c needs. */
+bool probe_sse(void);
+
+/* Called by QEMU for an access that is not aligned as its translation demands. Does not return. */
+void on_unaligned_access(cpu *processor, uint64_t address, int access, int mmu_index, uintptr_t return_address);
 
 /* Hooks the engine's exceptions; an error of Unicorn's or 0. */
 int hook_exceptions(struct machine *machine);

@@ -9,6 +9,16 @@
 #define NITRO_TABLE_H
 
 #include "layout.h"
+#include "sse_list.h"
+
+#define TABLE_BINARY(X, name) X(void, helper_##name##_x86_64, (env *, void *, const void *))
+#define TABLE_XMM(X, name) X(void, helper_##name##_xmm_x86_64, (env *, void *, const void *))
+#define TABLE_INTEGER(X, name, mnemonic) TABLE_XMM(X, name)
+#define TABLE_TO_INTEGER(X, name, type) X(type, helper_##name##_x86_64, (env *, const void *))
+#define TABLE_FROM_INTEGER(X, name, type) X(void, helper_##name##_x86_64, (env *, void *, type))
+#define TABLE_COMPARE(X, name) X(void, helper_##name##_x86_64, (env *, const void *, const void *))
+#define TABLE_IMMEDIATE(X, name) X(void, helper_##name##_xmm_x86_64, (env *, void *, const void *, uint32_t))
+#define TABLE_STRING(X, name) X(void, helper_##name##_xmm_x86_64, (env *, const void *, const void *, uint32_t))
 
 #define REPLACED(X)                                                                                              \
     /* exceptions.c */                                                                                           \
@@ -29,7 +39,44 @@
     X(uint64_t, helper_inl_x86_64, (env *, uint32_t))                                                            \
     X(void, helper_outb_x86_64, (env *, uint32_t, uint32_t))                                                     \
     X(void, helper_outw_x86_64, (env *, uint32_t, uint32_t))                                                     \
-    X(void, helper_outl_x86_64, (env *, uint32_t, uint32_t))
+    X(void, helper_outl_x86_64, (env *, uint32_t, uint32_t))                                                     \
+    /* translate.c */                                                                                            \
+    X(void, translator_loop_x86_64, (const void *, void *, cpu *, void *, int)) /* sees each instruction first */ \
+    X(uint8_t, cpu_ldub_code_x86_64, (env *, uint64_t))                    /* VEX reads as UD2 */                \
+    X(void, tcg_gen_qemu_ld_i64_x86_64, (void *, void *, void *, uint64_t, int)) /* alignment of SSE operands */ \
+    X(void, tcg_gen_qemu_st_i64_x86_64, (void *, void *, void *, uint64_t, int))                                 \
+    X(void, helper_stgi_x86_64, (env *))                                   /* of SVM: stands for STMXCSR */      \
+    /* x87.c */                                                                                                  \
+    X(uint32_t, helper_fnstsw_x86_64, (env *))                             /* exception flags of the x87 */      \
+    X(void, helper_fclex_x86_64, (env *))                                                                        \
+    X(void, helper_fninit_x86_64, (env *))                                                                       \
+    X(void, helper_fwait_x86_64, (env *))                                                                        \
+    X(void, helper_fstenv_x86_64, (env *, uint64_t, int))                                                        \
+    X(void, helper_fldenv_x86_64, (env *, uint64_t, int))                                                        \
+    X(void, helper_fsave_x86_64, (env *, uint64_t, int))                                                         \
+    X(void, helper_frstor_x86_64, (env *, uint64_t, int))                                                        \
+    X(void, helper_fxsave_x86_64, (env *, uint64_t))                                                             \
+    X(void, helper_fxrstor_x86_64, (env *, uint64_t))                                                            \
+    X(int32_t, helper_fist_ST0_x86_64, (env *))                            /* the integer indefinite */          \
+    X(int32_t, helper_fistt_ST0_x86_64, (env *))                                                                 \
+    X(int32_t, helper_fisttl_ST0_x86_64, (env *))                                                                \
+    X(int64_t, helper_fisttll_ST0_x86_64, (env *))                                                               \
+    /* sse.c and string_compare.c: the host's own instructions */                                                \
+    X(void, update_mxcsr_status_x86_64, (env *))                                                                 \
+    X(void, helper_ldmxcsr_x86_64, (env *, uint32_t))                                                            \
+    X(uint64_t, helper_crc32_x86_64, (uint32_t, uint64_t, uint32_t))                                             \
+    X(void, helper_pclmulqdq_xmm_x86_64, (env *, void *, const void *, uint32_t))                                \
+    X(void, helper_dpps_xmm_x86_64, (env *, void *, const void *, uint32_t))                                     \
+    X(void, helper_dppd_xmm_x86_64, (env *, void *, const void *, uint32_t))                                     \
+    SSE_FLOAT(TABLE_BINARY, X)                                                                                   \
+    SSE_MMX(TABLE_BINARY, X)                                                                                     \
+    SSE_INTEGER(TABLE_INTEGER, X)                                                                                \
+    SSE_AES(TABLE_XMM, X)                                                                                        \
+    SSE_TO_INTEGER(TABLE_TO_INTEGER, X)                                                                          \
+    SSE_FROM_INTEGER(TABLE_FROM_INTEGER, X)                                                                      \
+    SSE_COMPARE(TABLE_COMPARE, X)                                                                                \
+    SSE_ROUND(TABLE_IMMEDIATE, X)                                                                                \
+    SSE_STRING(TABLE_STRING, X)
 
 #define CALLED(X)                                                                                                \
     X(int, uc_emu_start, (uc *, uint64_t, uint64_t, uint64_t, uint64_t))                                         \
@@ -42,6 +89,8 @@
     X(void, cpu_loop_exit_x86_64, (cpu *))                                                                       \
     X(void, raise_exception_err_ra_x86_64, (env *, int, int, uintptr_t))                                         \
     X(uint32_t, helper_cc_compute_all_x86_64, (uint64_t, uint64_t, uint64_t, int))                               \
+    X(int32_t, helper_fistl_ST0_x86_64, (env *))                                                                 \
+    X(void, tcg_gen_callN_x86_64, (void *, void *, void *, int, void **))                                        \
     X(uint32_t, cpu_lduw_mmuidx_ra_x86_64, (env *, uint64_t, int, uintptr_t))                                    \
     X(uint64_t, cpu_ldq_mmuidx_ra_x86_64, (env *, uint64_t, int, uintptr_t))
 

@@ -10,7 +10,7 @@ The identity is chosen for a short boot, and is no lie about what programs can u
 * TSC_ADJUST and an invariant time stamp counter: Linux then trusts the counter and starts no watchdog.
 * A timer of the local APIC that runs in every sleep (ARAT): else Linux, which has no other timer to wake it,
   keeps a periodic tick, and a guest that waits keeps the host busy.
-* No x2APIC, TSC deadline, XSAVE or AVX: Unicorn does not have them.
+* No x2APIC, TSC deadline, XSAVE or AVX: Unicorn does not have them. No BMI1 or BMI2: it has them wrong.
 """
 
 from typing import Final
@@ -31,8 +31,8 @@ FEATURES_ECX: Final = sum(1 << bit for bit in (0, 1, 9, 13, 19, 20, 22, 23, 25, 
 FEATURES_EDX: Final = sum(
     1 << bit for bit in (0, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26)
 )
-# Leaf 7, EBX: FSGSBASE TSC_ADJUST BMI1 SMEP BMI2 ERMS.
-STRUCTURED_EBX: Final = sum(1 << bit for bit in (0, 1, 3, 7, 8, 9))
+# Leaf 7, EBX: FSGSBASE TSC_ADJUST SMEP ERMS.
+STRUCTURED_EBX: Final = sum(1 << bit for bit in (0, 1, 7, 9))
 # Leaf 0x80000001: LAHF LZCNT; SYSCALL NX RDTSCP LM.
 EXTENDED_ECX: Final = sum(1 << bit for bit in (0, 5))
 EXTENDED_EDX: Final = sum(1 << bit for bit in (11, 20, 27, 29))

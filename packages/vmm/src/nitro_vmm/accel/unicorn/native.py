@@ -43,6 +43,7 @@ class Library:
         quick = ctypes.PyDLL(str(path), mode=ctypes.RTLD_GLOBAL)
         pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
         self.version = _prototype(quick.nitro_version, number)
+        self.supported = _prototype(quick.nitro_supported, number)
         self.symbol = _prototype(quick.nitro_symbol, text, number)
         self.set_original = _prototype(quick.nitro_set_original, None, number, pointer)
         self.not_in_force = _prototype(quick.nitro_not_in_force, text, pointer)
@@ -52,6 +53,7 @@ class Library:
         self.detach = _prototype(quick.nitro_detach, None, pointer)
         self.map_hole = _prototype(quick.nitro_map_hole, text, pointer, ctypes.c_uint64, ctypes.c_uint64)
         self.add_leaf = _prototype(quick.nitro_add_leaf, number, pointer, ctypes.POINTER(Leaf))
+        self.limit_features = _prototype(quick.nitro_limit_features, number, pointer)
         self.stop = _prototype(quick.nitro_stop, None, pointer)
         self.forget_stop = _prototype(quick.nitro_forget_stop, None, pointer)
         self.offer = _prototype(quick.nitro_offer, None, pointer, ctypes.c_uint32)
@@ -79,6 +81,8 @@ def _load() -> tuple[Library | None, str]:
         return None, f"it cannot be loaded: {error}"
     if library.version() != VERSION:
         return None, f"it is of another build ({library.version()}, not {VERSION}); install nitro-vmm again"
+    if not library.supported():
+        return None, "the host's processor has no SSE4.2"
     return _connect(library)
 
 

@@ -58,6 +58,8 @@ class NativeEngine:
         for number, values in leaves.items():
             if not library.add_leaf(self._machine, NativeLeaf(number, *values)):
                 raise mismatch("too many leaves")
+        if not library.limit_features(self._machine):
+            raise mismatch("the processor's features are elsewhere")
 
     def __del__(self) -> None:
         if machine := getattr(self, "_machine", None):

@@ -1,0 +1,271 @@
+/* SSE to SSE4.2, by the host's own instructions.
+ *
+ * The host is an x86-64 processor itself, so its instructions have the guest's semantics to the last bit: the
+ * choice among NaNs, rounding, denormals, flags, string compares. They are written in assembly, because a
+ * compiler may swap the operands of an addition, which decides between two NaNs.
+ *
+ * MXCSR's flags gather in the host's register (sse.h). A guest that unmasks an exception gets #XM at the
+ * instruction that raises it, before the result is written (SDM vol. 1, "SIMD Floating-Point Exceptions"). */
+
+#include "sse.h"
+#include "sse_list.h"
+
+#define unlikely(condition) __builtin_expect(condition, 0)
+
+#define CR4_OSXMMEXCPT (1u << 10)
+#define SIMD_EXCEPTION 19
+#define ZERO_FLAG 0x40u
+#define PARITY_FLAG 0x04u
+#define CARRY_FLAG 0x01u
+#define SIGN_FLAG 0x80u
+#define OVERFLOW_FLAG 0x800u
+
+static bool host_has_aes, host_has_pclmul;
+
+/* Whether the host has the instructions that this file needs; sets what it knows of others. */
+bool probe_sse(void)
+{
+    __builtin_cpu_init();
+    host_has_aes = __builtin_cpu_supports("aes");
+    host_has_pclmul = __builtin_cpu_supports("pclmul");
+    return __builtin_cpu_supports("sse4.2");
+}
+
+static inline __m128i get(const void *place)
+{
+    return _mm_loadu_si128(place);
+}
+
+static inline void put(void *place, __m128i value)
+{
+    _mm_storeu_si128(place, value);
+}
+
+static inline bool has_unmasked(env *registers)
+{
+    return unlikely((ENV_MXCSR(registers) & MXCSR_MASKS) != MXCSR_MASKS);
+}
+
+/* Before an instruction while an exception is unmasked: no flags, so that the new ones can be told. */
+static __attribute__((noinline)) void forget_flags(env *registers)
+{
+    collect_mxcsr(registers);
+    _mm_setcsr(_mm_getcsr() & ~MXCSR_FLAGS);
+}
+
+static __attribute__((noinline)) void raise_unmasked(env *registers, uintptr_t return_address)
+{
+    uint32_t raised = _mm_getcsr() & MXCSR_FLAGS;
+
+    collect_mxcsr(registers);
+    enter_mxcsr(registers);
+    if (raised & ~(ENV_MXCSR(registers) >> MXCSR_MASK_SHIFT)) {
+        int vector = ENV_CR(registers, 4) & CR4_OSXMMEXCPT ? SIMD_EXCEPTION : INVALID_OPCODE;
+        raise_exception(registers, vector, 0, return_address);
+    }
+}
+
+#define BEGIN(registers)                                                                                         \
+    if (has_unmasked(registers))                                                                                 \
+    forget_flags(registers)
+#define END(registers)                                                                                           \
+    if (has_unmasked(registers))                                                                                 \
+    raise_unmasked(registers, RETURN_ADDRESS)
+
+#define FLOAT(_, name)                                                                                              \
+    void helper_##name##_x86_64(env *registers, void *destination, const void *source)                           \
+    {                                                                                                            \
+        __m128i result = get(destination);                                                                       \
+        BEGIN(registers);                                                                                        \
+        __asm__ volatile(#name " %1, %0" : "+x"(result) : "x"(get(source)));                                     \
+        END(registers);                                                                                          \
+        put(destination, result);                                                                                \
+    }
+SSE_FLOAT(FLOAT, )
+
+#define INTEGER(_, name, mnemonic)                                                                                  \
+    void helper_##name##_xmm_x86_64(env *registers, void *destination, const void *source)                       \
+    {                                                                                                            \
+        __m128i result = get(destination);                                                                       \
+        (void)registers;                                                                                         \
+        __asm__(#mnemonic " %1, %0" : "+x"(result) : "x"(get(source)));                                          \
+        put(destination, result);                                                                                \
+    }
+SSE_INTEGER(INTEGER, )
+
+#define AES(_, name)                                                                                                \
+    void helper_##name##_xmm_x86_64(env *registers, void *destination, const void *source)                       \
+    {                                                                                                            \
+        if (!host_has_aes) {                                                                                     \
+            original.helper_##name##_xmm_x86_64(registers, destination, source);                                 \
+            return;                                                                                              \
+        }                                                                                                        \
+        __m128i result = get(destination);                                                                       \
+        __asm__(#name " %1, %0" : "+x"(result) : "x"(get(source)));                                              \
+        put(destination, result);                                                                                \
+    }
+SSE_AES(AES, )
+
+void helper_pclmulqdq_xmm_x86_64(env *registers, void *destination, const void *source, uint32_t immediate)
+{
+    __m128i result = get(destination);
+
+    if (!host_has_pclmul) {
+        original.helper_pclmulqdq_xmm_x86_64(registers, destination, source, immediate);
+        return;
+    }
+    switch (immediate & 0x11) {
+#define CASE(value)                                                                                              \
+    case value: __asm__("pclmulqdq $" #value ", %1, %0" : "+x"(result) : "x"(get(source))); break;
+        CASE(0x00) CASE(0x01) CASE(0x10) CASE(0x11)
+#undef CASE
+    }
+    put(destination, result);
+}
+
+uint64_t helper_crc32_x86_64(uint32_t crc, uint64_t message, uint32_t bits)
+{
+    uint64_t result = crc;
+
+    switch (bits) {
+    case 8: __asm__("crc32b %b1, %k0" : "+r"(result) : "r"(message)); break;
+    case 16: __asm__("crc32w %w1, %k0" : "+r"(result) : "r"(message)); break;
+    case 32: __asm__("crc32l %k1, %k0" : "+r"(result) : "r"(message)); break;
+    default: __asm__("crc32q %1, %0" : "+r"(result) : "r"(message)); break;
+    }
+    return result;
+}
+
+/* Between MMX and XMM registers: by the forms that leave MMX alone, because its registers are the x87's. */
+#define FROM_MMX(name, mnemonic, whole)                                                                          \
+    void helper_##name##_x86_64(env *registers, void *destination, const void *source)                           \
+    {                                                                                                            \
+        __m128i result;                                                                                          \
+        BEGIN(registers);                                                                                        \
+        __asm__ volatile(mnemonic " %1, %0" : "=x"(result) : "x"(_mm_loadl_epi64(source)));                      \
+        END(registers);                                                                                          \
+        if (whole)                                                                                               \
+            put(destination, result);                                                                            \
+        else                                                                                                     \
+            _mm_storel_epi64(destination, result);                                                               \
+    }
+FROM_MMX(cvtpi2ps, "cvtdq2ps", false)
+FROM_MMX(cvtpi2pd, "cvtdq2pd", true)
+
+#define TO_MMX(name, mnemonic, load)                                                                             \
+    void helper_##name##_x86_64(env *registers, void *destination, const void *source)                           \
+    {                                                                                                            \
+        __m128i result;                                                                                          \
+        BEGIN(registers);                                                                                        \
+        __asm__ volatile(mnemonic " %1, %0" : "=x"(result) : "x"(load(source)));                                 \
+        END(registers);                                                                                          \
+        _mm_storel_epi64(destination, result);                                                                   \
+    }
+TO_MMX(cvtps2pi, "cvtps2dq", _mm_loadl_epi64)
+TO_MMX(cvttps2pi, "cvttps2dq", _mm_loadl_epi64)
+TO_MMX(cvtpd2pi, "cvtpd2dq", get)
+TO_MMX(cvttpd2pi, "cvttpd2dq", get)
+
+#define FROM_INTEGER(name, mnemonic, type)                                                                       \
+    void helper_##name##_x86_64(env *registers, void *destination, type value)                                   \
+    {                                                                                                            \
+        __m128i result = get(destination);                                                                       \
+        BEGIN(registers);                                                                                        \
+        __asm__ volatile(mnemonic " %1, %0" : "+x"(result) : "r"(value));                                        \
+        END(registers);                                                                                          \
+        put(destination, result);                                                                                \
+    }
+FROM_INTEGER(cvtsi2ss, "cvtsi2ssl", uint32_t)
+FROM_INTEGER(cvtsi2sd, "cvtsi2sdl", uint32_t)
+FROM_INTEGER(cvtsq2ss, "cvtsi2ssq", uint64_t)
+FROM_INTEGER(cvtsq2sd, "cvtsi2sdq", uint64_t)
+
+#define TO_INTEGER(name, mnemonic, type)                                                                         \
+    type helper_##name##_x86_64(env *registers, const void *source)                                              \
+    {                                                                                                            \
+        type result;                                                                                             \
+        BEGIN(registers);                                                                                        \
+        __asm__ volatile(mnemonic " %1, %0" : "=r"(result) : "x"(get(source)));                                  \
+        END(registers);                                                                                          \
+        return result;                                                                                           \
+    }
+TO_INTEGER(cvtss2si, "cvtss2si", int32_t)
+TO_INTEGER(cvtsd2si, "cvtsd2si", int32_t)
+TO_INTEGER(cvttss2si, "cvttss2si", int32_t)
+TO_INTEGER(cvttsd2si, "cvttsd2si", int32_t)
+TO_INTEGER(cvtss2sq, "cvtss2si", int64_t)
+TO_INTEGER(cvtsd2sq, "cvtsd2si", int64_t)
+TO_INTEGER(cvttss2sq, "cvttss2si", int64_t)
+TO_INTEGER(cvttsd2sq, "cvttsd2si", int64_t)
+
+#define COMPARE(_, name)                                                                                            \
+    void helper_##name##_x86_64(env *registers, const void *left, const void *right)                             \
+    {                                                                                                            \
+        bool zero, parity, carry;                                                                                \
+        BEGIN(registers);                                                                                        \
+        __asm__ volatile(#name " %4, %3"                                                                         \
+                         : "=@ccz"(zero), "=@ccp"(parity), "=@ccc"(carry)                                        \
+                         : "x"(get(left)), "x"(get(right)));                                                     \
+        END(registers);                                                                                          \
+        ENV_CC_SRC(registers) = (zero ? ZERO_FLAG : 0) | (parity ? PARITY_FLAG : 0) | (carry ? CARRY_FLAG : 0);   \
+    }
+SSE_COMPARE(COMPARE, )
+
+#define ROUND(_, name)                                                                                              \
+    void helper_##name##_xmm_x86_64(env *registers, void *destination, const void *source, uint32_t immediate)   \
+    {                                                                                                            \
+        __m128i result = get(destination);                                                                       \
+        BEGIN(registers);                                                                                        \
+        switch (immediate & 15) {                                                                                \
+            IMMEDIATES_16(ROUND_CASE_##name, 0)                                                                  \
+        }                                                                                                        \
+        END(registers);                                                                                          \
+        put(destination, result);                                                                                \
+    }
+#define ROUND_CASE(mnemonic, immediate)                                                                          \
+    case immediate:                                                                                              \
+        __asm__ volatile(mnemonic " %2, %1, %0" : "+x"(result) : "x"(get(source)), "i"(immediate));              \
+        break;
+#define ROUND_CASE_roundps(immediate) ROUND_CASE("roundps", immediate)
+#define ROUND_CASE_roundpd(immediate) ROUND_CASE("roundpd", immediate)
+#define ROUND_CASE_roundss(immediate) ROUND_CASE("roundss", immediate)
+#define ROUND_CASE_roundsd(immediate) ROUND_CASE("roundsd", immediate)
+SSE_ROUND(ROUND, )
+
+#define DOT_CASE(mnemonic, immediate) ROUND_CASE(mnemonic, immediate)
+#define DOT_CASE_dpps(immediate) DOT_CASE("dpps", immediate)
+#define DOT_CASE_dppd(immediate) DOT_CASE("dppd", immediate)
+#define DOT(name)                                                                                                \
+    void helper_##name##_xmm_x86_64(env *registers, void *destination, const void *source, uint32_t immediate)   \
+    {                                                                                                            \
+        __m128i result = get(destination);                                                                       \
+        BEGIN(registers);                                                                                        \
+        switch (immediate & 255) {                                                                               \
+            IMMEDIATES_256(DOT_CASE_##name)                                                                      \
+        }                                                                                                        \
+        END(registers);                                                                                          \
+        put(destination, result);                                                                                \
+    }
+DOT(dpps)
+DOT(dppd)
+
+/* MXCSR. */
+
+void update_mxcsr_status_x86_64(env *registers)
+{
+    /* Called after `ENV_MXCSR` was loaded: by LDMXCSR, FXRSTOR and a reset. QEMU's also changes how the x87
+     * treats denormals, which is wrong. */
+    struct machine *machine = machine_of(registers);
+
+    if (machine == NULL)
+        original.update_mxcsr_status_x86_64(registers);
+    else if (machine->running)
+        enter_mxcsr(registers);
+}
+
+void helper_ldmxcsr_x86_64(env *registers, uint32_t value)
+{
+    if (machine_of(registers) != NULL && (value & MXCSR_RESERVED))
+        raise_exception(registers, GENERAL_PROTECTION, 0, RETURN_ADDRESS);
+    original.helper_ldmxcsr_x86_64(registers, value);
+}
