@@ -6,6 +6,7 @@
  * in between are C's, so the jump hurts nobody, whatever the guest has made of its tables and stacks. */
 
 #include "machine.h"
+#include "refuse.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -53,8 +54,13 @@ static void on_exception(uc *engine, uint32_t vector, void *data)
 
 static bool on_invalid_instruction(uc *engine, void *data)
 {
+    struct machine *machine = data;
+
     (void)engine;
-    deliver(data);
+    if (!emulate(machine))
+        deliver(machine);
+    else if (machine->stop)
+        leave(machine);
     return true;
 }
 

@@ -23,6 +23,8 @@ typedef struct uc uc;   /* struct uc_struct: the engine */
 
 /* TCGContext: temporaries are offsets into it */
 #define TCG_ENV(t) ((void *)((t) + FIELD(uint64_t, t, 0x98F0)))
+#define TCG_RAX(t) FIELD(void *, t, 0x9998)
+#define TCG_VALUE(t, temporary) ((void *)((char *)(temporary) - (t)))
 
 /* TranslationBlock, DisasContextBase, TranslatorOps */
 #define BLOCK_FLAGS(b) FIELD(uint32_t, b, 16)
@@ -117,8 +119,11 @@ enum { FEATURES_1_EDX, FEATURES_1_ECX, FEATURES_7_EBX, FEATURES_80000001_EDX = 6
 #define HFLAGS_CS64 (1u << 15)
 #define HFLAGS_SMAP (1u << 23)
 
+#define FLAG_ZF (1u << 6)
+#define FLAG_TF (1u << 8)
 #define FLAG_IF (1u << 9)
 #define FLAG_DF (1u << 10)
+#define FLAG_OF (1u << 11)
 #define FLAG_RF (1u << 16)
 #define FLAG_VM (1u << 17)
 #define FLAG_AC (1u << 18)

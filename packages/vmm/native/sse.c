@@ -7,6 +7,10 @@
  * MXCSR's flags gather in the host's register (sse.h). A guest that unmasks an exception gets #XM at the
  * instruction that raises it, before the result is written (SDM vol. 1, "SIMD Floating-Point Exceptions"). */
 
+#define _GNU_SOURCE
+#include <signal.h>
+#include <ucontext.h>
+
 #include "sse.h"
 #include "sse_list.h"
 
@@ -17,8 +21,6 @@
 #define ZERO_FLAG 0x40u
 #define PARITY_FLAG 0x04u
 #define CARRY_FLAG 0x01u
-#define SIGN_FLAG 0x80u
-#define OVERFLOW_FLAG 0x800u
 
 static bool host_has_aes, host_has_pclmul;
 
@@ -46,20 +48,42 @@ static inline bool has_unmasked(env *registers)
     return unlikely((ENV_MXCSR(registers) & MXCSR_MASKS) != MXCSR_MASKS);
 }
 
-/* Before an instruction while an exception is unmasked: no flags, so that the new ones can be told. */
-static __attribute__((noinline)) void forget_flags(env *registers)
+/* While the guest has an exception unmasked, it is unmasked in the host, too, for one instruction: which flags
+ * are set then, and whether a tiny result that is exact traps, differs from what the masked instruction tells.
+ * The host's trap is a signal. Its handler notes the flags, masks all, and has the instruction go on. */
+
+static __thread __attribute__((tls_model("initial-exec"))) struct {
+    struct sigaction before;
+    volatile uint32_t trapped; /* MXCSR at the trap, or 0 */
+} unmasked;
+
+static void on_trap(int number, siginfo_t *info, void *context)
 {
+    struct _libc_fpstate *state = ((ucontext_t *)context)->uc_mcontext.fpregs;
+
+    (void)number, (void)info;
+    unmasked.trapped = state->mxcsr;
+    state->mxcsr |= MXCSR_MASKS;
+}
+
+static __attribute__((noinline)) void unmask(env *registers)
+{
+    struct sigaction action = {.sa_sigaction = on_trap, .sa_flags = SA_SIGINFO};
+
     collect_mxcsr(registers);
-    _mm_setcsr(_mm_getcsr() & ~MXCSR_FLAGS);
+    unmasked.trapped = 0;
+    sigaction(SIGFPE, &action, &unmasked.before);
+    _mm_setcsr(ENV_MXCSR(registers) & ~MXCSR_FLAGS & ~MXCSR_RESERVED);
 }
 
 static __attribute__((noinline)) void raise_unmasked(env *registers, uintptr_t return_address)
 {
-    uint32_t raised = _mm_getcsr() & MXCSR_FLAGS;
+    uint32_t flags = unmasked.trapped ? unmasked.trapped : _mm_getcsr();
 
-    collect_mxcsr(registers);
+    sigaction(SIGFPE, &unmasked.before, NULL);
+    ENV_MXCSR(registers) |= flags & MXCSR_FLAGS;
     enter_mxcsr(registers);
-    if (raised & ~(ENV_MXCSR(registers) >> MXCSR_MASK_SHIFT)) {
+    if (unmasked.trapped) {
         int vector = ENV_CR(registers, 4) & CR4_OSXMMEXCPT ? SIMD_EXCEPTION : INVALID_OPCODE;
         raise_exception(registers, vector, 0, return_address);
     }
@@ -67,7 +91,7 @@ static __attribute__((noinline)) void raise_unmasked(env *registers, uintptr_t r
 
 #define BEGIN(registers)                                                                                         \
     if (has_unmasked(registers))                                                                                 \
-    forget_flags(registers)
+    unmask(registers)
 #define END(registers)                                                                                           \
     if (has_unmasked(registers))                                                                                 \
     raise_unmasked(registers, RETURN_ADDRESS)

@@ -1,6 +1,6 @@
 /* SYSCALL and SYSENTER (SDM vol. 2B), which Unicorn leaves to hooks. SYSRET, SYSEXIT and IRET are QEMU's. */
 
-#include "machine.h"
+#include "flags.h"
 
 #define CODE_FLAGS (SEGMENT_G | SEGMENT_P | SEGMENT_S | SEGMENT_CODE | SEGMENT_RW | SEGMENT_ACCESSED)
 #define DATA_FLAGS (SEGMENT_G | SEGMENT_B | SEGMENT_P | SEGMENT_S | SEGMENT_RW | SEGMENT_ACCESSED)
@@ -20,22 +20,6 @@ static void enter_kernel_segments(env *registers, uint32_t selector)
     else if (ENV_SEGMENT(registers, DS)->base | ENV_SEGMENT(registers, ES)->base)
         hflags |= HFLAGS_ADDSEG;
     ENV_HFLAGS(registers) = hflags;
-}
-
-/* All of RFLAGS; QEMU keeps the arithmetic ones as the operands of the last operation. */
-static uint64_t read_flags(env *registers)
-{
-    uint64_t arithmetic = original.helper_cc_compute_all_x86_64(
-        ENV_CC_DST(registers), ENV_CC_SRC(registers), ENV_CC_SRC2(registers), (int)ENV_CC_OP(registers));
-    return ENV_EFLAGS(registers) | arithmetic | (ENV_DF(registers) < 0 ? FLAG_DF : 0);
-}
-
-static void write_flags(env *registers, uint64_t flags)
-{
-    ENV_CC_SRC(registers) = flags & FLAGS_ARITHMETIC;
-    ENV_CC_OP(registers) = CC_OP_EFLAGS;
-    ENV_DF(registers) = flags & FLAG_DF ? -1 : 1;
-    ENV_EFLAGS(registers) = (flags & ~(uint64_t)(FLAGS_ARITHMETIC | FLAG_DF)) | 2;
 }
 
 void helper_syscall_x86_64(env *registers, int length)

@@ -42,7 +42,7 @@
     X(void, helper_outl_x86_64, (env *, uint32_t, uint32_t))                                                     \
     /* translate.c */                                                                                            \
     X(void, translator_loop_x86_64, (const void *, void *, cpu *, void *, int)) /* sees each instruction first */ \
-    X(uint8_t, cpu_ldub_code_x86_64, (env *, uint64_t))                    /* VEX reads as UD2 */                \
+    X(uint8_t, cpu_ldub_code_x86_64, (env *, uint64_t))                    /* UD2 for what is refused */         \
     X(void, tcg_gen_qemu_ld_i64_x86_64, (void *, void *, void *, uint64_t, int)) /* alignment of SSE operands */ \
     X(void, tcg_gen_qemu_st_i64_x86_64, (void *, void *, void *, uint64_t, int))                                 \
     X(void, helper_stgi_x86_64, (env *))                                   /* of SVM: stands for STMXCSR */      \
@@ -90,6 +90,12 @@
     X(void, raise_exception_err_ra_x86_64, (env *, int, int, uintptr_t))                                         \
     X(uint32_t, helper_cc_compute_all_x86_64, (uint64_t, uint64_t, uint64_t, int))                               \
     X(int32_t, helper_fistl_ST0_x86_64, (env *))                                                                 \
+    X(void, helper_single_step_x86_64, (env *))                                                                  \
+    X(void *, tcg_temp_new_internal_x86_64, (void *, int, bool))                                                 \
+    X(void, tcg_temp_free_internal_x86_64, (void *, void *))                                                     \
+    X(void, tcg_gen_addi_i64_x86_64, (void *, void *, void *, int64_t))                                          \
+    X(void, tcg_gen_ext32u_i64_x86_64, (void *, void *, void *))                                                 \
+    X(void, tcg_gen_movcond_i64_x86_64, (void *, int, void *, void *, void *, void *, void *))                   \
     X(void, tcg_gen_callN_x86_64, (void *, void *, void *, int, void **))                                        \
     X(uint32_t, cpu_lduw_mmuidx_ra_x86_64, (env *, uint64_t, int, uintptr_t))                                    \
     X(uint64_t, cpu_ldq_mmuidx_ra_x86_64, (env *, uint64_t, int, uintptr_t))

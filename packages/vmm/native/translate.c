@@ -1,97 +1,37 @@
 /* A look at each instruction before QEMU translates it.
  *
- * - VEX instructions are AVX, which CPUID does not offer, but QEMU executes some as the SSE instructions that
- *   they resemble: the translator reads UD2 in their place.
- * - SSE operands of 16 bytes in memory must be aligned, with a few exceptions.
- * - STMXCSR reads flags that live in the host's MXCSR; they are fetched just before. */
+ * - Instructions that CPUID does not offer but QEMU executes, as some others that resemble them or wrongly:
+ *   the translator reads UD2 in their place (refuse.c). So it does for a few that emulate.c executes.
+ * - SSE operands of 16 bytes in memory must be aligned, with a few exceptions (alignment.c).
+ * - STMXCSR reads flags that live in the host's MXCSR; they are fetched just before.
+ * - CMPXCHG of 32 bits leaves RAX alone when it finds what it expects; QEMU clears the upper half.
+ * - LOCK NEG leaves wrong flags; with one processor it is the same without LOCK. */
 
+#include "alignment.h"
+#include "refuse.h"
 #include "sse.h"
 
-#define PREFIX_DATA 1u
-#define PREFIX_REPZ 2u
-#define PREFIX_REPNZ 4u
-#define INSTRUCTION_BYTES_MAX 15
 #define ALIGN_16 0x40 /* of QEMU's MemOp */
 #define SIZE_MASK 3
 #define SIZE_64 3
-#define ESCAPE 0x0F
+#define TYPE_I64 1    /* QEMU's TCGType */
+#define CONDITION_EQ 8
 #define UD2 0x0B
+#define REPZ_BYTE 0xF3
+#define NOWHERE UINT64_MAX
 
 /* For this thread's translation, which is of one instruction at a time. */
 static __thread __attribute__((tls_model("initial-exec"))) struct {
     void *translate_instruction; /* QEMU's */
-    uint64_t vex_at;             /* the address of a VEX prefix; -1 if there is none */
+    uint64_t refused_at;         /* where UD2 is read instead */
+    uint64_t lock_at;            /* where a prefix without meaning is read instead */
     bool align;                  /* the next access of 8 bytes is the first half of an aligned operand */
-} current = {NULL, UINT64_MAX, false};
+} current = {NULL, NOWHERE, NOWHERE, false};
 
-struct instruction {
-    unsigned prefixes;
-    int map; /* 0x0F, 0x38 or 0x3A; 0 for the one-byte map */
-    uint8_t opcode;
-};
-
-/* One bit for each opcode of a row of sixteen. */
-static bool in_rows(const uint16_t rows[16], uint8_t opcode)
+static void forget_instruction(void)
 {
-    return rows[opcode >> 4] >> (opcode & 15) & 1;
-}
-
-/* Whether an operand in memory must be aligned (SDM vol. 2, "Exceptions Type" 1, 2 and 4 of the legacy forms).
- * Not so those that load less than 16 bytes, and MOVUPS, MOVUPD, MOVDQU, LDDQU, PCMPxSTRx. */
-static bool demands_alignment(const struct instruction *instruction)
-{
-    static const uint16_t none[16] = {
-        [0x1] = 0x0030,                 /* UNPCKxPS */
-        [0x2] = 0x0B00,                 /* MOVAPS, MOVNTPS */
-        [0x5] = 0xFBFE & ~0x0400,       /* SQRTPS ... MAXPS without CVTPS2PD */
-        [0xC] = 0x0044,                 /* CMPPS, SHUFPS */
-    };
-    static const uint16_t data[16] = {
-        [0x1] = 0x0030,                 /* UNPCKxPD */
-        [0x2] = 0x3B00,                 /* MOVAPD, MOVNTPD, CVTxPD2PI */
-        [0x5] = 0xFFF2,                 /* SQRTPD, ANDPD ... MAXPD */
-        [0x6] = 0xBFFF,                 /* PUNPCKxxx ... MOVDQA, without MOVD */
-        [0x7] = 0xB071,                 /* PSHUFD, PCMPEQx, HADDPD, HSUBPD, MOVDQA */
-        [0xC] = 0x0044,                 /* CMPPD, SHUFPD */
-        [0xD] = 0xFFBF, [0xE] = 0xFFFF, /* without MOVQ */
-        [0xF] = 0x7F7E,                 /* without MASKMOVDQU */
-    };
-    static const uint16_t repz[16] = {
-        [0x1] = 0x0044,                 /* MOVSLDUP, MOVSHDUP */
-        [0x5] = 0x0800,                 /* CVTTPS2DQ */
-        [0x7] = 0x0001,                 /* PSHUFHW */
-    };
-    static const uint16_t repnz[16] = {
-        [0x7] = 0x3001,                 /* PSHUFLW, HADDPS, HSUBPS */
-        [0xD] = 0x0001,                 /* ADDSUBPS */
-        [0xE] = 0x0040,                 /* CVTPD2DQ */
-    };
-    static const uint16_t data_38[16] = {
-        [0x0] = 0x0FFF,                 /* SSSE3 */
-        [0x1] = 0x70B1,                 /* PBLENDVB, BLENDVPx, PTEST, PABSx */
-        [0x2] = 0x0F00,                 /* PMULDQ, PCMPEQQ, MOVNTDQA, PACKUSDW */
-        [0x3] = 0xFF80,                 /* PCMPGTQ, PMINx, PMAXx */
-        [0x4] = 0x0003,                 /* PMULLD, PHMINPOSUW */
-        [0xD] = 0xF800,                 /* AES */
-    };
-    static const uint16_t data_3a[16] = {
-        [0x0] = 0xF300,                 /* ROUNDPx, BLENDPx, PBLENDW, PALIGNR */
-        [0x4] = 0x0017,                 /* DPPx, MPSADBW, PCLMULQDQ */
-        [0xD] = 0x8000,                 /* AESKEYGENASSIST */
-    };
-    uint8_t opcode = instruction->opcode;
-
-    switch (instruction->map) {
-    case 0x0F:
-        if (instruction->prefixes & PREFIX_DATA)
-            return in_rows(data, opcode);
-        if (instruction->prefixes & PREFIX_REPZ)
-            return in_rows(repz, opcode);
-        return in_rows(instruction->prefixes & PREFIX_REPNZ ? repnz : none, opcode);
-    case 0x38: return (instruction->prefixes & PREFIX_DATA) && in_rows(data_38, opcode);
-    case 0x3A: return (instruction->prefixes & PREFIX_DATA) && in_rows(data_3a, opcode);
-    default: return false;
-    }
+    current.refused_at = current.lock_at = NOWHERE;
+    current.align = false;
 }
 
 /* Emit a call that fetches the flags: QEMU knows the helpers of its own table only, so it is STGI's, which no
@@ -112,60 +52,60 @@ void helper_stgi_x86_64(env *registers)
         collect_mxcsr(registers);
 }
 
-/* Each byte that is read here belongs to the instruction, so a fault is one that QEMU would raise, too. */
-static void inspect(uint64_t address, uint32_t flags, env *registers)
+static bool is_stmxcsr(struct instruction instruction)
 {
-    struct instruction found = {0, 0, 0};
-    uint64_t end = address + INSTRUCTION_BYTES_MAX;
-    uint8_t byte;
+    if (instruction.map != ESCAPE || instruction.opcode != 0xAE
+        || (instruction.prefixes & (PREFIX_DATA | PREFIX_REPZ | PREFIX_REPNZ)))
+        return false;
+    uint8_t modrm = read_code(&instruction);
+    return is_memory(modrm) && modrm_reg(modrm) == 3;
+}
 
-#define NEXT() original.cpu_ldub_code_x86_64(registers, address++)
-    for (;;) {
-        byte = NEXT();
-        switch (byte) {
-        case 0x66: found.prefixes |= PREFIX_DATA; break;
-        case 0xF3: found.prefixes |= PREFIX_REPZ; break;
-        case 0xF2: found.prefixes |= PREFIX_REPNZ; break;
-        case 0xF0: case 0x67: case 0x26: case 0x2E: case 0x36: case 0x3E: case 0x64: case 0x65: break;
-        default:
-            if (!(flags & HFLAGS_CS64) || (byte & 0xF0) != 0x40)
-                goto opcode;
-        }
-        if (address >= end)
-            return;
-    }
-opcode:
-    if (byte == 0xC4 || byte == 0xC5) {
-        uint64_t at = address - 1;
-        /* In 32-bit code a memory operand makes it LES or LDS. */
-        if ((flags & HFLAGS_CS64) || ((flags & HFLAGS_CS32) && !(flags & FLAG_VM) && (NEXT() & 0xC0) == 0xC0))
-            current.vex_at = at;
-        return;
-    }
-    if (byte != ESCAPE)
-        return;
-    found.map = ESCAPE;
-    found.opcode = NEXT();
-    if (found.opcode == 0x38 || found.opcode == 0x3A) {
-        found.map = found.opcode;
-        found.opcode = NEXT();
-    } else if (found.opcode == 0xAE && !found.prefixes) {
-        uint8_t modrm = NEXT();
-        if (modrm < 0xC0 && (modrm >> 3 & 7) == 3)
-            fetch_flags_first(ENV_UC(registers));
-        return;
-    }
-    current.align = demands_alignment(&found);
-#undef NEXT
+static bool is_cmpxchg_of_32_bits(const struct instruction *instruction)
+{
+    return instruction->map == ESCAPE && instruction->opcode == 0xB1 && (instruction->flags & HFLAGS_CS64)
+        && !(instruction->prefixes & PREFIX_DATA) && !(instruction->rex & REX_W);
+}
+
+static bool is_lock_neg(struct instruction instruction)
+{
+    return instruction.map == 0 && (instruction.opcode & 0xFE) == 0xF6 && (instruction.prefixes & PREFIX_LOCK)
+        && modrm_reg(read_code(&instruction)) == 3;
 }
 
 static void translate_instruction(void *disassembly, cpu *processor)
 {
-    current.vex_at = UINT64_MAX;
-    current.align = false;
-    inspect(DISASSEMBLY_NEXT(disassembly), BLOCK_FLAGS(DISASSEMBLY_BLOCK(disassembly)), CPU_ENV(processor));
+    char *tcg = UC_TCG(CPU_UC(processor));
+    struct instruction instruction;
+    void *saved = NULL;
+
+    forget_instruction();
+    if (decode(&instruction, CPU_ENV(processor), DISASSEMBLY_NEXT(disassembly),
+               BLOCK_FLAGS(DISASSEMBLY_BLOCK(disassembly)))) {
+        if (is_refused(instruction) || is_emulated(instruction)) {
+            current.refused_at = instruction.opcode_at;
+        } else if (is_cmpxchg_of_32_bits(&instruction)) {
+            saved = original.tcg_temp_new_internal_x86_64(tcg, TYPE_I64, false);
+            original.tcg_gen_addi_i64_x86_64(tcg, TCG_VALUE(tcg, saved), TCG_RAX(tcg), 0);
+        } else if (is_stmxcsr(instruction)) {
+            fetch_flags_first(CPU_UC(processor));
+        } else if (is_lock_neg(instruction)) {
+            current.lock_at = instruction.lock_at;
+        } else {
+            current.align = demands_alignment(&instruction);
+        }
+    }
     ((void (*)(void *, cpu *))current.translate_instruction)(disassembly, processor);
-    current.align = false;
+    if (saved != NULL) {
+        /* QEMU has put into RAX what was in memory. If that is what RAX held, RAX stays as it was. */
+        void *low = original.tcg_temp_new_internal_x86_64(tcg, TYPE_I64, false);
+        original.tcg_gen_ext32u_i64_x86_64(tcg, TCG_VALUE(tcg, low), TCG_VALUE(tcg, saved));
+        original.tcg_gen_movcond_i64_x86_64(tcg, CONDITION_EQ, TCG_RAX(tcg), TCG_VALUE(tcg, low), TCG_RAX(tcg),
+                                            TCG_VALUE(tcg, saved), TCG_RAX(tcg));
+        original.tcg_temp_free_internal_x86_64(tcg, low);
+        original.tcg_temp_free_internal_x86_64(tcg, saved);
+    }
+    forget_instruction();
 }
 
 void translator_loop_x86_64(const void *operations, void *disassembly, cpu *processor, void *block, int max)
@@ -173,8 +113,7 @@ void translator_loop_x86_64(const void *operations, void *disassembly, cpu *proc
     void *const *theirs = operations;
     void *ours[TRANSLATOR_OPERATIONS];
 
-    current.vex_at = UINT64_MAX;
-    current.align = false;
+    forget_instruction(); /* a fault may have ended the last translation */
     if (CPU_MACHINE(processor) != NULL) {
         for (int at = 0; at < TRANSLATOR_OPERATIONS; at++)
             ours[at] = theirs[at];
@@ -187,8 +126,10 @@ void translator_loop_x86_64(const void *operations, void *disassembly, cpu *proc
 
 uint8_t cpu_ldub_code_x86_64(env *registers, uint64_t address)
 {
-    if (__builtin_expect(address - current.vex_at < 2, 0))
-        return address == current.vex_at ? ESCAPE : UD2;
+    if (__builtin_expect(address - current.refused_at < 2, 0))
+        return address == current.refused_at ? ESCAPE : UD2;
+    if (__builtin_expect(address == current.lock_at, 0))
+        return REPZ_BYTE;
     return original.cpu_ldub_code_x86_64(registers, address);
 }
 
