@@ -16,7 +16,7 @@ from nitro_vmm.boot import long_mode
 
 TIMEOUT_S = 120
 """How long a process may take, whatever it waits for."""
-PROCESSOR_S, RUNS_PER_S = 2, 20_000
+PROCESSOR_S, RUNS_PER_S = 2, 4_000
 """How much processor time it may take: so many seconds, and one more for so many runs of a form."""
 HOST_ENTRY = layout.BASE + 16
 

@@ -102,7 +102,7 @@ def _immediate() -> Iterator[Form]:
         ("dppd", "sse4_1", "doubles", (*range(0x34), 0xF1, 0xFF)),
         ("roundps", "sse4_1", "singles", range(16)),
         ("roundpd", "sse4_1", "doubles", range(16)),
-        *((f"cmp{kind}", "", INPUTS[kind[1]], (*range(8), 0x10)) for kind in ("ps", "pd")),
+        *((f"cmp{kind}", "", INPUTS[kind[1]], range(8)) for kind in ("ps", "pd")),
     )
     for name, feature, inputs, immediates in chosen:
         for immediate in immediates:
