@@ -127,7 +127,7 @@ def compiled(session: nox.Session) -> None:
         session.skip("no C compiler, or no headers of this Python: install gcc and python3-dev")
     install_compiled(session)
     session.install(*group("test"))
-    session.run("python", "-c", "import nitro_vsock.engine as e; assert e.__file__.endswith('.so')")
+    session.run("python", "-c", "import nitro_vsock.device.engine as e; assert e.__file__.endswith('.so')")
     session.run("pytest", "packages/vsock/tests", *session.posargs)
 
 

@@ -260,7 +260,7 @@ def daemon_command() -> list[str]:
 def daemon(directory: Path, *cids: int, options: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[bytes]]:
     """The daemon with a guest for each CID; ends with SIGTERM and exit code 0."""
     vms = [
-        f"--vm=guest-cid={cid},socket={directory}/vhost{cid},uds-path={directory}/vsock{cid},connections=2048,seqpacket=true"
+        f"--vm=guest-cid={cid},socket={directory}/vhost{cid},uds-path={directory}/vsock{cid},connections-max=2048,seqpacket=true"
         for cid in cids
     ]
     with (directory / "daemon.log").open("ab") as log:

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import peer
 
-from nitro_vsock.split_queue import QueueLayout
-from nitro_vsock.vhost_user.frontend import FrontendSocket, SharedRegion, SharedRing
+from nitro_vsock.vhost_user import FrontendSocket, SharedRegion, SharedRing
+from nitro_vsock.virtio.split_queue import QueueLayout
 
 HERE = Path(__file__).parent
 MEMORY_BYTES = 64 << 20

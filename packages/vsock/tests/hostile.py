@@ -7,10 +7,18 @@ import select
 import socket
 import struct
 
-from nitro_vsock import ChainError, GuestMemory, QueueError, QueueLayout, SplitQueue, VsockConfig, VsockEngine
-from nitro_vsock.engine import Vring
-from nitro_vsock.packet import HEADER, Header
-from nitro_vsock.split_queue import DESCRIPTOR
+from nitro_vsock import (
+    ChainError,
+    GuestMemory,
+    QueueError,
+    QueueLayout,
+    SplitQueue,
+    Vring,
+    VsockConfig,
+    VsockEngine,
+)
+from nitro_vsock.device.packet import HEADER, Header
+from nitro_vsock.virtio.split_queue import DESCRIPTOR
 
 DESCRIPTOR_BYTES = 16
 SIZE = 8
@@ -235,7 +243,7 @@ class HostileGuest:
         self.memory = GuestMemory([(0, memoryview(self.ram))])
         self.clock = _Time()
         self.hosts: list[socket.socket] = []
-        config = VsockConfig(guest_cid=CID, buf_alloc=4096, seqpacket=True, connections_max=8)
+        config = VsockConfig(guest_cid=CID, tx_buffer_size=4096, seqpacket=True, connections_max=8)
         self.engine = VsockEngine(config, services=dict.fromkeys(PORTS, self._serve), clock=self.clock)
         self.kicks = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(3)]
         self.event_idx = event_idx

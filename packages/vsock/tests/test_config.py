@@ -24,7 +24,7 @@ def test_a_guest_with_one_of_the_hosts_default_cids_finds_it_at_the_other() -> N
         ({"host_cids": []}, "could reach nobody"),
         ({"source_cid": 4}, "not one of host_cids"),
         ({"buffer_size": 1}, "buffer_size"),
-        ({"buf_alloc": 100}, "buf_alloc"),
+        ({"tx_buffer_size": 100}, "tx_buffer_size"),
         ({"ok_port": "both"}, "ok_port"),
     ],
 )

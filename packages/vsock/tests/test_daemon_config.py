@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from nitro_vsock import cli
-from nitro_vsock.daemon import config, service
-from nitro_vsock.daemon.config import DaemonConfig, Proxied, Published, Target, VmConfig
+from nitro_vsock.arguments import SINGLE
+from nitro_vsock.daemon.config import DaemonConfig, VmConfig
+from nitro_vsock.daemon.config_file import read_allowlist
+from nitro_vsock.daemon.guest import default_spin_us
+from nitro_vsock.host import Destination, Endpoint, Proxied, Published
 
 
 def checked(capsys: pytest.CaptureFixture[str], *arguments: str) -> DaemonConfig:
@@ -17,12 +20,14 @@ def checked(capsys: pytest.CaptureFixture[str], *arguments: str) -> DaemonConfig
 
 
 def complaint(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> str:
-    """The one line on standard error."""
+    """What standard error says: one line, and perhaps a hint."""
     assert cli.main([*arguments, "--check"]) == code
     out, err = capsys.readouterr()
     assert not out
-    assert err.startswith("vhost-user-vsock: ")
-    assert err.count("\n") == 1
+    error, *hints = err.splitlines()
+    assert error.startswith("vhost-user-vsock: error: ")
+    assert all(hint.startswith("  hint: ") for hint in hints)
+    assert len(hints) <= 1
     return err
 
 
@@ -116,22 +121,22 @@ def test_reserved_addresses_are_refused(capsys: pytest.CaptureFixture[str], cid:
         (["--socket=s", "--uds-path=s"], "socket and uds_path s is given 2 times"),
         (["--socket=s", "--stats=s"], "socket and stats s is given 2 times"),
         (["--socket=s", "--publish=unix:s=80"], "socket and publish s is given 2 times"),
-        (["--socket="], "names no file"),
+        (["--socket="], "does not name a file"),
         (["--socket=s\udcff"], "must be UTF-8"),
         (["--socket=s", "--uds-path=" + "u" * 97], "ports appended has at most 96 bytes"),
-        (["--socket=s", "--connections=0"], "--connections: must be at least 1"),
-        (["--socket=s", "--half-open=0"], "--half-open: must be at least 1"),
-        (["--socket=s", "--buffered-bytes=1"], "--buffered-bytes: must be at least 1048576"),
-        (["--socket=s", "--allow-uid=-1"], "--allow-uid: must be at least 0"),
+        (["--socket=s", "--connections-max=0"], "--connections-max: must be at least 1"),
+        (["--socket=s", "--half-open-max=0"], "--half-open-max: must be at least 1"),
+        (["--socket=s", "--buffered-bytes-max=1"], "--buffered-bytes-max: must be at least 1048576"),
+        (["--socket=s", "--allowed-uids=-1"], "--allowed-uids: must be at least 0"),
         (["--socket=s", "--proxy=1=a b:443"], "not HOST:PORT"),
-        (["--socket=s", "--proxy=1=a..b:443"], "'a..b' is no host name"),
-        (["--socket=s", "--proxy=1=\udcff:443"], "is no host name"),
-        (["--socket=s", "--publish=tcp:a..b:80=80"], "'a..b' is no host name"),
+        (["--socket=s", "--proxy=1=a..b:443"], "'a..b' is not a host name"),
+        (["--socket=s", "--proxy=1=\udcff:443"], "is not a host name"),
+        (["--socket=s", "--publish=tcp:a..b:80=80"], "'a..b' is not a host name"),
         (["--socket=s", "--publish=unix:/\udcff=80"], "must be UTF-8"),
         (["--socket=s", "--groups=a+\udcff"], "--groups: must be UTF-8"),
         (["--socket=s", "--host-cids=0"], "--host-cids: must be at least 2"),
         (["--socket=s", "--host-cids=4294967295"], "--host-cids: must be at most 4294967294"),
-        (["--socket=s", "--guest-cid=5", "--host-cids=5"], "could reach nobody"),
+        (["--socket=s", "--guest-cid=5", "--host-cids=5"], "choose another"),
         (["--socket=s", "--publish=5000"], "neither tcp:HOST:PORT"),
         (["--socket=s", "--proxy=8000"], "not PORT=HOST:PORT"),
         (["--socket=s", "--proxy=1=a:1", "--proxy=1=b:1"], "a port twice"),
@@ -146,7 +151,7 @@ def test_what_makes_no_sense_is_refused(
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("", "not a mapping"),
+        ("", "no mapping at its top"),
         ("vms: 3", "needs a list"),
         ("vms: [3]", "needs a list"),
         ("vms: []", "nobody to serve"),
@@ -154,7 +159,7 @@ def test_what_makes_no_sense_is_refused(
         ("vms: [{socket: /s, socket: /t}]", "the key socket is given twice"),
         ("vms: [{socket: /s, guest_cid: 4, guest-cid: 5}]", "the key guest-cid is given twice"),
         ("vms: [{socket: /s, proxy: 8000=a:1}]", "vms.0.proxy: must be a list"),
-        ('vms: [{socket: "/a\\0b"}]', "zero bytes"),
+        ('vms: [{socket: "/a\\0b"}]', "zero byte"),
         ("vms: [{socket: /s, proxy: [{port: 1, targt: 2}]}]", "vms.0.proxy.0.targt: there is no such key\n"),
         ("vms: [{socket: /s, publish: [{listen: 5, port: 80}]}]", "listen.tcp: must be a mapping\n"),
         ("vms: [{socket: /s}]\nstat: /t", "stat: there is no such key, but stats\n"),
@@ -184,12 +189,12 @@ def test_keys_may_be_merged(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     file.write_text(
         """
 vms:
-  - &a {guest_cid: 4, socket: /a, connections: 10}
+  - &a {guest_cid: 4, socket: /a, connections_max: 10}
   - &b {<<: *a, guest_cid: 5, socket: /b}
   - {<<: *b, guest_cid: 6, socket: /c}
 """
     )
-    assert [(vm.guest_cid, vm.connections) for vm in checked(capsys, f"--config={file}").vms] == [
+    assert [(vm.guest_cid, vm.connections_max) for vm in checked(capsys, f"--config={file}").vms] == [
         (4, 10),
         (5, 10),
         (6, 10),
@@ -207,11 +212,11 @@ def test_published_ports_and_proxies(capsys: pytest.CaptureFixture[str]) -> None
         *("--proxy=8000=kms.example:443", "--proxy=8001=[::1]:53"),
     ).vms[0]
     assert vm.publish == (
-        Published(listen=Target(host="127.0.0.1", port=8080), port=80),
+        Published(listen=Endpoint(host="127.0.0.1", port=8080), port=80),
         Published(listen=Path("/run/web.sock"), port=81),
     )
     assert [str(proxied.target) for proxied in vm.proxy] == ["kms.example:443", "[::1]:53"]
-    assert vm.proxy[0] == Proxied(port=8000, target=Target(host="kms.example", port=443))
+    assert vm.proxy[0] == Proxied(port=8000, target=Destination(host="kms.example", port=443))
 
 
 def test_the_allow_list_of_vsock_proxy(tmp_path: Path) -> None:
@@ -219,7 +224,7 @@ def test_the_allow_list_of_vsock_proxy(tmp_path: Path) -> None:
     file.write_text(
         "allowlist:\n- {address: kms.us-east-1.amazonaws.com, port: 443}\n- {address: 127.0.0.1, port: 80}\n"
     )
-    found = config.read_allowlist(file)
+    found = read_allowlist(file)
     assert [(entry.address, entry.port) for entry in found.allowlist] == [
         ("kms.us-east-1.amazonaws.com", 443),
         ("127.0.0.1", 80),
@@ -245,12 +250,34 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "alone", "processors", "microseconds"),
-    [(None, True, 2, 30), (None, True, 1, 0), (None, False, 2, 0), (50, False, 1, 50), (0, True, 2, 0)],
+    ("alone", "processors", "microseconds"), [(True, 2, 30), (True, 1, 0), (False, 2, 0)]
 )
 def test_only_a_guest_with_a_processor_to_spare_looks_before_it_sleeps(
-    monkeypatch: pytest.MonkeyPatch, *, chosen: int | None, alone: bool, processors: int, microseconds: int
+    monkeypatch: pytest.MonkeyPatch, *, alone: bool, processors: int, microseconds: int
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)))
-    vm = VmConfig(guest_cid=3, socket=Path("/run/x"), spin_us=chosen)
-    assert service._spin_us(vm, alone=alone) == microseconds
+
+    assert default_spin_us(alone=alone) == microseconds
+
+
+@pytest.mark.parametrize(("chosen", "microseconds"), [(None, 30), (0, 0), (50, 50)])
+def test_what_was_chosen_goes_before_what_the_daemon_would_choose(
+    chosen: int | None, microseconds: int
+) -> None:
+    vm = VmConfig(guest_cid=3, spin_us=chosen)
+
+    assert vm.engine(allowed_uids=frozenset(), spin_us=30).spin_us == microseconds
+
+
+def test_a_forwarding_guest_finds_the_host_at_every_cid() -> None:
+    vm = VmConfig(guest_cid=16, forward_cid=77, allowed_uids=frozenset({1}))
+
+    engine = vm.engine(allowed_uids=frozenset({2}), spin_us=0)
+
+    assert engine.any_cid
+    assert engine.host_cids == {2, 3, 77}
+    assert engine.allowed_uids == {1, 2}
+
+
+def test_there_is_a_flag_for_each_setting_of_a_guest() -> None:
+    assert set(SINGLE) == set(VmConfig.model_fields) - {"allowed_uids"}

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from nitro_vsock.addresses import SocketType
+from nitro_vsock.device.packet import Op, Shutdown
 from nitro_vsock.errors import HostError
-from nitro_vsock.packet import Op, Shutdown, SocketType
-from nitro_vsock.vhost_user.frontend import FrontendSocket
+from nitro_vsock.vhost_user import FrontendSocket
 from vhost_user_guest import (
     F_EVENT_IDX,
     F_INDIRECT_DESC,

@@ -6,10 +6,10 @@ from concurrent.futures import Future
 import pytest
 import trio
 
-from nitro_vsock.daemon.config import AllowedEndpoint, Allowlist, Target
-from nitro_vsock.daemon.proxy import CONNECTING_MAX, ProxyHostSide, check_allowed
-from nitro_vsock.errors import UsageError
-from nitro_vsock.packet import SocketType
+from nitro_vsock import SocketType, UsageError
+from nitro_vsock.host import Destination, Proxied, RefusingHostSide
+from nitro_vsock.host.allowlist import AllowedEndpoint, Allowlist
+from nitro_vsock.host.proxy import CONNECTING_MAX, ProxyHostSide
 
 ALLOWED = Allowlist(
     allowlist=(
@@ -19,11 +19,9 @@ ALLOWED = Allowlist(
 )
 
 
-class Nobody:
-    """A host side without listeners."""
-
-    def connect(self, port: int, socket_type: SocketType) -> socket.socket:
-        raise FileNotFoundError(f"{port} {socket_type.name}")
+def to(port: int) -> list[Proxied]:
+    """Port 8000 of the host leads to this port of the machine."""
+    return [Proxied(port=8000, target=Destination(host="127.0.0.1", port=port))]
 
 
 def connect(
@@ -40,32 +38,28 @@ async def result(future: Future[socket.socket]) -> socket.socket:
 
 async def test_a_port_leads_to_its_endpoint(nursery: trio.Nursery) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        target = Target(host="127.0.0.1", port=server.getsockname()[1])
-        proxy = ProxyHostSide({8000: target}, Nobody(), nursery)
+        proxy = ProxyHostSide(to(server.getsockname()[1]), RefusingHostSide(), nursery)
         with await result(connect(proxy, 8000)) as joined:
             assert not joined.getblocking()
             peer, _ = server.accept()
             with peer:
                 joined.send(b"hello")
                 assert peer.recv(5) == b"hello"
-    assert proxy.endpoints[8000].connections == 1
+    assert proxy.routes[8000].connections == 1
 
 
 async def test_an_endpoint_that_refuses_refuses_the_guest(nursery: trio.Nursery) -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))  # bound and not listening: refuses
-        target = Target(host="127.0.0.1", port=reserved.getsockname()[1])
-        proxy = ProxyHostSide({8000: target}, Nobody(), nursery)
+        proxy = ProxyHostSide(to(reserved.getsockname()[1]), RefusingHostSide(), nursery)
         with pytest.raises(ConnectionRefusedError):
             await result(connect(proxy, 8000))
-    assert proxy.endpoints[8000].refused == 1
+    assert proxy.routes[8000].refused == 1
 
 
 async def test_a_guest_that_goes_meanwhile_leaves_no_connection(nursery: trio.Nursery) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        proxy = ProxyHostSide(
-            {8000: Target(host="127.0.0.1", port=server.getsockname()[1])}, Nobody(), nursery
-        )
+        proxy = ProxyHostSide(to(server.getsockname()[1]), RefusingHostSide(), nursery)
         connect(proxy, 8000).cancel()
         peer, _ = await trio.to_thread.run_sync(server.accept)
         with peer:
@@ -74,9 +68,7 @@ async def test_a_guest_that_goes_meanwhile_leaves_no_connection(nursery: trio.Nu
 
 async def test_connections_on_their_way_are_bounded(nursery: trio.Nursery) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=CONNECTING_MAX * 2) as server:
-        proxy = ProxyHostSide(
-            {8000: Target(host="127.0.0.1", port=server.getsockname()[1])}, Nobody(), nursery
-        )
+        proxy = ProxyHostSide(to(server.getsockname()[1]), RefusingHostSide(), nursery)
         futures = [connect(proxy, 8000) for _ in range(CONNECTING_MAX + 1)]
         with pytest.raises(ConnectionRefusedError, match="too many"):
             await result(futures.pop())
@@ -85,23 +77,23 @@ async def test_connections_on_their_way_are_bounded(nursery: trio.Nursery) -> No
 
 
 async def test_tcp_has_no_messages(nursery: trio.Nursery) -> None:
-    proxy = ProxyHostSide({8000: Target(host="127.0.0.1", port=1)}, Nobody(), nursery)
+    proxy = ProxyHostSide(to(1), RefusingHostSide(), nursery)
     with pytest.raises(ConnectionRefusedError, match="no messages"):
-        connect(proxy, 8000, SocketType.SEQPACKET).result()
+        proxy.connect(8000, SocketType.SEQPACKET)
 
 
 async def test_other_ports_are_others_business(nursery: trio.Nursery) -> None:
-    proxy = ProxyHostSide({8000: Target(host="127.0.0.1", port=1)}, Nobody(), nursery)
+    proxy = ProxyHostSide(to(1), RefusingHostSide(), nursery)
     with pytest.raises(FileNotFoundError, match="8001"):
         proxy.connect(8001, SocketType.STREAM)
 
 
 @pytest.mark.parametrize("target", ["kms.example:443", "KMS.example:443", "127.0.0.1:80", "localhost:80"])
 def test_what_the_allow_list_allows(target: str) -> None:
-    check_allowed(Target.parse(target), ALLOWED)
+    ALLOWED.check(Destination.parse(target))
 
 
 @pytest.mark.parametrize("target", ["kms.example:80", "127.0.0.1:443", "127.0.0.2:80", "example:443"])
 def test_what_it_does_not(target: str) -> None:
     with pytest.raises(UsageError, match="not in the allow-list"):
-        check_allowed(Target.parse(target), ALLOWED)
+        ALLOWED.check(Destination.parse(target))

@@ -48,7 +48,7 @@ def test_allowed_users_get_in_and_others_do_not() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as name:  # where others can reach it
         open_to_all = Path(name)
         open_to_all.chmod(0o755)
-        options = [f"--allow-uid={NOBODY}", f"--uds-path={name}/u", f"--stats={name}/c"]
+        options = [f"--allowed-uids={NOBODY}", f"--uds-path={name}/u", f"--stats={name}/c"]
         with start(open_to_all, *options, f"--publish=unix:{name}/p=80"):
             assert mode(open_to_all / "c") == 0o600, "the counters are for the owner"
             assert not answers(open_to_all / "s", OTHER)
@@ -109,8 +109,8 @@ def test_fd_alone_is_enough() -> None:
     ("family", "kind", "why"),
     [
         (socket.AF_UNIX, socket.SOCK_STREAM, "neither listens nor is it connected"),
-        (socket.AF_UNIX, socket.SOCK_DGRAM, "no unix stream socket"),
-        (socket.AF_INET, socket.SOCK_STREAM, "no unix stream socket"),
+        (socket.AF_UNIX, socket.SOCK_DGRAM, "not a unix stream socket"),
+        (socket.AF_INET, socket.SOCK_STREAM, "not a unix stream socket"),
     ],
 )
 def test_fd_of_another_kind_is_refused(family: int, kind: int, why: str) -> None:

@@ -12,7 +12,7 @@ import trio
 from nitro_vsock import cli
 from nitro_vsock.daemon import stats
 from nitro_vsock.daemon.stats import VmReport
-from nitro_vsock.host_side import UnixListener
+from nitro_vsock.host.unix import UnixListener
 
 REPORT: list[VmReport] = [
     {

@@ -27,7 +27,7 @@ from nitro_vsock import (
     VsockEngine,
     VsockRouter,
 )
-from nitro_vsock.packet import HEADER, HEADER_BYTES, Header, Op, Shutdown
+from nitro_vsock.device.packet import HEADER, HEADER_BYTES, Header, Op, Shutdown
 from nitro_vsock.testing import FakeGuest, Packet
 
 CID = 16
@@ -558,7 +558,7 @@ def test_a_guest_that_will_not_receive_stops_the_host_program(bench: Bench) -> N
 
 
 def test_all_that_a_guest_sent_before_it_closed_arrives_at_a_slow_reader(bench: Bench) -> None:
-    guest = bench.start(buf_alloc=1 << 20)
+    guest = bench.start(tx_buffer_size=1 << 20)
     host = bench.guest_opens()
     sent = [os.urandom(64 << 10) for _ in range(12)]
     for block in sent:
@@ -572,7 +572,7 @@ def test_all_that_a_guest_sent_before_it_closed_arrives_at_a_slow_reader(bench: 
 
 
 def test_a_host_program_that_never_reads_is_given_up(bench: Bench) -> None:
-    guest = bench.start(linger_timeout_s=30, buf_alloc=1 << 20)
+    guest = bench.start(linger_timeout_s=30, tx_buffer_size=1 << 20)
     bench.guest_opens()
     for _ in range(12):
         guest.send(Op.RW, 99, 5000, bytes(64 << 10))
@@ -632,7 +632,7 @@ def test_a_host_program_that_was_slow_once_has_room_for_the_window(bench: Bench)
 
 
 def test_credit_comes_back_as_the_host_program_reads(bench: Bench) -> None:
-    guest = bench.start(buf_alloc=1 << 20)
+    guest = bench.start(tx_buffer_size=1 << 20)
     host = bench.guest_opens()
     for _ in range(16):
         guest.send(Op.RW, 99, 5000, bytes(64 << 10))
@@ -782,7 +782,7 @@ def test_a_full_backlog_refuses_the_guest_and_waits_for_nobody(bench: Bench) -> 
 
 
 def test_what_is_held_for_slow_host_programs_is_limited(bench: Bench) -> None:
-    guest = bench.start(buffered_bytes_max=4 << 20, buf_alloc=1 << 20)
+    guest = bench.start(buffered_bytes_max=4 << 20, tx_buffer_size=1 << 20)
     for number in range(10):
         bench.guest_opens(5000 + number, 100 + number)
     for number in range(10):
@@ -848,8 +848,9 @@ def test_a_socket_file_of_somebody_else_is_not_removed(tmp_path: Path) -> None:
 
 
 def test_too_long_a_path_is_refused_with_a_remedy(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match="choose a shorter one"):
+    with pytest.raises(HostError, match="unix sockets allow 107") as raised:
         VsockEngine(VsockConfig(guest_cid=CID, uds_path=tmp_path / ("x" * 100)))
+    assert raised.value.hint == "choose a shorter one"
     with pytest.raises(HostError, match="cannot listen"):
         VsockEngine(VsockConfig(guest_cid=CID, uds_path=tmp_path / "absent" / "v"))
 
@@ -1059,29 +1060,29 @@ def test_events_seen_before_connections_are_lost_are_not_taken_for_those_of_a_la
     bench: Bench, monkeypatch: pytest.MonkeyPatch, *, pause: bool
 ) -> None:
     guest = bench.start()
-    first, listener, epoll = bench.guest_opens(5000, 99), bench.listen(6000), bench.engine._epoll
+    first, listener, coalescing = bench.guest_opens(5000, 99), bench.listen(6000), bench.engine._coalescing
+    look = coalescing._poll
     later: list[socket.socket] = []
 
-    class Epoll:
+    def look_and_lose(wait: float | None, most: int) -> list[tuple[int, int]]:
         """Between seeing that ``first`` is closed and acting on it, another thread detaches or resets."""
-
-        def poll(self, wait: float, most: int) -> list[tuple[int, int]]:
-            events = epoll.poll(wait, most)
-            monkeypatch.undo()
-            if pause:
-                bench.engine.detach()
-                guest._attach()
-            else:
-                bench.engine.reset_transport()
-            guest.send(Op.REQUEST, 100, 6000, run=False)
-            assert bench.engine._rings is not None
-            bench.engine._rings.transmitter.batch()
-            assert {fd for fd, _ in events} & set(bench.engine._links.by_fd), "the number is used again"
-            later.append(bench.accept(listener))
-            return events
+        events = look(wait, most)
+        monkeypatch.undo()
+        if pause:
+            bench.engine.detach()
+            guest._attach()
+        else:
+            bench.engine.reset_transport()
+        guest.send(Op.REQUEST, 100, 6000, run=False)
+        assert bench.engine._rings is not None
+        bench.engine._rings._transmitter.batch()
+        by_fd = bench.engine._connections.table.by_fd
+        assert {fd for fd, _ in events} & set(by_fd), "the number is used again"
+        later.append(bench.accept(listener))
+        return events
 
     first.close()
-    monkeypatch.setattr(bench.engine, "_epoll", Epoll())
+    monkeypatch.setattr(coalescing, "_poll", look_and_lose)
     guest.packets()
     later[0].shutdown(socket.SHUT_WR)
     assert guest.packets()[-1].header.flags == Shutdown.SEND
@@ -1122,7 +1123,7 @@ def test_an_interrupt_may_take_a_lock_that_the_machine_holds_while_it_attaches(b
 @pytest.mark.parametrize("event_idx", [False, True])
 def test_a_guest_hears_that_its_packets_were_taken_while_the_engine_never_sleeps(*, event_idx: bool) -> None:
     with ExitStack() as stack:
-        engine = VsockEngine(VsockConfig(guest_cid=CID, spin_s=0.01))
+        engine = VsockEngine(VsockConfig(guest_cid=CID, spin_us=10_000))
         stack.callback(engine.close)
         guest = FakeGuest(engine, event_idx=event_idx)
         stack.callback(guest.close)
@@ -1130,7 +1131,7 @@ def test_a_guest_hears_that_its_packets_were_taken_while_the_engine_never_sleeps
         (request,) = guest.packets()
         guest.send(Op.RESPONSE, 52, request.header.src_port)
         guest.packets()
-        engine._spin_pays = True  # as in `run`, when short sleeps were seen
+        engine._coalescing.spin_pays = True  # as in `run`, when short sleeps were seen
         guest.transmit.used_chains()
         guest.transmit.want_interrupts()
         before = guest.interrupts
@@ -1145,10 +1146,10 @@ def test_a_guest_hears_that_its_packets_were_taken_while_the_engine_never_sleeps
 
 
 def test_a_guest_that_is_paused_hears_that_its_packet_was_taken(bench: Bench) -> None:
-    guest = bench.start(spin_s=0.01)
+    guest = bench.start(spin_us=10_000)
     host = bench.guest_opens()
     guest.packets()
-    bench.engine._spin_pays = True  # as in `run`, when short sleeps were seen
+    bench.engine._coalescing.spin_pays = True  # as in `run`, when short sleeps were seen
     guest.transmit.want_interrupts()
     guest.send(Op.RW, 99, 5000, b"a lone packet", run=False)
     before = guest.interrupts
@@ -1242,7 +1243,7 @@ def test_a_host_without_epoll_watches_left_is_asked_again_later(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr(bench.engine, "_epoll", Full())
+        full.setattr(bench.engine._connections.door, "_epoll", Full())
         with socket.socket(socket.AF_UNIX) as host:
             host.settimeout(5)
             host.connect(str(bench.path))
@@ -1255,41 +1256,11 @@ def test_a_host_without_epoll_watches_left_is_asked_again_later(
     assert ops(guest.packets()) == [Op.REQUEST]
 
 
-def test_looking_before_sleep_goes_on_while_it_pays(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.start(spin_s=0.001)
-    waits: list[float | None] = []
-    now = 0.0
-    slept = 0.0
-
-    class Idle:
-        """Nothing happens; a look takes 0.3 ms, and a sleep as long as ``slept``."""
-
-        def poll(self, wait: float | None, _most: int) -> list[tuple[int, int]]:
-            nonlocal now
-            waits.append(wait)
-            now += 0.0003 if wait == 0 else slept
-            return []
-
-    def looks(seconds: float) -> list[float | None]:
-        nonlocal slept
-        slept = seconds
-        waits.clear()
-        bench.engine._round(None)
-        return list(waits)
-
-    with monkeypatch.context() as idle:
-        idle.setattr(bench.engine, "_epoll", Idle())
-        idle.setattr("time.perf_counter", lambda: now)
-        assert looks(0.002) == [None]
-        assert looks(1.0) == [0, 0, 0, 0, None], "the last sleep was short"
-        assert looks(1.0) == [None], "the last one was not"
-
-
 # Messages
 
 
 def test_empty_messages_to_a_slow_reader_are_bounded(bench: Bench) -> None:
-    guest = bench.start(seqpacket=True, buf_alloc=4096)
+    guest = bench.start(seqpacket=True, tx_buffer_size=4096)
     listener = bench.listen(5000, socket.SOCK_SEQPACKET)
     guest.send(Op.REQUEST, 99, 5000, type=2)
     bench.accept(listener)
@@ -1390,7 +1361,7 @@ def test_messages_as_long_as_the_window_arrive(bench: Bench, length: int) -> Non
 
 
 def test_messages_longer_than_the_window_reset(bench: Bench) -> None:
-    guest = bench.start(seqpacket=True, buf_alloc=65536)
+    guest = bench.start(seqpacket=True, tx_buffer_size=65536)
     listener = bench.listen(5000, socket.SOCK_SEQPACKET)
     guest.send(Op.REQUEST, 99, 5000, type=2)
     bench.accept(listener)

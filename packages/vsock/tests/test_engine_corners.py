@@ -9,10 +9,13 @@ from contextlib import ExitStack
 
 import pytest
 
-from nitro_vsock import UsageError, Vring, VsockConfig, VsockEngine, split_queue
-from nitro_vsock.links import RESETS_MAX, STALL_PROBE_S
-from nitro_vsock.packet import Op, Shutdown, SocketType
+from nitro_vsock import UsageError, Vring, VsockConfig, VsockEngine
+from nitro_vsock.addresses import SocketType
+from nitro_vsock.device.connection_table import RESETS_MAX
+from nitro_vsock.device.credit_wait import STALL_PROBE_S
+from nitro_vsock.device.packet import Op, Shutdown
 from nitro_vsock.testing import FakeGuest
+from nitro_vsock.virtio import split_queue
 
 CID, PORT = 16, 5000
 Ends = list[socket.socket]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from nitro_vsock import SocketType
-from nitro_vsock.handshake import Handshake, HandshakeError, parse_line, take_line
+from nitro_vsock.host.handshake import Handshake, HandshakeError, parse_line, take_line
 
 
 @given(st.binary(max_size=40))
@@ -28,7 +28,7 @@ def test_pieces_make_no_difference_and_the_rest_is_left(port: int, rest: bytes, 
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        handshake = Handshake(ours, SocketType.STREAM, deadline=0)
+        handshake = Handshake(ours, SocketType.STREAM)
         found = None
         edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
         for start, end in itertools.pairwise(edges):
@@ -45,7 +45,7 @@ def test_a_program_that_leaves_early_is_told_from_one_that_is_slow(text: bytes) 
     ours, theirs = socket.socketpair()
     with ours:
         ours.setblocking(False)
-        handshake = Handshake(ours, SocketType.STREAM, deadline=0)
+        handshake = Handshake(ours, SocketType.STREAM)
         if text:
             theirs.send(text)
         assert handshake.read() is None

@@ -11,8 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from hostile import SIZE, RingDriver, hostile_guest, hostile_ring
 from nitro_vsock import VsockConfig, VsockEngine
-from nitro_vsock.connection import Connection, State, Verdict
-from nitro_vsock.packet import HEADER, Address, Header, Op, Shutdown, SocketType
+from nitro_vsock.addresses import SocketType
+from nitro_vsock.device.connection import Connection, State, Verdict
+from nitro_vsock.device.packet import HEADER, Address, Header, Op, Shutdown
 from nitro_vsock.testing import FakeGuest
 
 if TYPE_CHECKING:
@@ -278,7 +279,7 @@ class Talk:
     def __init__(self, layout: tuple[int, ...]) -> None:
         self.hosts: list[socket.socket] = []
         self.engine = VsockEngine(
-            VsockConfig(guest_cid=16, buf_alloc=WINDOW), services={80: self.hosts.append}
+            VsockConfig(guest_cid=16, tx_buffer_size=WINDOW), services={80: self.hosts.append}
         )
         self.guest = FakeGuest(self.engine, receive_buffers=layout)
         self.guest.send(Op.REQUEST, 1, 80)

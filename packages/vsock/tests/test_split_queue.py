@@ -14,8 +14,8 @@ from nitro_vsock import (
     SplitQueueState,
     UsageError,
 )
-from nitro_vsock.split_queue import DESCRIPTOR_F_INDIRECT, DESCRIPTOR_F_NEXT, DESCRIPTOR_F_WRITE
 from nitro_vsock.testing import FakeDriver, guest_ram
+from nitro_vsock.virtio.split_queue import DESCRIPTOR_F_INDIRECT, DESCRIPTOR_F_NEXT, DESCRIPTOR_F_WRITE
 
 BUFFER = 0x40000
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from nitro_vsock.errors import QueueError
-from nitro_vsock.guest_memory import GuestMemory
 from nitro_vsock.vhost_user import messages
 from nitro_vsock.vhost_user.backend import Backend, Ring, _RingState
 from nitro_vsock.vhost_user.errors import RefusedError, VhostUserError
 from nitro_vsock.vhost_user.messages import HEADER, U64, MemoryRegion, Message, ProtocolFeature, Request
+from nitro_vsock.virtio.guest_memory import GuestMemory
 from vhost_user_strategies import SIZE, unsent
 
 EVENT_IDX = 1 << 29

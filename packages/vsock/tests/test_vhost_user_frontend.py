@@ -11,11 +11,11 @@ from typing import TypeVar
 import pytest
 
 from nitro_vsock.errors import HostError
-from nitro_vsock.split_queue import QueueLayout
 from nitro_vsock.vhost_user.backend import Backend
 from nitro_vsock.vhost_user.errors import VhostUserError
 from nitro_vsock.vhost_user.frontend import Exchange, Frontend, FrontendSocket, SharedRegion, SharedRing
 from nitro_vsock.vhost_user.messages import HEADER, U64, Message, MessageDecoder, Request
+from nitro_vsock.virtio.split_queue import QueueLayout
 from test_vhost_user_backend import FEATURES, FakeDevice, event, memory_file
 
 T = TypeVar("T")

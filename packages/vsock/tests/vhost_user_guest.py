@@ -11,10 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nitro_vsock.guest_memory import GuestMemory
-from nitro_vsock.packet import HEADER, HEADER_BYTES, HOST_CID, Header, Op, SocketType
+from nitro_vsock.addresses import HOST_CID, SocketType
+from nitro_vsock.device.packet import HEADER, HEADER_BYTES, Header, Op
 from nitro_vsock.testing import FakeDriver, UsedChain
-from nitro_vsock.vhost_user.frontend import FrontendSocket, SharedRegion, SharedRing
+from nitro_vsock.vhost_user import FrontendSocket, SharedRegion, SharedRing
+from nitro_vsock.virtio.guest_memory import GuestMemory
 
 MEMORY_BYTES = 16 << 20
 RING_SPACE = 4 << 20

@@ -10,7 +10,6 @@ import pytest
 from nitro_nsm import RESPONSE_BYTES_MAX, Nsm, NsmConfig
 from nitro_vmm.devices.nsm import NsmDevice
 from nitro_vmm.devices.virtio_mmio import (
-    F_VERSION_1,
     INTERRUPT_CONFIGURATION,
     INTERRUPT_USED_BUFFER,
     Register,
@@ -20,7 +19,7 @@ from nitro_vmm.devices.virtio_mmio import (
     VirtioMmioState,
 )
 from nitro_vmm.errors import StateError
-from nitro_vsock import GuestMemory, SplitQueueState
+from nitro_vsock import F_VERSION_1, GuestMemory, SplitQueueState
 
 DESCRIPTORS, AVAILABLE, USED, REQUEST, REPLY = 0x0, 0x100, 0x200, 0x1000, 0x4000
 WRITABLE = 2

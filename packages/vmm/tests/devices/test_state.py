@@ -19,11 +19,11 @@ from nitro_vmm.devices.local_apic import LVT_TIMER, LocalApic, Register
 from nitro_vmm.devices.nsm import NsmDevice
 from nitro_vmm.devices.rtc import AHEAD_S_MAX, Rtc
 from nitro_vmm.devices.serial import INPUT_BYTES_MAX, Serial
-from nitro_vmm.devices.virtio_mmio import F_VERSION_1, LADDER, VirtioMmio
+from nitro_vmm.devices.virtio_mmio import LADDER, VirtioMmio
 from nitro_vmm.devices.virtio_mmio import Register as Virtio
 from nitro_vmm.devices.vsock import VsockDevice
 from nitro_vmm.errors import StateError
-from nitro_vsock import GuestMemory, VsockConfig, VsockEngine
+from nitro_vsock import F_VERSION_1, GuestMemory, VsockConfig, VsockEngine
 
 HZ = 1_000_000_000
 SIZES = (1, 2, 4, 8)

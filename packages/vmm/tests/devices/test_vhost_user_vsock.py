@@ -25,7 +25,7 @@ from nitro_vmm.devices.virtio_mmio import (
 )
 from nitro_vmm.errors import StateError
 from nitro_vsock import GuestMemory, HostError
-from nitro_vsock.vhost_user.frontend import SharedRegion
+from nitro_vsock.vhost_user import SharedRegion
 from vsock_guest import CID, RAM_BYTES, REQUEST, RESPONSE, RUNNING, RW, Guest, Packet
 
 PORT = 9000

@@ -13,7 +13,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from nitro_vmm.devices.virtio_mmio import (
     COMPLAINTS_MAX,
     CONFIGURATION,
-    F_VERSION_1,
     INTERRUPT_CONFIGURATION,
     INTERRUPT_USED_BUFFER,
     LADDER,
@@ -25,7 +24,7 @@ from nitro_vmm.devices.virtio_mmio import (
     VirtioMmio,
 )
 from nitro_vmm.errors import StateError
-from nitro_vsock import QueueError, QueueLayout, SplitQueueState
+from nitro_vsock import F_VERSION_1, QueueError, QueueLayout, SplitQueueState
 
 F_ONE = 1 << 0
 F_EVENT_IDX = 1 << 29

@@ -3,8 +3,8 @@
 import struct
 from typing import NamedTuple
 
-from nitro_vmm.devices.virtio_mmio import F_VERSION_1, Register, Status, VirtioDevice, VirtioMmio
-from nitro_vsock import GuestMemory
+from nitro_vmm.devices.virtio_mmio import Register, Status, VirtioDevice, VirtioMmio
+from nitro_vsock import F_VERSION_1, GuestMemory
 from nitro_vsock.testing import FakeDriver
 
 # virtio_vsock_hdr (virtio 1.3 §5.10.6): src_cid dst_cid src_port dst_port len type op flags buf_alloc fwd_cnt

@@ -14,9 +14,9 @@ from nitro_vmm.devices.local_apic import Register as ApicRegister
 from nitro_vmm.devices.nsm import NsmDevice
 from nitro_vmm.devices.rtc import Rtc
 from nitro_vmm.devices.serial import Serial
-from nitro_vmm.devices.virtio_mmio import F_VERSION_1, LADDER, Register, VirtioMmio
+from nitro_vmm.devices.virtio_mmio import LADDER, Register, VirtioMmio
 from nitro_vmm.devices.vsock import VsockDevice
-from nitro_vsock import GuestMemory, VsockConfig, VsockEngine
+from nitro_vsock import F_VERSION_1, GuestMemory, VsockConfig, VsockEngine
 
 RAM_BYTES = 1 << 16
 RING_BYTES = 1 << 12

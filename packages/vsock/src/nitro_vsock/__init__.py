@@ -42,27 +42,96 @@ guests of the process are reached through a `VsockRouter` that the engines share
 **Connections into the guest.** Programs connect to ``uds_path`` and say ``CONNECT port``;
 `VsockEngine.connect(port)` gives a socket joined with the guest's port; `VsockEngine.adopt(sock, port)`
 joins one that some listener accepted, and tells through ``on_result`` whether the guest took it.
+
+The names are imported when they are first used, so that the command line need not wait for all of them.
 """
 
-from nitro_vsock.config import VsockConfig
-from nitro_vsock.counters import Counters
-from nitro_vsock.engine import Vring, VsockEngine, VsockState
-from nitro_vsock.errors import (
-    ChainError,
-    GuestMemoryError,
-    HostError,
-    QueueError,
-    UsageError,
-    VsockError,
-)
-from nitro_vsock.guest_memory import GuestMemory
-from nitro_vsock.host_side import HostSide, UnixHostSide, UnixListener
-from nitro_vsock.opening import Service
-from nitro_vsock.packet import VSOCK_F_SEQPACKET, VSOCK_F_STREAM, SocketType
-from nitro_vsock.router import VsockRouter
-from nitro_vsock.split_queue import Chain, QueueLayout, SplitQueue, SplitQueueState
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nitro_vsock.addresses import HOST_CID, PARENT_CID, SocketType
+    from nitro_vsock.config import VsockConfig
+    from nitro_vsock.device.counters import Counters
+    from nitro_vsock.device.dialing import Service
+    from nitro_vsock.device.engine import VsockEngine
+    from nitro_vsock.device.events import send_transport_reset
+    from nitro_vsock.device.rings import Vring, VsockState
+    from nitro_vsock.device.router import VsockRouter
+    from nitro_vsock.errors import (
+        ChainError,
+        GuestMemoryError,
+        HostError,
+        QueueError,
+        UsageError,
+        VsockError,
+    )
+    from nitro_vsock.host.sides import HostSide
+    from nitro_vsock.host.unix import UnixHostSide, UnixListener
+    from nitro_vsock.virtio.features import (
+        F_EVENT_IDX,
+        F_INDIRECT_DESC,
+        F_VERSION_1,
+        VSOCK_F_NO_IMPLIED_STREAM,
+        VSOCK_F_SEQPACKET,
+        VSOCK_F_STREAM,
+    )
+    from nitro_vsock.virtio.guest_memory import GuestMemory
+    from nitro_vsock.virtio.split_queue import Chain, QueueLayout, SplitQueue, SplitQueueState
+
+_HOMES = {
+    "addresses": (
+        "HOST_CID",
+        "PARENT_CID",
+        "SocketType",
+    ),
+    "config": ("VsockConfig",),
+    "device.counters": ("Counters",),
+    "device.dialing": ("Service",),
+    "device.engine": ("VsockEngine",),
+    "device.events": ("send_transport_reset",),
+    "device.rings": (
+        "Vring",
+        "VsockState",
+    ),
+    "device.router": ("VsockRouter",),
+    "errors": (
+        "ChainError",
+        "GuestMemoryError",
+        "HostError",
+        "QueueError",
+        "UsageError",
+        "VsockError",
+    ),
+    "host.sides": ("HostSide",),
+    "host.unix": (
+        "UnixHostSide",
+        "UnixListener",
+    ),
+    "virtio.features": (
+        "F_EVENT_IDX",
+        "F_INDIRECT_DESC",
+        "F_VERSION_1",
+        "VSOCK_F_NO_IMPLIED_STREAM",
+        "VSOCK_F_SEQPACKET",
+        "VSOCK_F_STREAM",
+    ),
+    "virtio.guest_memory": ("GuestMemory",),
+    "virtio.split_queue": (
+        "Chain",
+        "QueueLayout",
+        "SplitQueue",
+        "SplitQueueState",
+    ),
+}
 
 __all__ = [
+    "F_EVENT_IDX",
+    "F_INDIRECT_DESC",
+    "F_VERSION_1",
+    "HOST_CID",
+    "PARENT_CID",
+    "VSOCK_F_NO_IMPLIED_STREAM",
     "VSOCK_F_SEQPACKET",
     "VSOCK_F_STREAM",
     "Chain",
@@ -87,4 +156,16 @@ __all__ = [
     "VsockError",
     "VsockRouter",
     "VsockState",
+    "send_transport_reset",
 ]
+
+
+if not TYPE_CHECKING:  # a type checker reads the imports above, and should refuse names that are not there
+
+    def __getattr__(name: str) -> object:
+        for module, names in _HOMES.items():
+            if name in names:
+                found = getattr(import_module(f"nitro_vsock.{module}"), name)
+                globals()[name] = found
+                return found
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,17 +1,26 @@
-"""What this package raises on purpose.
+"""The errors that this package raises on purpose.
 
-The names say who is to blame: `ChainError`, `QueueError` and `GuestMemoryError` are the guest's doing (or,
-over vhost-user, the front-end's), `UsageError` is our caller's, `HostError` is the host's: sockets, files,
-limits.
+Their names say who is to blame. `ChainError`, `QueueError` and `GuestMemoryError` are the guest's doing, or
+over vhost-user the front-end's. `UsageError` is the fault of the program that called us. `HostError` comes
+from the host: its sockets, its files, its limits.
 """
 
 
 class VsockError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of all errors that this package raises on purpose.
+
+    Args:
+        message: What is wrong, and where.
+        hint: What the user can do about it, as a sentence without a full stop. Empty if nothing is known.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 class GuestMemoryError(VsockError):
-    """A range that is not wholly inside one region of guest memory."""
+    """A range of addresses does not lie wholly inside one region of guest memory."""
 
     def __init__(self, address: int, length: int) -> None:
         super().__init__(f"no region of guest memory holds {length:#x} bytes at {address:#x}")
@@ -20,7 +29,7 @@ class GuestMemoryError(VsockError):
 
 
 class ChainError(VsockError):
-    """One chain breaks the rules (virtio 1.3 §2.7.5). It was returned unused; the queue goes on."""
+    """One chain breaks the rules (virtio 1.3 §2.7.5). It was returned unused, and the queue goes on."""
 
     def __init__(self, message: str, *, queue: str, head: int) -> None:
         super().__init__(f"{queue}, chain {head}: {message}")
@@ -29,9 +38,9 @@ class ChainError(VsockError):
 
 
 class QueueError(VsockError):
-    """A virtqueue that cannot be used (any more): its layout, its available index or a head is wrong.
+    """A virtqueue cannot be used, or not any more: its layout, its available index or a head is wrong.
 
-    The device needs a reset; the driver has to set the queue up anew.
+    The device needs a reset, after which the driver has to set the queue up anew.
     """
 
     def __init__(self, message: str, *, queue: str) -> None:
@@ -40,8 +49,8 @@ class QueueError(VsockError):
 
 
 class UsageError(VsockError):
-    """This package was called in a way that cannot work; the message says what to change."""
+    """This package was called in a way that cannot work. The message says what to change."""
 
 
 class HostError(VsockError):
-    """The host refuses: a socket path in use, too long or not writable, no more file descriptors."""
+    """The host refuses: a socket's path is in use, too long or not writable, or no descriptors are left."""

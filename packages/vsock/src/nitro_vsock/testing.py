@@ -14,10 +14,13 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from nitro_vsock.engine import Vring, VsockEngine
-from nitro_vsock.guest_memory import GuestMemory
-from nitro_vsock.packet import EVENT_BYTES, HEADER, HEADER_BYTES, HOST_CID, Header, Op, SocketType
-from nitro_vsock.split_queue import (
+from nitro_vsock.addresses import HOST_CID, SocketType
+from nitro_vsock.device.engine import VsockEngine
+from nitro_vsock.device.events import EVENT_BYTES
+from nitro_vsock.device.packet import HEADER, HEADER_BYTES, Header, Op
+from nitro_vsock.device.rings import Vring
+from nitro_vsock.virtio.guest_memory import GuestMemory
+from nitro_vsock.virtio.split_queue import (
     AVAILABLE_F_NO_INTERRUPT,
     DESCRIPTOR,
     DESCRIPTOR_F_INDIRECT,

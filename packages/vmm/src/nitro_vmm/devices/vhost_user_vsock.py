@@ -16,16 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from nitro_vmm.devices.virtio_mmio import F_VERSION_1, Driver, RunningState
+from nitro_vmm.devices.virtio_mmio import Driver, RunningState
 from nitro_vmm.devices.vsock import (
     CONFIG,
     DEVICE_ID,
-    EVENT,
-    EVENT_TRANSPORT_RESET,
     EVENTS,
-    F_EVENT_IDX,
-    F_INDIRECT_DESC,
-    F_NO_IMPLIED_STREAM,
     QUEUE_SIZES,
     RECEIVE,
     TRANSMIT,
@@ -33,6 +28,10 @@ from nitro_vmm.devices.vsock import (
 )
 from nitro_vmm.errors import StateError
 from nitro_vsock import (
+    F_EVENT_IDX,
+    F_INDIRECT_DESC,
+    F_VERSION_1,
+    VSOCK_F_NO_IMPLIED_STREAM,
     VSOCK_F_SEQPACKET,
     VSOCK_F_STREAM,
     ChainError,
@@ -42,14 +41,14 @@ from nitro_vsock import (
     SplitQueue,
     SplitQueueState,
     VsockError,
+    send_transport_reset,
 )
-from nitro_vsock.vhost_user.errors import VhostUserError
-from nitro_vsock.vhost_user.frontend import FrontendSocket, SharedRegion, SharedRing
+from nitro_vsock.vhost_user import FrontendSocket, SharedRegion, SharedRing, VhostUserError
 
 logger = logging.getLogger(__name__)
 
 FEATURES_PASSED_ON: Final = (
-    1 << VSOCK_F_STREAM | 1 << VSOCK_F_SEQPACKET | F_NO_IMPLIED_STREAM | F_INDIRECT_DESC | F_EVENT_IDX
+    VSOCK_F_STREAM | VSOCK_F_SEQPACKET | VSOCK_F_NO_IMPLIED_STREAM | F_INDIRECT_DESC | F_EVENT_IDX
 )
 RETRY_S: Final = 0.5
 """How often to look for a daemon that has gone."""
@@ -312,7 +311,7 @@ class VhostUserVsockDevice:
         self._event_due = False
         while self._events is not None:
             try:
-                chain = self._events.pop()
+                sent = send_transport_reset(self._events)
             except ChainError as error:
                 logger.warning("vsock: an event buffer was dropped: %s", error)
                 continue
@@ -321,15 +320,9 @@ class VhostUserVsockDevice:
                 if self._driver is not None:
                     self._driver.need_reset(str(error))
                 return
-            if chain is None:
+            if not sent:
                 self._event_due = True
                 return
-            buffer = chain.writable[0] if chain.writable else memoryview(b"")
-            if len(buffer) < EVENT.size:
-                self._events.push(chain.head, 0)
-                continue
-            EVENT.pack_into(buffer, 0, EVENT_TRANSPORT_RESET)
-            self._events.push(chain.head, EVENT.size)
             if self._events.publish() and self._driver is not None:
                 self._driver.raise_interrupt()
             return

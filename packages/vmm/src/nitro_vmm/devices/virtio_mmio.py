@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from nitro_vmm.devices.state import is_tuple_of, is_whole, require, require_flags, require_whole
 from nitro_vmm.errors import StateError
-from nitro_vsock import QueueError, QueueLayout, SplitQueueState
+from nitro_vsock import F_VERSION_1, QueueError, QueueLayout, SplitQueueState
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,6 @@ TRANSPORT_VERSION: Final = 2
 VENDOR_ID: Final = 0x4F52_544E
 """The letters NTRO; drivers may not depend on it."""
 
-F_VERSION_1: Final = 1 << 32
 FEATURE_WORDS: Final = 4
 """Feature bits are numbered up to 127 (virtio 1.3 §2.2)."""
 

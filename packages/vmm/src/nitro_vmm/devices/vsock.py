@@ -14,8 +14,9 @@ from typing import Final
 from nitro_vmm.devices.virtio_mmio import Driver, RunningState
 from nitro_vmm.errors import StateError
 from nitro_vsock import (
+    F_EVENT_IDX,
+    F_INDIRECT_DESC,
     GuestMemory,
-    QueueError,
     QueueLayout,
     SplitQueue,
     Vring,
@@ -34,15 +35,8 @@ QUEUE_SIZES: Final = (128, 128, 16)
 """Linux fills its receive queue with pages when it starts, so more would cost every boot; 128 hold as much as
 it lets a peer send unasked. It puts eight buffers into the event queue."""
 
-F_NO_IMPLIED_STREAM: Final = 1 << 2
-F_INDIRECT_DESC: Final = 1 << 28
-F_EVENT_IDX: Final = 1 << 29
-
 # virtio_vsock_config (virtio 1.3 §5.10.4): guest_cid
 CONFIG: Final = struct.Struct("<Q")
-# virtio_vsock_event (virtio 1.3 §5.10.6.7): id
-EVENT: Final = struct.Struct("<I")
-EVENT_TRANSPORT_RESET: Final = 0
 
 
 def split_queue(
@@ -53,11 +47,7 @@ def split_queue(
     Raises:
         QueueError: The driver did not set it up, or it cannot be used.
     """
-    layout, name = layouts[index], QUEUE_NAMES[index]
-    if layout is None:
-        raise QueueError("the driver did not set it up", queue=name)
-    event_idx, indirect = bool(features & F_EVENT_IDX), bool(features & F_INDIRECT_DESC)
-    return SplitQueue(memory, layout, event_idx=event_idx, indirect=indirect, name=name)
+    return SplitQueue.negotiated(memory, layouts[index], features, name=QUEUE_NAMES[index])
 
 
 class VsockDevice:

@@ -21,7 +21,7 @@ from nitro_vmm.enclave.image import choose_memory_mib, measure_bootable
 from nitro_vmm.machine.machine import Machine
 from nitro_vmm.machine.memory import Memory
 from nitro_vsock import HostSide, Service, VsockConfig, VsockEngine
-from nitro_vsock.vhost_user.frontend import SharedRegion
+from nitro_vsock.vhost_user import SharedRegion
 
 RNG_SEED_BYTES: Final = 64
 

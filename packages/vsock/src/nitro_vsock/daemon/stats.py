@@ -1,7 +1,7 @@
 """Counters for people and for Prometheus, on a unix socket.
 
-A client that writes ``json`` (or nothing) and a line end gets JSON; ``prometheus`` gets the text format, and
-so does an HTTP request, with HTTP around it.
+A client that writes ``json`` (or nothing) and a line end gets JSON. One that writes ``prometheus`` gets
+Prometheus' text format, and so does an HTTP request, as an HTTP answer.
 """
 
 import json
@@ -16,7 +16,7 @@ REQUEST_TIMEOUT_S = 5.0
 CLIENTS_MAX = 16
 HTTP_REQUEST = re.compile(rb"([A-Z]+) \S+ HTTP/1\.[01]\r?\n")
 GAUGES = frozenset({"connected", "connections", "half_open", "buffered_bytes"})
-"""What goes down as well as up; all else only counts."""
+"""Numbers that go down as well as up. All others only count."""
 
 
 class VmReport(TypedDict):
@@ -24,9 +24,9 @@ class VmReport(TypedDict):
 
     guest_cid: int
     connected: bool
-    """A front-end is there."""
+    """Whether a front-end is connected."""
     sessions: int
-    """Front-ends so far."""
+    """How many front-ends have connected so far."""
     counters: Mapping[str, int]
     services: Mapping[str, Mapping[str, int]]
     """Counters of each proxy and published port."""
@@ -57,7 +57,7 @@ def prometheus(vms: Sequence[VmReport]) -> str:
 
 
 async def serve(accept: Callable[[], Awaitable[trio.socket.SocketType]], report: Report) -> None:
-    """Answer clients, some at a time, for ever."""
+    """Answer clients for ever, some of them at a time."""
     limit = trio.CapacityLimiter(CLIENTS_MAX)
 
     async def answer(client: trio.SocketStream) -> None:

@@ -27,7 +27,7 @@ from nitro_vsock.daemon.config import DaemonConfig, VmConfig
 from nitro_vsock.daemon.logs import LOGGER
 from nitro_vsock.daemon.stats import Report, VmReport
 from nitro_vsock.errors import HostError, VsockError
-from nitro_vsock.host_side import SEQPACKET_SUFFIX, remove_stale
+from nitro_vsock.host.unix import SEQPACKET_SUFFIX, remove_stale
 
 REPORT_S = 2.0
 """How long a process may take to tell its counters, before it is left out."""
@@ -36,21 +36,22 @@ KILL_S = 5.0
 """How long a process may take to end."""
 
 RESTART_S = 1.0
-"""How long to wait before a process that died is started again, lest one that cannot live keeps us busy."""
+"""How long to wait before a process that died is started again, so that one that cannot live does not keep us
+busy."""
 
 
 class WorkerError(VsockError):
-    """A process did not start; it has said why."""
+    """A process did not start. It has said why on standard error."""
 
     def __init__(self, guests: Sequence[int], returncode: int) -> None:
         numbers = ", ".join(map(str, guests))
         super().__init__(f"the process for guest {numbers} did not start: {_ending(returncode)}")
         self.exit_code = max(returncode, 1)
-        """Ours, for the reason is the same."""
+        """The exit code of this process, which failed for the same reason."""
 
 
 def split(config: DaemonConfig) -> list[DaemonConfig]:
-    """The configuration in parts: each has guests that share groups, directly or by way of others."""
+    """The configuration in parts. Each has the guests that share groups, directly or by way of others."""
     parts: list[list[VmConfig]] = []
     for vm in config.vms:
         near = [part for part in parts if any(vm.groups & other.groups for other in part)]
@@ -94,9 +95,10 @@ class Worker:
             except* OSError as group:
                 if not serves:
                     raise
-                why = str(group.exceptions[0])
+                why = "; ".join(map(str, group.exceptions))
             else:
-                # Told to end, it says nothing: then so are we, and it is not at fault.
+                # A worker that SIGTERM ended before it served did not fail. Whoever told it to end has told
+                # us, too.
                 if not serves and returncode not in {0, -signal.SIGTERM}:
                     raise WorkerError(self._guests, returncode)
                 why = _ending(returncode)
@@ -109,14 +111,14 @@ class Worker:
         ours, theirs = socket.socketpair()
         with ours, theirs, _config_file(self._config) as config_fd, _Lines(ours) as control:
             command = [sys.executable, "-P", "-m", "nitro_vsock.cli", *self._options]
-            command += ["--supervisor-fd", str(theirs.fileno())]  # and the configuration on standard input
+            command += ["--supervisor-fd", str(theirs.fileno())]  # the configuration is on standard input
             start = partial(
                 trio.run_process,
                 command,
                 check=False,
                 deliver_cancel=_end,
                 pass_fds=(theirs.fileno(),),
-                process_group=0,  # a terminal's ^C is for us
+                process_group=0,  # a terminal's Ctrl-C goes to us alone, and we tell the workers
                 stdin=config_fd,
             )
             async with trio.open_nursery() as nursery:
@@ -131,7 +133,7 @@ class Worker:
                     self._control = None
 
     async def report(self) -> list[VmReport]:
-        """The state of its guests; nothing while it is not there."""
+        """The state of its guests; empty while the process is not there or does not answer."""
         with trio.move_on_after(REPORT_S):
             async with self._asking:
                 control, number = self._control, next(self._numbers)
@@ -139,14 +141,14 @@ class Worker:
                     return []
                 await control.send({"request": number})
                 while answer := await control.receive():
-                    if answer["request"] == number:  # not one whose asker had no patience
+                    if answer["request"] == number:  # others answer requests that were given up
                         reports: list[VmReport] = answer["vms"]
                         return reports
         return []
 
 
 def remove_sockets(config: DaemonConfig) -> None:
-    """Remove the sockets' files of a process that was killed."""
+    """Remove the socket files that a process left behind when it was killed."""
     for vm in config.vms:
         paths = [vm.socket, vm.uds_path, *(each.listen for each in vm.publish)]
         for path in paths:
@@ -161,7 +163,7 @@ def remove_sockets(config: DaemonConfig) -> None:
 
 
 async def obey(descriptor: int, report: Report) -> None:
-    """In such a process: say that it serves and tell the counters, until the supervisor is gone."""
+    """In a worker: say that it serves, and tell the counters when asked, until the supervisor is gone."""
     with _Lines(socket.socket(fileno=descriptor)) as control:
         await control.send({"serving": True})
         while request := await control.receive():
@@ -182,12 +184,15 @@ class _Lines:
         self._stream.socket.close()
 
     async def send(self, value: object) -> None:
-        """Send one, if there is somebody to receive it."""
+        """Send one object. If the other end is gone, nothing happens."""
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await self._stream.send_all(json.dumps(value).encode() + b"\n")
 
     async def receive(self) -> dict[str, Any]:
-        """The next one; empty at the end. Cancelled in the middle of one, the next call has the whole."""
+        """The next object; an empty one at the end.
+
+        A call that is cancelled in the middle of a line loses nothing: the next call has the whole line.
+        """
         while b"\n" not in self._received:
             try:
                 chunk = await self._stream.receive_some(65536)
@@ -210,7 +215,7 @@ async def _end(process: trio.Process) -> None:
 
 @contextlib.contextmanager
 def _config_file(config: DaemonConfig) -> Iterator[int]:
-    """A file in memory that has the configuration."""
+    """A descriptor of a file in memory that holds the configuration."""
     descriptor = os.memfd_create("config")
     try:
         os.write(descriptor, config.model_dump_json().encode())

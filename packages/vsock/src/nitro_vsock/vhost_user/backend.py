@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nitro_vsock.errors import VsockError
-from nitro_vsock.guest_memory import GuestMemory
-from nitro_vsock.split_queue import QueueLayout
 from nitro_vsock.vhost_user import messages
 from nitro_vsock.vhost_user.errors import RefusedError, VhostUserError
 from nitro_vsock.vhost_user.memory_map import MemoryMap, map_region
 from nitro_vsock.vhost_user.messages import MemoryRegion, Message, ProtocolFeature, Request, VringAddress
+from nitro_vsock.virtio.guest_memory import GuestMemory
+from nitro_vsock.virtio.split_queue import QueueLayout
 
 QUEUES = 3
 """Receive, transmit and event queue. QEMU keeps the last one to itself and passes two."""

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from nitro_vsock.errors import HostError
-from nitro_vsock.split_queue import QueueLayout
 from nitro_vsock.vhost_user import messages
 from nitro_vsock.vhost_user.errors import VhostUserError
 from nitro_vsock.vhost_user.messages import (
@@ -29,6 +28,7 @@ from nitro_vsock.vhost_user.messages import (
     Request,
     memory_table,
 )
+from nitro_vsock.virtio.split_queue import QueueLayout
 
 REPLY_TIMEOUT_S = 10.0
 """A back-end answers within microseconds; one that has not by now never will."""

@@ -11,9 +11,9 @@ import mmap
 import os
 import stat
 
-from nitro_vsock.guest_memory import GuestMemory
 from nitro_vsock.vhost_user.errors import RefusedError
 from nitro_vsock.vhost_user.messages import MemoryRegion
+from nitro_vsock.virtio.guest_memory import GuestMemory
 
 ADDRESS_LIMIT = 1 << 64
 

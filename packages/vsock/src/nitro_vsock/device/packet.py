@@ -1,7 +1,6 @@
 """The vsock packet header and its numbers (virtio 1.3 §5.10.6; Linux, ``uapi/linux/virtio_vsock.h``)."""
 
 import struct
-from enum import IntEnum
 from typing import Final, NamedTuple
 
 # virtio_vsock_hdr: src_cid dst_cid src_port dst_port len type op flags buf_alloc fwd_cnt
@@ -10,23 +9,15 @@ HEADER_BYTES: Final = 44
 assert HEADER.size == HEADER_BYTES  # noqa: S101 (a fact of the format, checked at import)
 
 COUNTER_MASK: Final = 0xFFFF_FFFF
-"""``fwd_cnt`` and the like are free-running 32-bit counters."""
-
-# Device feature bits (virtio 1.3 §5.10.3).
-VSOCK_F_STREAM: Final = 0
-VSOCK_F_SEQPACKET: Final = 1
-
-EVENT_TRANSPORT_RESET: Final = 0
-EVENT_BYTES: Final = 4
-
-ANY_CID: Final = 0xFFFF_FFFF
-HOST_CID: Final = 2
-PARENT_CID: Final = 3
-"""The parent instance's address as AWS Nitro Enclaves see it."""
+"""``fwd_cnt`` and its like are free-running 32-bit counters on the wire."""
 
 
 class Op:
-    """What a packet is for; plain numbers, for it is asked of every packet, and enums are slow."""
+    """What a packet is for (virtio 1.3 §5.10.6).
+
+    They are plain numbers because every packet is compared with them, and a member of an enum takes a
+    look-up.
+    """
 
     REQUEST: Final = 1
     RESPONSE: Final = 2
@@ -37,15 +28,8 @@ class Op:
     CREDIT_REQUEST: Final = 7
 
 
-class SocketType(IntEnum):
-    """Whether a connection carries a stream of bytes or messages."""
-
-    STREAM = 1
-    SEQPACKET = 2
-
-
 class Shutdown:
-    """Flags of SHUTDOWN: what its sender will not do any more."""
+    """Flags of a SHUTDOWN packet: what its sender will not do any more (virtio 1.3 §5.10.6.5)."""
 
     RECEIVE: Final = 1
     SEND: Final = 2
@@ -53,14 +37,14 @@ class Shutdown:
 
 
 class Sequence:
-    """Flags of RW on SEQPACKET connections: the packet ends a message, a record."""
+    """Flags of RW packets with messages: the packet ends a message, or a record (virtio 1.3 §5.10.6.6.1)."""
 
     END_OF_MESSAGE: Final = 1
     END_OF_RECORD: Final = 2
 
 
 class Header(NamedTuple):
-    """A packet's header, field by field; for tests and drivers, the device uses plain tuples."""
+    """A packet's header, field by field. It is for tests and drivers; the device uses plain tuples."""
 
     src_cid: int
     dst_cid: int
@@ -79,7 +63,7 @@ class Header(NamedTuple):
 
 
 Fields = tuple[int, int, int, int, int, int, int, int, int, int]
-"""A header as `HEADER` unpacks it, in the order of `Header`."""
+"""A header as `HEADER` unpacks it, in the order of `Header`'s fields."""
 
 Address = tuple[int, int, int]
 """What identifies a connection of one guest: the guest's port, the other end's port, the other end's CID."""

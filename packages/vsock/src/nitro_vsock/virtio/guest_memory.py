@@ -1,4 +1,4 @@
-"""The guest's physical memory as the device sees it: regions of the host's memory, with holes between."""
+"""The guest's physical memory as a device sees it: regions of the host's memory, with holes between them."""
 
 import itertools
 from collections.abc import Iterable
@@ -28,13 +28,13 @@ class GuestMemory:
         self.regions: tuple[tuple[int, int, memoryview], ...] = tuple(
             sorted(placed, key=lambda region: region[0] - region[1])
         )
-        """First address, address after the last, view; the largest region first, where most buffers are."""
+        """First address, address behind the last, view. The largest comes first: most buffers are there."""
 
     def slice(self, address: int, length: int) -> memoryview:
-        """The ``length`` bytes at guest-physical ``address``, not copied.
+        """The ``length`` bytes at guest-physical ``address``, as a view and not a copy.
 
         Raises:
-            GuestMemoryError: They are not wholly inside one region.
+            GuestMemoryError: The range is not wholly inside one region.
         """
         if length >= 0:
             for start, end, view in self.regions:

@@ -1,13 +1,13 @@
-"""Join guests with the host's own vsock (AF_VSOCK), where it has one.
+"""The host's own vsock (AF_VSOCK), where the host has one.
 
-Guests' connections go to the same port of one CID of the host's, whatever CID they asked for; this is how
-QEMU's nitro-enclave is used. Listeners take connections for the guest's same port.
+A guest's connections go to the same port of one CID of the host's vsock, whatever CID the guest asked for.
+This is how QEMU's nitro-enclave machine is used. Listeners take connections for the guest's same port.
 """
 
 import socket
 
+from nitro_vsock.addresses import SocketType
 from nitro_vsock.errors import HostError
-from nitro_vsock.packet import SocketType
 
 _TYPES = {SocketType.STREAM: socket.SOCK_STREAM, SocketType.SEQPACKET: socket.SOCK_SEQPACKET}
 
@@ -17,7 +17,7 @@ def _vsock(kind: int) -> socket.socket:
 
 
 def check_available() -> None:
-    """Whether this host has AF_VSOCK.
+    """Check that this host has AF_VSOCK.
 
     Raises:
         HostError: It has not.
@@ -26,19 +26,19 @@ def check_available() -> None:
         _vsock(socket.SOCK_STREAM).close()
     except OSError as error:
         raise HostError(
-            f"this host has no AF_VSOCK ({error.strerror}): load the kernel module vsock_loopback or"
-            " vhost_vsock, or use --uds-path"
+            f"this host has no AF_VSOCK ({error.strerror})",
+            hint="load the kernel module vsock_loopback or vhost_vsock, or use --uds-path",
         ) from error
 
 
-class VsockHostSide:
-    """The host side of an engine that forwards to ``cid``."""
+class AfVsockHostSide:
+    """A `HostSide` that joins a guest's connection to port P with port P of ``cid`` on the host's vsock."""
 
     def __init__(self, cid: int) -> None:
         self._cid = cid
 
     def connect(self, port: int, socket_type: SocketType) -> socket.socket:
-        """See `HostSide.connect`."""
+        """A socket that is connecting to ``port``; see `HostSide.connect`."""
         sock = _vsock(_TYPES[socket_type])
         try:
             sock.connect((self._cid, port))
@@ -51,7 +51,7 @@ class VsockHostSide:
 
 
 def listen(port: int, *, backlog: int = 128) -> socket.socket:
-    """A listener on a port of the host's own vsock.
+    """A non-blocking listener on a port of the host's own vsock.
 
     Raises:
         HostError: There is no AF_VSOCK, or the port is taken.

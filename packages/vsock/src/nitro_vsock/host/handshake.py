@@ -1,27 +1,26 @@
-"""What a host program says first on the unix socket: ``CONNECT port``, and a newline."""
+"""What a host program says first on the guest's unix socket: ``CONNECT port``, and a newline."""
 
 import re
 import socket
 from typing import Final
 
+from nitro_vsock.addresses import PORT_MAX, SocketType
 from nitro_vsock.errors import VsockError
-from nitro_vsock.packet import SocketType
 
 LINE_BYTES_MAX: Final = 32
-PORT_MAX: Final = 0xFFFF_FFFE
-"""The next one means any port (vsock(7), VMADDR_PORT_ANY)."""
+"""Longer than any line with a port in it, and what Firecracker allows."""
 LINE: Final = re.compile(rb"\s*connect\s+(\d{1,10})\s*", re.IGNORECASE)
 
 
 class HandshakeError(VsockError):
-    """The host program closed, or did not say ``CONNECT port``."""
+    """The host program closed its socket, or said something else than ``CONNECT port``."""
 
 
 def parse_line(line: bytes) -> int:
     """The port that a ``CONNECT`` line asks for.
 
     Raises:
-        HandshakeError: It is something else.
+        HandshakeError: The line is something else.
     """
     match = LINE.fullmatch(line)
     if match is None or int(match[1]) > PORT_MAX:
@@ -30,29 +29,31 @@ def parse_line(line: bytes) -> int:
 
 
 class Handshake:
-    """A host program that has connected and not said yet where to.
+    """A host program that has connected and has not said yet where to.
 
     Args:
         sock: Its non-blocking socket.
-        socket_type: On SEQPACKET the line is one message.
-        deadline: When to give up, by the engine's clock.
+        socket_type: On SEQPACKET sockets the line is one message.
     """
 
-    def __init__(self, sock: socket.socket, socket_type: SocketType, deadline: float) -> None:
-        self.socket, self.socket_type, self.deadline = sock, socket_type, deadline
+    def __init__(self, sock: socket.socket, socket_type: SocketType) -> None:
+        self.socket = sock
+        self.socket_type = socket_type
+        self.deadline: float | None = None
+        """When to give up, in seconds of the engine's clock; `None` while nobody counts."""
         self.registered = False
-        """Whether the engine waits for more."""
+        """Whether the engine's epoll waits for more of the line."""
         self.unread = 0
-        """Bytes at the end of the line that `read` left for `take_line`."""
+        """Bytes at the end of the line that `read` left in the socket for `take_line`."""
         self._line = b""
 
     def read(self) -> int | None:
-        """The port asked for, once the line is complete.
+        """The port asked for, once the line is complete; `None` before.
 
-        The end of the line and what follows stay in the socket: see `take_line`.
+        The end of the line and what follows it stay in the socket, as `take_line` explains.
 
         Raises:
-            HandshakeError: That will never be.
+            HandshakeError: The line will never be right.
         """
         try:
             while True:
@@ -74,12 +75,13 @@ class Handshake:
 
 
 def take_line(sock: socket.socket, unread: int) -> None:
-    """Take the end of the line out of the socket.
+    """Take the end of the line, ``unread`` bytes, out of the socket.
 
-    That wakes the host program, which waits for the answer, so it is done just before that is given,
-    or before the socket is closed: for what is unread, the host program would get ECONNRESET.
+    Reading wakes the host program, which waits for the answer to its line. So this is done just before the
+    answer is given. It is also done before the socket is closed, because the host program would get
+    ECONNRESET for what nobody has read.
     """
-    try:  # noqa: SIM105 (for every connection: `suppress` takes longer than the call)
+    try:  # noqa: SIM105 (once for every connection, and `suppress` takes longer than the call)
         sock.recv(unread)
     except OSError:
         pass

@@ -1,32 +1,33 @@
 """The device's side of a split virtqueue (virtio 1.3 §2.7), legacy and modern alike.
 
-The driver offers descriptor chains in the available ring; the device takes them with `pop`, fills or reads
+The driver offers descriptor chains in the available ring. The device takes them with `pop`, fills or reads
 their buffers, and hands them back with `push` and `publish`. All three areas lie in guest memory, which the
-guest may rewrite at any time. So every number is read from there once, checked, and only the checked copy
-is used; a chain comes out as views of ranges that are inside guest memory whatever the guest does next.
+guest may rewrite at any time. So every number is read from there once and checked, and only the checked copy
+is used. A chain comes out as views of ranges that are inside guest memory whatever the guest does next.
 
-A chain that breaks the rules costs the guest that chain (`ChainError`: it went back with length 0). A ring
-that cannot be trusted costs it the queue (`QueueError`, for ever): there is no telling which chains are the
-driver's.
+A chain that breaks the rules costs the guest that chain: it goes back with length 0, and `ChainError` tells
+the device. A ring that cannot be trusted costs the guest the queue: `QueueError` is raised then and on every
+later use, because nobody can tell which chains the driver means.
 
 The legacy interface differs only in where the driver puts the areas, which is the transport's business.
 """
 
-import platform
 import struct
 import sys
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from nitro_vsock.errors import ChainError, GuestMemoryError, QueueError, UsageError
-from nitro_vsock.guest_memory import GuestMemory
+from nitro_vsock.virtio.barrier import STRONGLY_ORDERED, Barrier
+from nitro_vsock.virtio.features import F_EVENT_IDX, F_INDIRECT_DESC
+from nitro_vsock.virtio.guest_memory import GuestMemory
 
 # virtq_desc (virtio 1.3 §2.7.5): addr len flags next
 DESCRIPTOR: Final = struct.Struct("<QIHH")
 Descriptor = tuple[int, int, int, int]
-"""What `DESCRIPTOR` unpacks; named as a type, for compiled code is fast only where it knows them."""
+"""What `DESCRIPTOR` unpacks. The name is a type, because compiled code is fast only where it knows the
+types."""
 assert DESCRIPTOR.size == 16  # noqa: S101 (a fact of the format, checked at import)
 DESCRIPTOR_F_NEXT: Final = 1
 DESCRIPTOR_F_WRITE: Final = 2
@@ -45,12 +46,10 @@ QUEUE_SIZE_MAX: Final = 32768
 """What virtio allows (virtio 1.3 §2.7); a transport may offer less."""
 
 INDEX_MAX: Final = 0xFFFF
+"""The indices of both rings are free-running 16-bit counters (virtio 1.3 §2.7.6, §2.7.8)."""
 
 CHAIN_BYTES_MAX: Final = 1 << 32
 """A longer chain is against the rules (virtio 1.3 §2.7.5), and its length would not fit a used element."""
-
-STRONGLY_ORDERED: Final = platform.machine() in {"x86_64", "AMD64", "i386", "i686"}
-"""Whether only a load after a store may pass it, as on x86, so that most barriers are free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +108,14 @@ class SplitQueue:
     Args:
         memory: Where the rings and the buffers are.
         layout: Size and place of the rings.
-        event_idx: VIRTIO_F_EVENT_IDX was negotiated: both sides say with an index when they want to be told.
-        indirect: VIRTIO_F_INDIRECT_DESC was negotiated.
+        event_idx: Whether `F_EVENT_IDX` was negotiated.
+        indirect: Whether `F_INDIRECT_DESC` was negotiated.
         next_available: Index of the first entry of the available ring to take (SET_VRING_BASE of vhost). The
-            used index goes on from where the ring in memory says it is.
+            used index goes on from where the ring in guest memory says it is.
         name: What error messages call this queue.
 
     Raises:
-        QueueError: The size is no power of two, or an area is misaligned or outside of guest memory.
+        QueueError: The size is not a power of two, or an area is misaligned or outside of guest memory.
     """
 
     def __init__(
@@ -137,7 +136,7 @@ class SplitQueue:
         self.name = name
         self.size = size
         self.broken: str | None = None
-        """Why this queue is of no use any more."""
+        """Why this queue cannot be used any more; `None` while it can."""
         self._memory = memory
         self._event_idx = event_idx
         self._indirect = indirect
@@ -150,7 +149,8 @@ class SplitQueue:
         available = self._area("available ring", layout.available_ring, available_bytes + event_bytes, 2)
         used = self._area("used ring", layout.used_ring, used_bytes + event_bytes, 4)
 
-        # Casts to words: one load or store each, never torn.
+        # Casts to words, because an access to an element of such a view is one load or store of its size, so
+        # the driver never sees half an index.
         available_words, used_words = available.cast("H"), used.cast("H")
         self._available_flags, self._available_index = available_words[:1], available_words[1:2]
         self._heads = available_words[2 : 2 + size]
@@ -161,8 +161,7 @@ class SplitQueue:
 
         self._next_available = next_available & 0xFFFF
         self._used = self._published = self._used_index[0]
-        barrier = threading.Lock()
-        self._acquire, self._release = barrier.acquire, barrier.release
+        self._barrier = Barrier()
 
     def _area(self, what: str, address: int, length: int, alignment: int) -> memoryview:
         if address % alignment:
@@ -177,11 +176,44 @@ class SplitQueue:
         """Index of the entry of the available ring that `pop` takes next (GET_VRING_BASE of vhost)."""
         return self._next_available
 
+    @classmethod
+    def negotiated(
+        cls,
+        memory: GuestMemory,
+        layout: QueueLayout | None,
+        features: int,
+        *,
+        next_available: int = 0,
+        name: str = "queue",
+    ) -> Self:
+        """The queue that a driver has set up, working as driver and device have agreed.
+
+        Args:
+            memory: Where the rings and the buffers are.
+            layout: Size and place of the rings; `None` if the driver did not say.
+            features: The feature bits that were negotiated, as masks (see `nitro_vsock.virtio.features`).
+            next_available: Index of the first entry of the available ring to take.
+            name: What error messages call this queue.
+
+        Raises:
+            QueueError: The driver did not set it up, or it cannot be used.
+        """
+        if layout is None:
+            raise QueueError("the driver did not set it up", queue=name)
+        return cls(
+            memory,
+            layout,
+            event_idx=features & F_EVENT_IDX != 0,
+            indirect=features & F_INDIRECT_DESC != 0,
+            next_available=next_available,
+            name=name,
+        )
+
     def state(self) -> SplitQueueState:
         """How far this queue was served; `restore` goes on from there.
 
-        Chains that were popped and not pushed count as taken: `unpop` them first, or their descriptors are
-        lost to the driver.
+        Chains that were popped and not pushed count as taken. `unpop` them first, or the driver never gets
+        their descriptors back.
         """
         return SplitQueueState(self._next_available, self._used, self._published, self.broken)
 
@@ -193,11 +225,11 @@ class SplitQueue:
         self.broken = state.broken
 
     def pop(self) -> Chain | None:
-        """The next chain that the driver made available; None when there is none.
+        """The next chain that the driver made available; `None` when there is none.
 
         Raises:
             ChainError: The chain is bad. It was pushed with length 0 and counts as taken.
-            QueueError: The ring is broken, and stays so.
+            QueueError: The ring is broken, now and for ever.
         """
         chains = self.pop_many(1)
         return chains[0] if chains else None
@@ -205,9 +237,12 @@ class SplitQueue:
     def pop_many(self, limit: int) -> list[Chain]:
         """Up to ``limit`` chains, fewer when there are no more or a bad one follows.
 
+        This is the hottest loop of the package. It takes the two forms of chain that Linux makes for nearly
+        every packet without calling `_walk`, which would be half of the time.
+
         Raises:
-            ChainError: The first chain is bad; see `pop`.
-            QueueError: The ring is broken, and stays so.
+            ChainError: The first chain is bad. It was pushed with length 0 and counts as taken.
+            QueueError: The ring is broken, now and for ever.
         """
         if self.broken is not None:
             raise QueueError(self.broken, queue=self.name)
@@ -219,7 +254,7 @@ class SplitQueue:
         if waiting > size:
             raise self._break(f"the driver says {waiting} chains are available, the queue holds {size}")
         if not STRONGLY_ORDERED:
-            self._fence()
+            self._barrier.full()  # what follows must not be read before the index that announced it
         heads, mask, table = self._heads, size - 1, self._descriptors
         unpack, regions = DESCRIPTOR.unpack_from, self._memory.regions
         (first_start, first_end, first_view), more = regions[0], DESCRIPTOR_F_NEXT | DESCRIPTOR_F_INDIRECT
@@ -228,12 +263,12 @@ class SplitQueue:
             head = heads[position & mask]
             if head >= size:
                 if chains:
-                    break  # found again by the next call
+                    break  # the good ones first; the next call meets this one at the front
                 raise self._break(f"the driver made descriptor {head} of {size} available")
             descriptor: Descriptor = unpack(table, head << 4)
             address, length, flags, following = descriptor
             if length and not flags & more:
-                # One descriptor: what most receive buffers of Linux are, so worth not calling `_walk`.
+                # One descriptor: what most receive buffers of Linux are.
                 for start, end, view in regions:
                     if start <= address and address + length <= end:
                         segments = [view[address - start : address - start + length]]
@@ -248,7 +283,8 @@ class SplitQueue:
                     self._refuse(head, str(GuestMemoryError(address, length)))
                 continue
             if flags == DESCRIPTOR_F_NEXT and following < size:
-                # Two to read, header and data: what most packets of Linux are.
+                # Two to read, header and data: what most packets of Linux are. Only the largest region is
+                # tried here, because `_walk` finds the others and says what is wrong.
                 second: Descriptor = unpack(table, following << 4)
                 address2, length2, flags2, _ = second
                 if (
@@ -278,7 +314,12 @@ class SplitQueue:
         return chains
 
     def _walk(self, head: int, address: int, length: int, flags: int, following: int) -> Chain:
-        """Follow a chain of which the first descriptor was read already."""
+        """Follow a chain whose first descriptor was read already.
+
+        Raises:
+            ChainError: The chain breaks a rule of virtio 1.3 §2.7.5.
+            GuestMemoryError: A buffer, or the indirect table, is outside of guest memory.
+        """
         table, entries, indirect = self._descriptors, self.size, False
         unpack, regions = DESCRIPTOR.unpack_from, self._memory.regions
         readable: list[memoryview] = []
@@ -298,6 +339,8 @@ class SplitQueue:
                 table, indirect = self._memory.slice(address, length), True
                 address, length, flags, following = unpack(table, 0)
                 continue
+            # A chain is bounded by the queue's size, so that one with a loop comes to an end (virtio 1.3
+            # §2.7.5).
             count += 1
             total += length
             if count > self.size:
@@ -328,7 +371,7 @@ class SplitQueue:
         return ChainError(why, queue=self.name, head=head)
 
     def _refuse(self, head: int, why: str, *, cause: Exception | None = None) -> None:
-        """Return the bad chain at the front of the ring unused, and say so."""
+        """Return the bad chain at the front of the ring unused, and raise a `ChainError` that says so."""
         self._next_available = (self._next_available + 1) & 0xFFFF
         self.push(head, 0)
         if isinstance(cause, ChainError):
@@ -336,20 +379,20 @@ class SplitQueue:
         raise self._error(head, why)
 
     def _break(self, why: str) -> QueueError:
-        self.broken = why  # and not the exception: its traceback would keep guest memory mapped
+        self.broken = why  # only the text, because an exception's traceback would keep guest memory mapped
         return QueueError(why, queue=self.name)
 
     def unpop(self, count: int) -> None:
-        """Make the last ``count`` chains that were popped, and not pushed, available to `pop` again."""
+        """Have `pop` return the last ``count`` chains once more. None of them may have been pushed."""
         self._next_available = (self._next_available - count) & 0xFFFF
 
     def push(self, head: int, written: int) -> None:
-        """Return the chain at ``head``, of which ``written`` bytes were written; not yet visible."""
+        """Return the chain at ``head`` with ``written`` bytes in it. The driver sees it after `publish`."""
         self._used_elements[self._used & (self.size - 1)] = head | written << 32
         self._used = (self._used + 1) & 0xFFFF
 
     def push_unwritten(self, chains: Iterable[Chain]) -> None:
-        """Return chains in which nothing was written; not yet visible."""
+        """Return chains in which nothing was written. The driver sees them after `publish`."""
         elements, mask, used = self._used_elements, self.size - 1, self._used
         for chain in chains:
             elements[used & mask] = chain.head
@@ -362,10 +405,12 @@ class SplitQueue:
         if old == new:
             return False
         if not STRONGLY_ORDERED:
-            self._fence()
+            self._barrier.full()  # the elements must be there before the index that announces them
         self._used_index[0] = new
         self._published = new
-        self._fence()
+        # The driver stores its wish and then looks at our index; we store the index and then look at its
+        # wish. Without a barrier both could miss the other's store, and the driver would wait for ever.
+        self._barrier.full()
         if self._event_idx:
             return (new - self._used_event[0] - 1) & 0xFFFF < (new - old) & 0xFFFF
         return not self._available_flags[0] & AVAILABLE_F_NO_INTERRUPT
@@ -373,29 +418,18 @@ class SplitQueue:
     def enable_notifications(self) -> bool:
         """Ask the driver for a kick when it makes a chain available (virtio 1.3 §2.7.10).
 
-        True if chains are available now: they may have come before the driver saw the wish, so no kick
-        will come for them.
+        Returns:
+            True if chains are available now. They may have come before the driver saw the wish, and then no
+            kick comes for them, so take them before you sleep.
         """
         if self._event_idx:
             self._available_event[0] = self._next_available
         else:
             self._used_flags[0] = 0
-        self._fence()
+        self._barrier.full()
         return self._available_index[0] != self._next_available
 
     def disable_notifications(self) -> None:
-        """Ask the driver for no kicks. A hint: some may come all the same."""
+        """Ask the driver for no kicks. This is only a hint, and some may come all the same."""
         if not self._event_idx:
             self._used_flags[0] = USED_F_NO_NOTIFY
-
-    def _fence(self) -> None:
-        """A full memory barrier: the one thing of the kind that Python has is what a lock does.
-
-        Once around a lock orders everything on x86; elsewhere the second acquisition, which may not pass the
-        first release, closes the gap that the one-way barriers of a lock leave.
-        """
-        self._acquire()
-        self._release()
-        if not STRONGLY_ORDERED:
-            self._acquire()
-            self._release()

@@ -1,8 +1,8 @@
-"""A connection joined with a socket of the host: how its bytes get to the socket, and what is held meanwhile.
+"""A connection joined with a socket of the host: how bytes get to the socket, and what is held meanwhile.
 
-Bytes from the guest go from guest memory to the socket in one call per batch. What a slow host program does
-not take at once is copied, so that the guest gets its descriptors back; its credit says how much that can
-be.
+Bytes of the guest go from guest memory to the socket in one system call per batch. What a slow host program
+does not take at once is copied into our memory, so that the guest gets its descriptors back. The guest's
+credit bounds how much that can be.
 """
 
 import os
@@ -11,25 +11,29 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from nitro_vsock.connection import Connection, State
-from nitro_vsock.packet import Address, Shutdown, SocketType
-from nitro_vsock.receive_ring import NOTHING
+from nitro_vsock.addresses import SocketType
+from nitro_vsock.device.connection import Connection, State
+from nitro_vsock.device.packet import Address, Shutdown
+from nitro_vsock.device.receive_ring import NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 LENGTH_BYTES: Final = 32
-"""What the length of a message costs that is held."""
+"""What it costs to hold the length of one message."""
 WIDTH_MIN: Final = 2
 WIDTH_MAX: Final = 64
-"""Receive buffers of the guest filled by one system call."""
+"""How many receive buffers of the guest one system call fills, at least and at most."""
 SEND_BUFFER_BYTES: Final = 256 << 10
-"""What a unix socket's own buffer may hold: the default window, so a host program in its stride costs us no
-copy, and no message is too long. Streams get it the first time that the usual is too little."""
+"""What a unix socket's own buffer may hold.
+
+It is the default window, so that a host program that keeps up costs us no copy, and that no message is too
+long for the socket. Streams get it the first time that the usual size is too small.
+"""
 
 
-class Link(Connection):
+class SocketConnection(Connection):
     """A connection and the non-blocking socket that it is joined with."""
 
     __slots__ = (
@@ -66,47 +70,53 @@ class Link(Connection):
         self.stream = socket_type is SocketType.STREAM
         self.socket: socket.socket | None = None
         self.fd = -1
-        """The socket's descriptor; -1 without one."""
+        """The socket's descriptor; -1 without a socket."""
         self.unix = True
-        """It is a unix socket."""
+        """Whether it is a unix socket."""
         self.greeting = b""
         """What the host program is told when the guest accepts."""
         self.unread_line = 0
-        """Bytes that are in the socket and not for the guest, see `take_line`."""
+        """Bytes at the front of the socket that are not for the guest, see `take_line`."""
         self.on_result: Callable[[bool], None] | None = None
+        """Whom to tell whether the guest accepted, once."""
         self.deadline: float | None = None
+        """See `nitro_vsock.device.timers`."""
+
         # From the guest to the host
         self.segments: list[memoryview] = []
-        """Guest memory to be sent at the end of this batch; streams only."""
+        """Guest memory that goes to the socket at the end of this batch; streams only."""
         self.message = bytearray()
-        """A message of which the end is missing."""
+        """The beginning of a message whose end the guest has not sent yet."""
         self.backlog = bytearray()
-        """What the host has not taken."""
+        """Bytes that the host program has not taken."""
         self.lengths: deque[int] | None = None
-        """Of the messages in it, once there were any."""
+        """The lengths of the messages in the backlog; `None` until there was one."""
         self.write_closed = False
-        """The host's socket takes no more."""
+        """The host program's end of the socket takes no more."""
         self.widened = False
-        """The socket's buffer is larger than usual."""
+        """The socket's buffer was made larger than usual."""
         self.lingering = False
-        """The connection is over; the backlog is still to be delivered."""
+        """The connection is over for the guest, and the backlog is still to be delivered."""
+
         # From the host to the guest
         self.readable = False
+        """The socket may have something to read, or its end."""
         self.ending = False
-        """The host program sends no more; there may be data to read yet."""
+        """The host program sends no more. There may be data to read before its end."""
         self.hangup = False
-        """The host program has closed; there may be data to read yet."""
+        """The host program has closed its socket. There may be data to read before its end."""
         self.queued = False
-        """In the queue of links that have something for the guest."""
+        """In the queue of the connections that have something for the guest."""
         self.stalled = False
-        """Has data, and waits for credit."""
+        """The host program has sent data, and the guest has given no credit to pass it on."""
         self.outgoing = NOTHING
-        """The rest of a message from the host."""
+        """The rest of a message of the host."""
         self.width = WIDTH_MIN
-        """Receive buffers to fill with the next read: more after every one that filled all."""
+        """How many receive buffers the next read fills. It doubles after each read that filled all of
+        them."""
 
     def may_read(self) -> bool:
-        """Whether the host may have something that the guest would take."""
+        """Whether the host may have something that the guest would take now."""
         return (
             self.readable
             and not self.stalled
@@ -116,7 +126,7 @@ class Link(Connection):
 
     @property
     def held_bytes(self) -> int:
-        """What is held costs so much memory."""
+        """How much memory it takes to hold what the host program has not taken."""
         if self.stream:
             return len(self.backlog)
         lengths = LENGTH_BYTES * len(self.lengths) if self.lengths else 0
@@ -124,25 +134,27 @@ class Link(Connection):
 
     @property
     def holding(self) -> bool:
-        """Whether there is something that the host has not taken."""
+        """Whether there is something that the host program has not taken."""
         return bool(self.backlog or self.lengths)
 
     def drop_backlog(self) -> None:
-        """Nobody will take what is held."""
+        """Forget what is held, because nobody will take it."""
         self.backlog.clear()
         self.lengths = None
         self.message.clear()
 
-    def deliver(self) -> None:
-        """Pass this batch's segments on, after what is held; what the socket does not take is held.
+    def send_segments(self) -> None:
+        """Send this batch's segments after what is held already, and hold what the socket does not take.
 
         Raises:
             OSError: The socket takes no more, ever. Segments and backlog are gone.
         """
         segments, self.segments = self.segments, []
         if self.write_closed or self.socket is None:
-            self.forwarded(0)
+            self.forwarded(0)  # nobody reads it; the guest gets its credit back and may go on
             return
+        # A backlog must go first, and the socket had no room for it, so it has none for these segments
+        # either.
         while segments and not self.backlog:
             batch, segments = segments[:IOV_MAX], segments[IOV_MAX:]
             try:
@@ -169,17 +181,17 @@ class Link(Connection):
         self.forwarded(len(self.backlog))
 
     def widen(self) -> None:
-        """Let the socket hold more; that there is room now is an event like any other."""
+        """Let the socket hold more. Epoll reports the new room as it reports any other."""
         self.widened = True
         if self.socket is not None and self.unix:
             with suppress(OSError):
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
-    def deliver_message(self) -> None:
-        """The message is complete: pass it on, after what is held.
+    def send_message(self) -> None:
+        """Send the message, which is complete, after what is held already.
 
         Raises:
-            OSError: The socket takes no more, or not a message of this length.
+            OSError: The socket takes no more, or takes no message of this length.
         """
         waiting = self.holding
         self.backlog += self.message
@@ -190,8 +202,8 @@ class Link(Connection):
         if not waiting:
             self._send_held()
 
-    def flush(self) -> None:
-        """Pass on what is held, as far as the socket takes it.
+    def send_held(self) -> None:
+        """Send what is held, as far as the socket takes it.
 
         Raises:
             OSError: The socket takes no more, ever. The backlog is gone.
@@ -204,6 +216,7 @@ class Link(Connection):
             return
         try:
             while self.holding:
+                # A stream's backlog goes out as one piece, messages go out one by one.
                 length = self.lengths[0] if self.lengths else len(self.backlog)
                 with memoryview(self.backlog) as held, held[:length] as first:
                     sent = self.socket.send(first, socket.MSG_NOSIGNAL)
@@ -217,10 +230,11 @@ class Link(Connection):
             raise
 
     def note_forwarded(self, *, drained: bool = False) -> None:
-        """Schedule what credit the guest gets back.
+        """Give the guest the credit back that the host program has made free.
 
-        Of messages it gets it back when none is held, for then all that arrived is with the host or the
-        beginning of one message; so what is held is bounded by the window and one message.
+        For messages the guest gets it back when none is held, because then everything that has arrived is
+        with the host or belongs to one unfinished message. So what is held is bounded by the window and one
+        message.
         """
         if self.stream:
             self.forwarded(len(self.backlog), drained=drained)

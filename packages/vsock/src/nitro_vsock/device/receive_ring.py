@@ -1,21 +1,22 @@
-"""The guest's receive buffers: where a packet's header goes, and what room they have for data."""
+"""The guest's receive buffers: where a packet's header goes, and how much data they hold."""
 
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from typing import Final
 
+from nitro_vsock.device.packet import HEADER_BYTES
 from nitro_vsock.errors import ChainError
-from nitro_vsock.packet import HEADER_BYTES
-from nitro_vsock.split_queue import Chain, SplitQueue
+from nitro_vsock.virtio.split_queue import Chain, SplitQueue
 
 NOTHING: Final = memoryview(b"")
 TAKEN_AT_ONCE: Final = 16
-"""Receive buffers, if there are so many: less work for each than one at a time."""
+"""How many buffers are taken from the ring at once, if there are so many: it costs less than one at a
+time."""
 
 
 def trim(views: list[memoryview], length: int) -> list[memoryview]:
-    """The first ``length`` bytes of these."""
+    """The first ``length`` bytes of these views, as views."""
     trimmed = []
     for view in views:
         if not length:
@@ -34,14 +35,14 @@ class ReceiveBuffer:
         self.head = chain.head
         self.segments = chain.writable
         self.first = self.segments[0] if self.segments else NOTHING
-        """The segment that holds the whole header, in all chains that real drivers make."""
+        """The first segment. In all chains that real drivers make, it holds the whole header."""
         room = -HEADER_BYTES
         for segment in self.segments:
             room += len(segment)
         self.capacity = max(0, room)
 
     def add_data(self, views: list[memoryview]) -> None:
-        """Append the segments, or parts of them, that come after the header."""
+        """Append to ``views`` the segments, or parts of segments, that come after the header."""
         skip = HEADER_BYTES
         for segment in self.segments:
             if len(segment) > skip:
@@ -51,7 +52,7 @@ class ReceiveBuffer:
                 skip -= len(segment)
 
     def write_header(self, header: bytes) -> None:
-        """Put the header into the first 44 bytes, wherever they are."""
+        """Put the header into the first 44 bytes of the buffer, in however many segments they are."""
         if len(self.first) >= HEADER_BYTES:
             self.first[:HEADER_BYTES] = header
             return
@@ -66,7 +67,7 @@ class ReceiveRing:
 
     Args:
         queue: The guest's receive queue.
-        on_bad_chain: Told of every chain that cannot be used.
+        on_bad_chain: Called for every chain that breaks the rules or is of no use here.
     """
 
     def __init__(self, queue: SplitQueue, on_bad_chain: Callable[[], None]) -> None:
@@ -90,7 +91,11 @@ class ReceiveRing:
         return list(islice(self._held, count))
 
     def _take(self, count: int) -> None:
-        """Hold ``count`` buffers or some more, if there are so many."""
+        """Hold ``count`` buffers or some more, if the guest has offered so many.
+
+        Raises:
+            QueueError: The ring is broken.
+        """
         held, queue = self._held, self.queue
         while len(held) < count:
             try:
@@ -102,6 +107,8 @@ class ReceiveRing:
                 break
             for chain in chains:
                 buffer = ReceiveBuffer(chain)
+                # A buffer without room for data would do for control packets only, and those may not be
+                # sorted from data any more when they come to it.
                 if buffer.capacity and not chain.readable:
                     held.append(buffer)
                 else:
@@ -109,7 +116,7 @@ class ReceiveRing:
                     self._on_bad_chain()
 
     def consume(self, lengths: list[int]) -> None:
-        """Return the first buffers, with this many bytes after the header in each."""
+        """Return the first buffers to the guest, which hold so many bytes after the header, each."""
         held, queue = self._held, self.queue
         for length in lengths:
             queue.push(held.popleft().head, HEADER_BYTES + length)
@@ -121,7 +128,7 @@ class ReceiveRing:
         return bool(self._held)
 
     def put(self, header: bytes, data: memoryview = NOTHING) -> bool:
-        """Send one packet, ``data`` fitting the buffer; false if there is no buffer."""
+        """Send one packet, whose ``data`` fits the buffer; false if there is no buffer."""
         if not self.ready():
             return False
         buffer = self._held.popleft()
@@ -138,6 +145,6 @@ class ReceiveRing:
         return True
 
     def release(self) -> None:
-        """Give the unused buffers back to the queue, as if they had not been taken."""
+        """Give the unused buffers back to the queue, as if they had never been taken."""
         self.queue.unpop(len(self._held))
         self._held.clear()

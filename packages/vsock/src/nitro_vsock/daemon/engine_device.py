@@ -1,21 +1,23 @@
-"""An engine as a vhost-user device."""
+"""An engine as the device behind a vhost-user session."""
 
 from collections.abc import Sequence
 
-from nitro_vsock.engine import Vring, VsockEngine
-from nitro_vsock.guest_memory import GuestMemory
-from nitro_vsock.split_queue import SplitQueue
+from nitro_vsock.device.engine import VsockEngine
+from nitro_vsock.device.rings import Vring
 from nitro_vsock.vhost_user.backend import Ring
-
-F_INDIRECT_DESC = 1 << 28
-F_EVENT_IDX = 1 << 29
-F_VERSION_1 = 1 << 32
+from nitro_vsock.virtio.features import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1
+from nitro_vsock.virtio.guest_memory import GuestMemory
+from nitro_vsock.virtio.split_queue import SplitQueue
 
 QUEUE_NAMES = ("receive queue", "transmit queue", "event queue")
 
 
 class EngineDevice:
-    """What a vhost-user session starts and stops."""
+    """What a vhost-user session starts and stops: a `nitro_vsock.vhost_user.backend.Device`.
+
+    Args:
+        engine: What serves the rings. It outlives the session.
+    """
 
     def __init__(self, engine: VsockEngine) -> None:
         self.features = engine.features | F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1
@@ -23,19 +25,18 @@ class EngineDevice:
         self._queues: list[SplitQueue | None] = []
 
     def read_config(self) -> bytes:
-        """The guest's CID."""
+        """The configuration space: the guest's CID."""
         return self._engine.config_space
 
     def start(self, memory: GuestMemory, rings: Sequence[Ring | None], features: int) -> None:
-        """Serve the rings; raises `QueueError` when they lie outside of memory."""
+        """Serve the rings.
+
+        Raises:
+            QueueError: One of them lies outside of memory.
+        """
         self._queues = [
-            SplitQueue(
-                memory,
-                ring.layout,
-                event_idx=bool(features & F_EVENT_IDX),
-                indirect=bool(features & F_INDIRECT_DESC),
-                next_available=ring.next_available,
-                name=name,
+            SplitQueue.negotiated(
+                memory, ring.layout, features, next_available=ring.next_available, name=name
             )
             if ring
             else None

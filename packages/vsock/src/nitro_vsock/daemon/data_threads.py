@@ -1,6 +1,7 @@
 """The data path's threads: one for each guest, asleep in its engine until there is something to move.
 
-trio would do, but waking a task costs as much as a small packet does; a thread that sleeps in epoll does not.
+trio could do the same, but waking a task costs as much as a small packet does, and a thread that sleeps in
+epoll costs less.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ from functools import partial
 
 import trio
 
-from nitro_vsock.engine import VsockEngine
+from nitro_vsock.device.engine import VsockEngine
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""Where a guest's connections to the host go, and who on the host may connect to the guest."""
+"""Unix sockets: where a guest's connections go, and which users may connect to one that listens."""
 
 import errno
 import os
@@ -8,13 +8,11 @@ import struct
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final
 
+from nitro_vsock.addresses import SocketType
 from nitro_vsock.errors import HostError
-from nitro_vsock.packet import SocketType
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
+from nitro_vsock.host.sides import ConnectedUnixSocket
 
 UNIX_PATH_BYTES_MAX: Final = 107
 """``sun_path`` of ``sockaddr_un`` is 108 bytes with the terminating zero (unix(7))."""
@@ -31,26 +29,11 @@ UNIX_TYPES: Final = {
 }
 
 
-class HostSide(Protocol):
-    """What a guest's connections to the host are joined with."""
-
-    def connect(self, port: int, socket_type: SocketType) -> "socket.socket | Future[socket.socket]":
-        """A non-blocking socket, connected or connecting; or a future of one, completed from any thread.
-
-        Called from `VsockEngine.turn`, so it must not block. The engine owns and closes the socket.
-
-        Raises:
-            FileNotFoundError: Nobody cares for this port; a service may have it, else the guest is refused.
-            OSError: The guest is refused.
-        """
-        ...
-
-
 class UnixHostSide:
-    """A guest's connection to port P goes to the unix socket ``PREFIX_P``.
+    """A `HostSide` that joins a guest's connection to port P with the unix socket ``PREFIX_P``.
 
-    The guest chooses stream or messages, and the listener at ``PREFIX_P`` has to be of the same type
-    (SOCK_STREAM, SOCK_SEQPACKET); if it is not, the guest is refused.
+    The guest chooses whether it wants a stream or messages. The listener at ``PREFIX_P`` has to be of the
+    same type (SOCK_STREAM or SOCK_SEQPACKET); if it is not, the guest is refused.
 
     Args:
         prefix: The path before ``_P``.
@@ -63,9 +46,12 @@ class UnixHostSide:
         self._prefix = os.fspath(prefix)
         _check_length(self._prefix, PORT_SUFFIX_BYTES_MAX)
 
-    def connect(self, port: int, socket_type: SocketType) -> socket.socket:
-        """See `HostSide.connect`. A full backlog refuses the guest, for waiting would stop all others."""
-        sock = socket.socket(socket.AF_UNIX, UNIX_TYPES[socket_type] | socket.SOCK_NONBLOCK)
+    def connect(self, port: int, socket_type: SocketType) -> ConnectedUnixSocket:
+        """A socket that is connected to ``PREFIX_port``; see `HostSide.connect`.
+
+        A full backlog refuses the guest, because waiting would stop all other connections.
+        """
+        sock = ConnectedUnixSocket(socket.AF_UNIX, UNIX_TYPES[socket_type] | socket.SOCK_NONBLOCK)
         try:
             sock.connect(f"{self._prefix}_{port}")
         except OSError:
@@ -75,13 +61,13 @@ class UnixHostSide:
 
 
 class UnixListener:
-    """A listening unix socket whose file goes away with it.
+    """A listening unix socket whose file is removed when it is closed.
 
     Args:
-        path: Where. The file of a listener that is gone is replaced, one that is alive is not.
+        path: Where to listen. The file of a listener that is gone is replaced, that of a live one is not.
         socket_type: Streams or messages.
-        users: Who may connect, see `allowed_users`: the file lets nobody else in where it can tell, and who
-            accepts asks `may_connect`.
+        users: Users whose programs may connect, see `allowed_users`. The file's mode keeps the others out if
+            we are the only one; whoever accepts has to ask `may_connect` in any case.
 
     Raises:
         HostError: The path is too long, in use, not a socket, or cannot be created.
@@ -109,7 +95,7 @@ class UnixListener:
             raise HostError(f"cannot listen on {path}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Stop listening and remove the file, unless somebody else's is there now."""
+        """Stop listening, and remove the file unless another program's is there now."""
         self.socket.close()
         with suppress(OSError):
             if _inode(self.path) == self._inode:
@@ -123,12 +109,12 @@ def peer_uid(sock: socket.socket) -> int:
 
 
 def allowed_users(more: Iterable[int]) -> frozenset[int]:
-    """Whose programs may connect: root's, those of the user we run as now, and ``more``."""
+    """The users whose programs may connect: root, the one that we run as now, and ``more``."""
     return frozenset({0, os.geteuid(), *more})
 
 
 def may_connect(sock: socket.socket, users: frozenset[int]) -> bool:
-    """Whether the program at the other end is one of theirs."""
+    """Whether the program at the other end of ``sock`` belongs to one of ``users``."""
     return peer_uid(sock) in users
 
 
@@ -137,13 +123,17 @@ def _check_length(path: str, suffix_bytes: int) -> None:
     if length > UNIX_PATH_BYTES_MAX:
         with_port = " with a port appended" if suffix_bytes else ""
         raise HostError(
-            f"socket path {path}{with_port} has {length} bytes, unix sockets allow {UNIX_PATH_BYTES_MAX}: "
-            "choose a shorter one"
+            f"socket path {path}{with_port} has {length} bytes, unix sockets allow {UNIX_PATH_BYTES_MAX}",
+            hint="choose a shorter one",
         )
 
 
 def _open_to_all(path: Path) -> None:
-    """Let everybody connect to a socket, and never to what somebody puts in its place meanwhile."""
+    """Let everybody connect to the socket at ``path``.
+
+    The mode is changed through a descriptor, because another program could replace the file between our look
+    at it and the change.
+    """
     descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
@@ -159,17 +149,17 @@ def _inode(path: Path) -> tuple[int, int]:
 
 
 def remove_stale(path: Path, unix_type: int = socket.SOCK_STREAM) -> None:
-    """Remove the file of a listening socket that is gone.
+    """Remove the file at ``path`` if it belongs to a listening socket that is gone.
 
     Raises:
-        HostError: It is somebody's who is there, or no socket.
+        HostError: A program listens there, or the file is not a socket.
     """
     try:
         mode = path.lstat().st_mode
     except OSError:
-        return  # not there; or bind will say what is wrong
+        return  # there is no file; or bind will say what is wrong
     if not stat.S_ISSOCK(mode):
-        raise HostError(f"{path} exists and is not a socket; remove it or choose another path")
+        raise HostError(f"{path} exists and is not a socket", hint="remove it or choose another path")
     with socket.socket(socket.AF_UNIX, unix_type | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(os.fspath(path))
@@ -178,5 +168,5 @@ def remove_stale(path: Path, unix_type: int = socket.SOCK_STREAM) -> None:
                 path.unlink()
             return
         except OSError:
-            pass  # a full backlog or another type of socket: somebody is there
-    raise HostError(f"{path} is in use by another program; stop it or choose another path")
+            pass  # a full backlog or another type of socket, so a program is there
+    raise HostError(f"{path} is in use by another program", hint="stop it or choose another path")

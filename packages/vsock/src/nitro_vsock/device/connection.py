@@ -1,0 +1,349 @@
+"""One vsock connection as the device keeps it: its state, its credit, and the control packets that are due.
+
+Nothing here reads a socket, a ring or a clock. The numbers of packets come in, decisions go out, and the
+caller moves the bytes and keeps the deadlines.
+
+A short primer (virtio 1.3 §5.10.6). One side sends REQUEST, the other RESPONSE; then both may send RW, which
+is data. RST ends everything at once, and is the answer to whatever does not fit; nothing answers an RST.
+SHUTDOWN says "I will not send" or "I will not receive" any more. When one side has said both, the other side
+answers RST, and the addresses may be used again.
+
+**States.** `TRANSITIONS` is the table of all state changes, and `Connection._move` is the only place that
+changes a state. What the table does not name is a violation of the protocol, which ends the connection:
+
+============= ============================================================ =============================
+In this state this is fine, and leads to                                   anything else
+============= ============================================================ =============================
+REQUESTED     RESPONSE -> ESTABLISHED                                      violation -> CLOSED
+CONNECTING    SHUTDOWN -> CONNECTING, the host accepts -> ESTABLISHED      violation -> CLOSED
+ESTABLISHED   SHUTDOWN, CREDIT_UPDATE, CREDIT_REQUEST -> ESTABLISHED,      violation -> CLOSED
+              we neither send nor receive any more -> CLOSING
+CLOSING       SHUTDOWN, CREDIT_UPDATE, CREDIT_REQUEST -> CLOSING           violation -> CLOSED
+CLOSED        nothing                                                      stays CLOSED
+============= ============================================================ =============================
+
+From every state an RST, the second half of SHUTDOWN, and our own end of the connection lead to CLOSED. Data
+is not in the table, because it changes no state: `Connection.receive_data` says whether it is allowed.
+
+**Credit.** Every packet carries its sender's ``buf_alloc``, the size of its receive buffer, and ``fwd_cnt``,
+the bytes that it has taken out of that buffer so far. A sender may have ``buf_alloc`` bytes on the way that
+``fwd_cnt`` does not cover. What Linux makes of this decides how we behave:
+
+* A Linux sender without credit waits in silence, so we send CREDIT_UPDATE unasked. It also waits when as many
+  bytes are on the way as its own ``buf_alloc`` says, however large ours is. So we report progress after a
+  quarter of the smaller of the two.
+* Some Linux receivers count packets as well, each as some 600 bytes of bookkeeping, and reset a connection
+  whose many small packets exceed ``buf_alloc``. So we meter packets, too.
+* Older ones do not tell us when they have emptied a window that was full of small packets. So we ask again
+  from time to time (`nitro_vsock.device.credit_wait`).
+"""
+
+from collections import deque
+from typing import Final
+
+from nitro_vsock.addresses import SocketType
+from nitro_vsock.device.packet import COUNTER_MASK, HEADER, Address, Op, Shutdown
+
+PEER_WINDOW_MAX: Final = 16 << 20
+"""We never have more bytes on the way than this, whatever ``buf_alloc`` the guest claims."""
+
+PACKET_OVERHEAD_BYTES: Final = 800
+"""What a packet counts against the guest's ``buf_alloc``: the 600 bytes of Linux, and a third in reserve."""
+
+CONTROL_ORDER: Final = (Op.REQUEST, Op.RESPONSE, Op.CREDIT_UPDATE, Op.CREDIT_REQUEST, Op.SHUTDOWN)
+"""The order in which control packets that are due go out.
+
+REQUEST and RESPONSE come first because the guest resets a connection that it does not know. SHUTDOWN comes
+last because the guest may forget the connection when it gets one. No data can come too late for it: the
+host's end is only known once everything before it was read and sent.
+"""
+
+
+class State:
+    """Where a connection is in its life."""
+
+    REQUESTED: Final = 1
+    """We sent REQUEST, and the guest has not answered."""
+    CONNECTING: Final = 2
+    """The guest sent REQUEST, and the host's end is not there yet."""
+    ESTABLISHED: Final = 3
+    """Both sides have accepted. Each may have ended its sending or its receiving since."""
+    CLOSING: Final = 4
+    """We said that we neither send nor receive, and the guest's RST is missing. Its data is dropped."""
+    CLOSED: Final = 5
+    """Over. The guest may use the same ports again."""
+
+
+class Event:
+    """What moves a connection from state to state. Packets of the guest are events by their `Op`."""
+
+    LAST_SHUTDOWN: Final = 16
+    """A SHUTDOWN after which the guest has said that it neither sends nor receives."""
+    HOST_ACCEPTED: Final = 17
+    """The host's end of a connection that the guest asked for is there."""
+    HOST_DONE: Final = 18
+    """We have said that we neither send nor receive."""
+    ENDED: Final = 19
+    """We give the connection up: the host refused it, time ran out, or a limit was reached."""
+
+
+class Verdict:
+    """What a packet of the guest means for its connection."""
+
+    NOTHING: Final = 1
+    """It is fine, and nothing is to be done but to send what is due."""
+    ACCEPTED: Final = 2
+    """The guest took our request: the connection is established."""
+    SHUTDOWN: Final = 3
+    """The guest will send or receive no more; see `Connection.guest_shutdown`."""
+    FINISHED: Final = 4
+    """The connection is over by agreement: answer RST and forget it."""
+    RESET: Final = 5
+    """The guest reset the connection: forget it and answer nothing."""
+    VIOLATION: Final = 6
+    """The packet is against the protocol: answer RST and forget the connection."""
+
+
+_OVER: Final = {
+    Op.RST: (State.CLOSED, Verdict.RESET),
+    Event.LAST_SHUTDOWN: (State.CLOSED, Verdict.FINISHED),
+    Event.ENDED: (State.CLOSED, Verdict.NOTHING),
+}
+"""What ends a connection in whatever state it is."""
+
+TRANSITIONS: Final[dict[int, dict[int, tuple[int, int]]]] = {
+    State.REQUESTED: {
+        Op.RST: _OVER[Op.RST],
+        Event.ENDED: _OVER[Event.ENDED],
+        Op.RESPONSE: (State.ESTABLISHED, Verdict.ACCEPTED),
+    },
+    State.CONNECTING: {
+        **_OVER,
+        Op.SHUTDOWN: (State.CONNECTING, Verdict.SHUTDOWN),
+        Event.HOST_ACCEPTED: (State.ESTABLISHED, Verdict.NOTHING),
+    },
+    State.ESTABLISHED: {
+        **_OVER,
+        Op.SHUTDOWN: (State.ESTABLISHED, Verdict.SHUTDOWN),
+        Op.CREDIT_UPDATE: (State.ESTABLISHED, Verdict.NOTHING),
+        Op.CREDIT_REQUEST: (State.ESTABLISHED, Verdict.NOTHING),
+        Event.HOST_DONE: (State.CLOSING, Verdict.NOTHING),
+    },
+    State.CLOSING: {
+        **_OVER,
+        Op.SHUTDOWN: (State.CLOSING, Verdict.SHUTDOWN),
+        Op.CREDIT_UPDATE: (State.CLOSING, Verdict.NOTHING),
+        Op.CREDIT_REQUEST: (State.CLOSING, Verdict.NOTHING),
+        Event.HOST_DONE: (State.CLOSING, Verdict.NOTHING),
+    },
+    State.CLOSED: {
+        Event.ENDED: _OVER[Event.ENDED],
+    },
+}
+"""State, then event: the next state, and what the event means. What is missing is a violation."""
+
+_VIOLATION: Final = (State.CLOSED, Verdict.VIOLATION)
+
+
+class Connection:
+    """State, credit and due control packets of one connection.
+
+    Args:
+        address: Its ports, and the CID by which the guest knows the other end.
+        guest_cid: The guest's address.
+        socket_type: Stream or messages.
+        state: `State.REQUESTED` or `State.CONNECTING`.
+        buf_alloc: How many bytes of the guest we are ready to hold.
+    """
+
+    __slots__ = (
+        "address",
+        "buf_alloc",
+        "fwd_cnt",
+        "guest_cid",
+        "guest_may_send",
+        "guest_shutdown",
+        "in_flight",
+        "kind",
+        "last_fwd_cnt",
+        "packets_in_flight",
+        "peer_buf_alloc",
+        "peer_fwd_cnt",
+        "pending",
+        "rx_cnt",
+        "shutdown_sent",
+        "socket_type",
+        "state",
+        "tails",
+        "tx_cnt",
+    )
+
+    def __init__(
+        self, address: Address, *, guest_cid: int, socket_type: SocketType, state: int, buf_alloc: int
+    ) -> None:
+        self.address = address
+        self.guest_cid = guest_cid
+        self.socket_type = socket_type
+        self.kind = int(socket_type)
+        """``socket_type`` as a plain number, which is faster to compare."""
+        self.state = state
+        """A `State`. Read only: `_move` changes it."""
+        self.buf_alloc = buf_alloc
+        # Our counters do not wrap. They are cut to 32 bits only where they go on the wire.
+        self.rx_cnt = 0
+        """Bytes received from the guest."""
+        self.fwd_cnt = 0
+        """Bytes of the guest that the host's socket has accepted (virtio: ``fwd_cnt``)."""
+        self.last_fwd_cnt = 0
+        """The ``fwd_cnt`` that the guest was told last."""
+        self.tx_cnt = 0
+        """Bytes sent to the guest."""
+        self.in_flight = 0
+        """Bytes sent to the guest that it has not reported as taken."""
+        self.packets_in_flight = 0
+        """Packets with data that the guest has not reported as taken."""
+        self.tails: deque[tuple[int, int]] | None = None
+        """For each batch that the guest has not acknowledged: ``tx_cnt`` behind it, and its number of
+        packets.
+
+        `None` until the first batch, because most connections to the host never send one.
+        """
+        self.peer_buf_alloc = 0
+        """The size of the guest's receive buffer, as its newest packet says."""
+        self.peer_fwd_cnt = 0
+        """Bytes that the guest has taken, as its newest packet says: 32 bits, and not to be trusted."""
+        self.guest_shutdown = 0
+        """What the guest said that it will not do any more, as `Shutdown` flags."""
+        self.shutdown_sent = 0
+        """What we said that we will not do any more, as `Shutdown` flags."""
+        self.guest_may_send = False
+        """The connection is established (or closing), and the guest has not ended its sending."""
+        self.pending = 1 << Op.REQUEST if state == State.REQUESTED else 0
+        """Control packets that are due, as a bit for each `Op`."""
+
+    def _move(self, event: int) -> int:
+        """Change the state as `TRANSITIONS` says; returns a `Verdict`."""
+        self.state, verdict = TRANSITIONS[self.state].get(event, _VIOLATION)
+        return verdict
+
+    # What the guest sends
+
+    def receive(self, op: int, flags: int, buf_alloc: int, fwd_cnt: int) -> int:
+        """Take in any packet but RW; returns a `Verdict`."""
+        self.update_credit(buf_alloc, fwd_cnt)
+        event = op if op <= Op.CREDIT_REQUEST else 0  # `Event` has the greater numbers
+        if op == Op.SHUTDOWN and self.state != State.REQUESTED:
+            # The flags of several packets add up (virtio 1.3 §5.10.6.5).
+            self.guest_shutdown |= flags & Shutdown.BOTH
+            if self.guest_shutdown & Shutdown.SEND:
+                self.guest_may_send = False
+            if self.guest_shutdown == Shutdown.BOTH:
+                event = Event.LAST_SHUTDOWN
+        verdict = self._move(event)
+        if verdict == Verdict.ACCEPTED:
+            self.guest_may_send = True
+        elif op == Op.CREDIT_REQUEST and verdict == Verdict.NOTHING:
+            self.pending |= 1 << Op.CREDIT_UPDATE
+        return verdict
+
+    def receive_data(self, length: int, buf_alloc: int, fwd_cnt: int) -> bool:
+        """Take in an RW packet of ``length`` bytes; false if the guest may not send that: answer RST."""
+        if fwd_cnt != self.peer_fwd_cnt or buf_alloc != self.peer_buf_alloc:
+            self.update_credit(buf_alloc, fwd_cnt)
+        self.rx_cnt = rx_cnt = self.rx_cnt + length
+        return self.guest_may_send and rx_cnt - self.fwd_cnt <= self.buf_alloc
+
+    def update_credit(self, buf_alloc: int, fwd_cnt: int) -> None:
+        """Take in the guest's window.
+
+        The window may shrink. A ``fwd_cnt`` that goes back, or is ahead of what we sent, is ignored: both
+        make the distance to ``tx_cnt`` greater than it was, modulo 2**32.
+        """
+        self.peer_buf_alloc, self.peer_fwd_cnt = buf_alloc, fwd_cnt
+        in_flight = (self.tx_cnt - fwd_cnt) & COUNTER_MASK
+        if in_flight < self.in_flight:
+            self.in_flight = in_flight
+            taken, tails = self.tx_cnt - in_flight, self.tails
+            # A batch counts until the last of its bytes was taken, so we may meter too much and never too
+            # little.
+            while tails and tails[0][0] <= taken:
+                self.packets_in_flight -= tails.popleft()[1]
+
+    # What we send
+
+    def accept(self) -> None:
+        """The host's end of a connection that the guest asked for is there; schedule RESPONSE."""
+        self._move(Event.HOST_ACCEPTED)
+        self.guest_may_send = not self.guest_shutdown & Shutdown.SEND
+        self.pending |= 1 << Op.RESPONSE
+
+    def end(self) -> None:
+        """The connection is over for the guest, whatever the guest thinks of it."""
+        self._move(Event.ENDED)
+
+    @property
+    def credit(self) -> int:
+        """How many bytes the guest will take now."""
+        return max(0, min(self.peer_buf_alloc, PEER_WINDOW_MAX) - self.in_flight)
+
+    @property
+    def packet_credit(self) -> int:
+        """How many packets the guest will take now. Any window holds one, or nothing would ever move."""
+        return max(0, max(1, self.peer_buf_alloc // PACKET_OVERHEAD_BYTES) - self.packets_in_flight)
+
+    def sent(self, length: int, packets: int) -> None:
+        """Take note of ``length`` bytes that went out, in so many RW packets with fresh headers."""
+        self.tx_cnt += length
+        self.in_flight += length
+        self.packets_in_flight += packets
+        if self.tails is None:
+            self.tails = deque()
+        self.tails.append((self.tx_cnt, packets))
+
+    def forwarded(self, unsent: int, *, drained: bool = False) -> None:
+        """Take note of how far the host is, and schedule a CREDIT_UPDATE if the guest should hear of it.
+
+        Args:
+            unsent: Bytes of the guest that the host has not accepted.
+            drained: Bytes were held for a slow host before, and none are now. The guest may have stopped at
+                the end of its window, so it is told of any progress.
+        """
+        self.fwd_cnt = self.rx_cnt - unsent
+        news = self.fwd_cnt - self.last_fwd_cnt
+        if news and (drained or news >= min(self.buf_alloc, self.peer_buf_alloc) // 4):
+            self.pending |= 1 << Op.CREDIT_UPDATE
+
+    def shut_down(self, flags: int) -> None:
+        """We will not send, not receive, or neither any more; schedule SHUTDOWN if that is news."""
+        if flags & ~self.shutdown_sent:
+            self.shutdown_sent |= flags
+            self.pending |= 1 << Op.SHUTDOWN
+        if self.shutdown_sent == Shutdown.BOTH:
+            self._move(Event.HOST_DONE)
+
+    def header(self, op: int, length: int = 0, flags: int = 0) -> bytes:
+        """A packet's header. It carries our newest credit, so no CREDIT_UPDATE is due any more."""
+        self.last_fwd_cnt = self.fwd_cnt
+        self.pending &= ~(1 << Op.CREDIT_UPDATE)
+        guest_port, host_port, host_cid = self.address
+        return HEADER.pack(
+            host_cid,
+            self.guest_cid,
+            host_port,
+            guest_port,
+            length,
+            self.kind,
+            op,
+            flags,
+            self.buf_alloc,
+            self.fwd_cnt & COUNTER_MASK,
+        )
+
+    def next_control(self) -> bytes | None:
+        """The header of the control packet that goes out first; `None` when none is due."""
+        if self.pending:
+            for op in CONTROL_ORDER:
+                if self.pending & 1 << op:
+                    self.pending &= ~(1 << op)
+                    return self.header(op, 0, self.shutdown_sent if op == Op.SHUTDOWN else 0)
+        return None

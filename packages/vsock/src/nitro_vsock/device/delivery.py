@@ -1,0 +1,99 @@
+"""From the guest to host programs: passing bytes and messages on, and keeping account of what is held."""
+
+from nitro_vsock.config import VsockConfig
+from nitro_vsock.device.connection_table import ConnectionTable
+from nitro_vsock.device.counters import Counters
+from nitro_vsock.device.endings import Endings
+from nitro_vsock.device.socket_connection import SocketConnection
+
+
+class Delivery:
+    """Passes on what one guest sends.
+
+    Args:
+        config: How much may be held for host programs that do not read.
+        table: The guest's connections.
+        endings: What ends those that break a limit.
+        counters: Where what is held is counted.
+    """
+
+    def __init__(
+        self, config: VsockConfig, table: ConnectionTable, endings: Endings, counters: Counters
+    ) -> None:
+        self._table = table
+        self._endings = endings
+        self._counters = counters
+        self._buffered_bytes_max = config.buffered_bytes_max
+
+    def pass_on(self, connection: SocketConnection) -> None:
+        """Pass on what this batch brought for a stream."""
+        held = connection.held_bytes
+        try:
+            connection.send_segments()
+        except OSError as error:
+            self._endings.host_refuses(connection, error)
+        self._note_held(connection, held)
+
+    def take_message(self, connection: SocketConnection, payload: list[memoryview], *, last: bool) -> None:
+        """Take a piece of a message, and pass the message on when this is its last piece."""
+        held = connection.held_bytes
+        for segment in payload:
+            connection.message += segment
+        # The window bounds the bytes of messages. Their number is bounded in the same way, because empty
+        # messages use no credit.
+        waiting = connection.lengths
+        if len(connection.message) > connection.buf_alloc or (
+            waiting and len(waiting) > connection.buf_alloc
+        ):
+            self._counters.credit_violations += 1
+            self._counters.buffered_bytes += connection.held_bytes - held
+            self._endings.finish(connection, reset=True)
+            return
+        try:
+            if connection.write_closed or connection.socket is None:
+                connection.message.clear()
+            elif last:
+                connection.send_message()
+            connection.note_forwarded()
+        except OSError as error:
+            self._endings.host_refuses(connection, error)
+        self._note_held(connection, held)
+
+    def flush(self, connection: SocketConnection) -> None:
+        """The host program reads again: pass on what is held for it."""
+        held = connection.held_bytes
+        try:
+            connection.send_held()
+        except OSError as error:
+            self._endings.host_refuses(connection, error)
+        self._note_held(connection, held)
+        if connection.holding:
+            return
+        if connection.lingering:
+            self._endings.end_lingering(connection)
+        else:
+            self._endings.follow_guest_shutdown(connection)
+
+    def pass_on_all(self) -> None:
+        """Pass on what this batch brought for every stream."""
+        for connection in list(self._table.by_address.values()):
+            if connection.segments:
+                self.pass_on(connection)
+
+    def _note_held(self, connection: SocketConnection, before: int) -> None:
+        """Take note of what is held now, and let what became due wait for its turn.
+
+        Args:
+            connection: The connection.
+            before: Bytes that were held for it before.
+        """
+        counters = self._counters
+        now = connection.held_bytes
+        if now != before:
+            counters.buffered_bytes += now - before
+            if now > before and counters.buffered_bytes > self._buffered_bytes_max:
+                counters.budget_resets += 1
+                self._table.drop_backlog(connection)
+                self._endings.finish(connection, reset=True)
+        if connection.pending and not connection.queued:
+            self._table.queue(connection)

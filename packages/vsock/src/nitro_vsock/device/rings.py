@@ -1,0 +1,227 @@
+"""The rings of a guest's driver, and the order in which they are served."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+from nitro_vsock.config import VsockConfig
+from nitro_vsock.device.coalescing import Coalescing
+from nitro_vsock.device.connections import Connections
+from nitro_vsock.device.counters import Counters
+from nitro_vsock.device.events import send_transport_reset
+from nitro_vsock.device.receive import Receiver
+from nitro_vsock.device.receive_ring import ReceiveRing
+from nitro_vsock.device.transmit import Transmitter
+from nitro_vsock.errors import ChainError, QueueError
+from nitro_vsock.virtio.split_queue import SplitQueue, SplitQueueState
+
+BAD_CHAINS_MAX: Final = 1024
+"""After so many bad chains the guest's driver is taken for broken, and the device stops."""
+
+
+class Vring(NamedTuple):
+    """A virtqueue that was started: its ring, the eventfd that kicks write, and its interrupt."""
+
+    queue: SplitQueue
+    kick_fd: int
+    call: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class VsockState:
+    """How far the rings of a vsock device were served: what a saved machine keeps of the device.
+
+    Connections are not a part of it, because their other ends are sockets of programs that go on without the
+    saved machine.
+    """
+
+    receive: SplitQueueState
+    transmit: SplitQueueState
+    event: SplitQueueState | None = None
+    """`None` for a driver that set up no event queue."""
+
+
+class _BadChains:
+    """Counts the chains that break the rules, since the rings were attached.
+
+    It is not a part of `Rings`, because a method of `Rings` in the hands of its own parts would be a cycle,
+    which keeps guest memory mapped until the garbage collector comes.
+    """
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._count = 0
+
+    def note(self) -> None:
+        """Take note of one.
+
+        Raises:
+            QueueError: It was one too many.
+        """
+        self._counters.bad_chains += 1
+        self._count += 1
+        if self._count >= BAD_CHAINS_MAX:
+            raise QueueError(f"{BAD_CHAINS_MAX} bad descriptor chains, the driver is broken", queue="vsock")
+
+
+class Rings:
+    """The rings of a guest's driver, and what serves them.
+
+    Args:
+        config: The guest's address.
+        connections: The guest's connections.
+        coalescing: What holds back the transmit ring's interrupt.
+        receive: The receive queue.
+        transmit: The transmit queue.
+        event: The event queue, if the driver set up one.
+    """
+
+    def __init__(
+        self,
+        config: VsockConfig,
+        connections: Connections,
+        coalescing: Coalescing,
+        *,
+        receive: Vring,
+        transmit: Vring,
+        event: Vring | None,
+    ) -> None:
+        self._table = connections.table
+        self._coalescing = coalescing
+        self._receive = receive
+        self._transmit = transmit
+        self._event = event
+        self._bad_chains = _BadChains(connections.counters)
+        self._ring = ReceiveRing(receive.queue, self._bad_chains.note)
+        self._receiver = Receiver(
+            self._ring,
+            table=connections.table,
+            endings=connections.endings,
+            credit_wait=connections.credit_wait,
+            counters=connections.counters,
+        )
+        self._transmitter = Transmitter(
+            config,
+            transmit.queue,
+            table=connections.table,
+            dialer=connections.dialer,
+            delivery=connections.delivery,
+            endings=connections.endings,
+            credit_wait=connections.credit_wait,
+            counters=connections.counters,
+            note_bad_chain=self._bad_chains.note,
+        )
+        self.calls: list[Callable[[], None]] = []
+        """Interrupts to be raised when the engine's lock was released."""
+        receive.queue.disable_notifications()  # until buffers are missing, kicks for new ones tell us nothing
+
+    def kick_fds(self) -> list[int]:
+        """The eventfds to wait for."""
+        vrings = (self._receive, self._transmit, self._event)
+        return [vring.kick_fd for vring in vrings if vring is not None and vring.kick_fd >= 0]
+
+    def serve(self) -> bool:
+        """Serve the transmit ring and then the receive ring, once; true if more may follow at once.
+
+        Raises:
+            QueueError: A ring is broken.
+        """
+        busy = self._transmitter.batch()
+        # Published before the receive ring is filled, so that the guest has its descriptors back when it gets
+        # the answer and writes the next packet.
+        if self._transmit.queue.publish():
+            self._coalescing.hold(self._transmit.call)
+        busy |= self._receiver.batch()
+        self._publish(self._receive)
+        return busy
+
+    def settle(self, *, busy: bool) -> bool:
+        """End a round: ask for kicks if it found nothing more to do, and raise the interrupts that are due.
+
+        Args:
+            busy: Whether there is more to do at once.
+
+        Returns:
+            Whether there is, after all.
+        """
+        busy = busy or self._arm()
+        due = self._coalescing.take_due(busy=busy)
+        if due is not None:
+            self.calls.append(due)
+        return busy
+
+    def _arm(self) -> bool:
+        """Before sleep: ask for the kicks that matter; true if what they would tell is here already."""
+        # While the table is choked we would not take packets, so kicks for them would only wake us in vain.
+        more = not self._table.choked and self._transmit.queue.enable_notifications()
+        if self._receiver.starved:
+            more |= self._receive.queue.enable_notifications()
+        return more
+
+    def send_transport_reset(self) -> tuple[bool, bool]:
+        """Tell the guest that all connections are lost.
+
+        Returns:
+            Whether that is done, and whether another look may find a buffer for it.
+
+        Raises:
+            QueueError: The ring is broken.
+        """
+        vring = self._event
+        if vring is None:
+            return True, False  # a driver without an event queue cannot be told
+        try:
+            sent = send_transport_reset(vring.queue)
+        except ChainError:
+            self._publish(vring)
+            self._bad_chains.note()
+            return False, True
+        if not sent:
+            return False, vring.queue.enable_notifications()
+        self._publish(vring)
+        return True, False
+
+    def take_all(self) -> None:
+        """Take what is in the transmit ring, but no more than it holds, or a busy guest would keep us here.
+
+        Raises:
+            QueueError: The ring is broken.
+        """
+        queue = self._transmit.queue
+        first = queue.next_available
+        while (queue.next_available - first) & 0xFFFF < queue.size:
+            before = queue.next_available
+            self._transmitter.batch()
+            if queue.next_available == before:
+                break
+        if queue.publish():
+            self._coalescing.hold(self._transmit.call)
+
+    def take_calls(self) -> list[Callable[[], None]]:
+        """The interrupts to be raised now."""
+        calls, self.calls = self.calls, []
+        return calls
+
+    def interrupt(self) -> None:
+        """Raise the interrupts of rings that were served before, because who did so may have owed them."""
+        for vring in (self._receive, self._transmit):
+            if vring.queue.next_available:
+                vring.call()
+
+    def release(self) -> None:
+        """Give the unused receive buffers back, so that ``next_available`` says where to go on."""
+        self._ring.release()
+
+    def state(self) -> VsockState:
+        """How far the rings were served."""
+        receive = self._receive.queue.state()
+        return VsockState(
+            # Buffers that were taken and hold nothing yet count as not taken, or the guest would lose them.
+            replace(receive, next_available=(receive.next_available - self._ring.held) & 0xFFFF),
+            self._transmit.queue.state(),
+            None if self._event is None else self._event.queue.state(),
+        )
+
+    def _publish(self, vring: Vring) -> None:
+        if vring.queue.publish():
+            self.calls.append(vring.call)
