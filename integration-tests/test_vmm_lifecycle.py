@@ -16,13 +16,13 @@ import pytest
 
 import images
 from nitro_eif import BuildMetadata, Contents, Metadata, Node, write_cpio, write_eif
+from nitro_vmm.testing import tiny_kernel
 
 ROOT = Path(__file__).resolve().parent.parent
 
 CMDLINE = b"reboot=k panic=1 console=ttyS0 quiet"
 END_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 10
-ENTRY = 0x20_0000
 READY = b"ready"
 
 # Kernels of a few bytes. Each first says on COM1 that it runs: mov dx,0x3f8, and for each byte mov al,BYTE
@@ -64,14 +64,6 @@ class Ended:
     said: str
 
 
-def elf(code: bytes, *, memory_bytes: int = 0x1000) -> bytes:
-    """A kernel of one segment (System V ABI, "ELF Header", "Program Header")."""
-    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    head = struct.pack("<16sHHIQQQIHHHHHH", ident, 2, 62, 1, ENTRY, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    segment = struct.pack("<IIQQQQQQ", 1, 7, 120, ENTRY, ENTRY, len(code), memory_bytes, 0x1000)
-    return head + segment + code
-
-
 def write_image(path: Path, kernel: bytes, *ramdisks: bytes) -> Path:
     metadata = Metadata(image_name="test", build=BuildMetadata(build_time="2026-01-31T12:00:00+00:00"))
     contents = Contents(
@@ -82,12 +74,7 @@ def write_image(path: Path, kernel: bytes, *ramdisks: bytes) -> Path:
 
 
 def tiny_image(directory: Path, code: bytes) -> Path:
-    return write_image(directory / "tiny.eif", elf(SAY_READY + code))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _vmm() -> None:
-    pytest.importorskip("nitro_vmm.cli", reason="there is no `vmm run`; install nitro-vmm")
+    return write_image(directory / "tiny.eif", tiny_kernel(SAY_READY + code))
 
 
 @pytest.fixture(scope="module")
@@ -323,14 +310,14 @@ def test_a_kernel_of_an_unknown_compression(tmp_path: Path, kernel: bytes) -> No
 
 
 def test_ramdisks_that_do_not_fit_behind_the_kernel(tmp_path: Path) -> None:
-    kernel = elf(CLI_HALT, memory_bytes=60 << 20)
+    kernel = tiny_kernel(CLI_HALT, memory_bytes=60 << 20)
     image = write_image(tmp_path / "full.eif", kernel, bytes(8 << 20))
 
     check_refusal(run(image, "--memory-mib", "64"), 3, "full.eif", "ramdisk 1", "--memory-mib")
 
 
 def test_less_memory_than_the_image_needs(tmp_path: Path) -> None:
-    image = write_image(tmp_path / "big.eif", elf(CLI_HALT), bytes(20 << 20))
+    image = write_image(tmp_path / "big.eif", tiny_kernel(CLI_HALT), bytes(20 << 20))
 
     check_refusal(run(image, "--memory-mib", "64"), 2, "big.eif", "hint: --memory-mib 81")
 

@@ -1,15 +1,50 @@
 """For tests of programs that use this package: tiny kernels, and processors that are Python functions."""
 
-import struct
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from nitro_vmm.accel import Bus, EntryState, Exit, ExitReason, Line, Ram, Vcpu, VmState
 from nitro_vmm.address_map import COM1
+from nitro_vmm.boot import elf
 
 KERNEL_ENTRY: Final = 0x20_0000
 """Where `tiny_kernel` is loaded and begins."""
+
+
+class ElfSegment(NamedTuple):
+    """A segment of an ELF file to be made: what the loader puts where."""
+
+    address: int
+    """Physical."""
+    data: bytes
+    memory_bytes: int
+    """How much memory it takes, with zeros behind the data."""
+    virtual_address: int = 0
+    """What the file says it is; 0 for the physical one."""
+
+
+def elf_kernel(
+    segments: Sequence[ElfSegment], *, entry: int = KERNEL_ENTRY, machine: int = elf.EM_X86_64
+) -> bytes:
+    """An ELF file with these segments (System V ABI, "ELF Header" and "Program Header").
+
+    Args:
+        segments: All readable, writable and executable, in the order in which they are in the file.
+        entry: Address of the first instruction.
+        machine: What it says that it is for (``e_machine``).
+    """
+    ident = elf.IDENT_64_LITTLE + b"\x01" + bytes(9)
+    executable, readable_writable_executable, page_bytes = 2, 7, 4096
+    sizes = (elf.HEADER.size, elf.PROGRAM_HEADER.size, len(segments), 0, 0, 0)
+    head = elf.HEADER.pack(ident, executable, machine, 1, entry, elf.HEADER.size, 0, 0, *sizes)
+    offset = elf.HEADER.size + len(segments) * elf.PROGRAM_HEADER.size
+    for segment in segments:
+        virtual_address = segment.virtual_address or segment.address
+        place = (offset, virtual_address, segment.address, len(segment.data), segment.memory_bytes)
+        head += elf.PROGRAM_HEADER.pack(elf.PT_LOAD, readable_writable_executable, *place, page_bytes)
+        offset += len(segment.data)
+    return head + b"".join(segment.data for segment in segments)
 
 
 def tiny_kernel(code: bytes, *, memory_bytes: int = 0x1000) -> bytes:
@@ -19,11 +54,7 @@ def tiny_kernel(code: bytes, *, memory_bytes: int = 0x1000) -> bytes:
         code: 64-bit instructions, run with interrupts off.
         memory_bytes: How much memory the segment takes, with zeros behind the code.
     """
-    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    # A file header, and a program header behind it (System V ABI, "ELF Header" and "Program Header").
-    head = struct.pack("<16sHHIQQQIHHHHHH", ident, 2, 62, 1, KERNEL_ENTRY, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    segment = struct.pack("<IIQQQQQQ", 1, 7, 120, KERNEL_ENTRY, KERNEL_ENTRY, len(code), memory_bytes, 0x1000)
-    return head + segment + code
+    return elf_kernel([ElfSegment(KERNEL_ENTRY, code, memory_bytes)])
 
 
 class FakeVcpu:

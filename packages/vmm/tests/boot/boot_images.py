@@ -6,18 +6,18 @@ import mmap
 import struct
 import subprocess
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import lz4.block
 import zstandard
 
 from nitro_vmm.address_map import MIB, RamRange, ram_ranges
-from nitro_vmm.boot import elf, payload
+from nitro_vmm.boot import payload
 from nitro_vmm.boot import setup_header as header
+from nitro_vmm.testing import KERNEL_ENTRY, ElfSegment, elf_kernel
 
-ENTRY = 0x0100_0000
+ENTRY = KERNEL_ENTRY
 ENTRY_VIRTUAL = 0xFFFF_FFFF_8100_0000
 SETUP_SECTORS = 3
 REAL_KERNEL = Path(__file__).parents[5] / "shared/guest/bzImage-nitro"
@@ -40,41 +40,11 @@ class FakeRam:
         return bytes(self.slice(address, length))
 
 
-class Part(NamedTuple):
-    """A segment of an ELF file to be made."""
-
-    address: int
-    data: bytes
-    memory_bytes: int
-    virtual_address: int = 0
-
-
-def make_elf(parts: Sequence[Part], *, entry: int = ENTRY, machine: int = elf.EM_X86_64) -> bytes:
-    offset = elf.HEADER.size + len(parts) * elf.PROGRAM_HEADER.size
-    head = elf.HEADER.pack(
-        elf.IDENT_64_LITTLE + b"\x01" + bytes(9), 2, machine, 1, entry, 64, 0, 0, 64, 56, len(parts), 0, 0, 0
-    )
-    table, data = b"", b""
-    for part in parts:
-        table += elf.PROGRAM_HEADER.pack(
-            elf.PT_LOAD,
-            7,
-            offset + len(data),
-            part.virtual_address or part.address,
-            part.address,
-            len(part.data),
-            part.memory_bytes,
-            4096,
-        )
-        data += part.data
-    return head + table + data
-
-
 def small_elf(text: bytes = b"kernel text", *, entry: int = ENTRY) -> bytes:
-    return make_elf(
+    return elf_kernel(
         [
-            Part(ENTRY, text, 0x1000, ENTRY_VIRTUAL),
-            Part(ENTRY + 0x1000, b"data" * 3000, 0x8000, ENTRY_VIRTUAL + 0x1000),
+            ElfSegment(ENTRY, text, 0x1000, ENTRY_VIRTUAL),
+            ElfSegment(ENTRY + 0x1000, b"data" * 3000, 0x8000, ENTRY_VIRTUAL + 0x1000),
         ],
         entry=entry,
     )

@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boot_images import ENTRY, ENTRY_VIRTUAL, FakeRam, Part, make_elf, small_elf
+from boot_images import ENTRY, ENTRY_VIRTUAL, FakeRam, small_elf
 from nitro_vmm.address_map import HOLE_START, MIB, RamRange
 from nitro_vmm.boot import elf
 from nitro_vmm.boot.elf import load
 from nitro_vmm.errors import ImageError
+from nitro_vmm.testing import ElfSegment, elf_kernel
 
 MEMORY_BYTES = 32 * MIB
 LOW_RAM = RamRange(0, MEMORY_BYTES)
@@ -50,11 +51,11 @@ def test_a_virtual_entry_point_becomes_a_physical_one() -> None:
 
 
 def test_a_segment_may_reach_the_end_of_memory_and_no_further() -> None:
-    load_whole(make_elf([Part(ENTRY, b"x", MEMORY_BYTES - ENTRY)]))
+    load_whole(elf_kernel([ElfSegment(ENTRY, b"x", MEMORY_BYTES - ENTRY)]))
     with pytest.raises(
         ImageError, match=r"the memory below 4 GiB at 0x2000000; .* --memory-mib 33 \(kernel\)"
     ):
-        load_whole(make_elf([Part(ENTRY, b"x", MEMORY_BYTES - ENTRY + 1)]))
+        load_whole(elf_kernel([ElfSegment(ENTRY, b"x", MEMORY_BYTES - ENTRY + 1)]))
 
 
 @pytest.mark.parametrize(
@@ -65,15 +66,21 @@ def test_a_segment_may_reach_the_end_of_memory_and_no_further() -> None:
         (small_elf()[:100], "ends after 100 bytes; its headers need 176"),
         (small_elf()[:-1], "segment 1 is 12000 bytes at 0xbb .* cut short"),
         (b"\x7fELF\x01\x01" + bytes(100), "no 64-bit little-endian ELF"),
-        (make_elf([Part(ENTRY, b"x", 1)], machine=183), "machine 183"),
-        (make_elf([]), "0 segments to load"),
-        (make_elf([Part(ENTRY + number, b"x", 1) for number in range(65)]), "65 segments"),
-        (make_elf([Part(ENTRY, b"xx", 1)]), "2 bytes in the file but 1 in memory"),
-        (make_elf([Part(0xFFFFF, b"x", 1)]), "below 1 MiB"),
-        (make_elf([Part(HOLE_START, b"x", 1)]), "no memory of this machine reaches beyond 0xd0000000"),
-        (make_elf([Part((1 << 64) - 1, b"x", 1)]), "no memory of this machine"),
-        (make_elf([Part(ENTRY, b"x", 9), Part(ENTRY + 8, b"y", 1)]), "segments 0 and 1 overlap at 0x1000008"),
-        (make_elf([Part(ENTRY, b"x", 1)], entry=ENTRY + 1), "entry point 0x1000001 is in none"),
+        (elf_kernel([ElfSegment(ENTRY, b"x", 1)], machine=183), "machine 183"),
+        (elf_kernel([]), "0 segments to load"),
+        (elf_kernel([ElfSegment(ENTRY + number, b"x", 1) for number in range(65)]), "65 segments"),
+        (elf_kernel([ElfSegment(ENTRY, b"xx", 1)]), "2 bytes in the file but 1 in memory"),
+        (elf_kernel([ElfSegment(0xFFFFF, b"x", 1)]), "below 1 MiB"),
+        (
+            elf_kernel([ElfSegment(HOLE_START, b"x", 1)]),
+            "no memory of this machine reaches beyond 0xd0000000",
+        ),
+        (elf_kernel([ElfSegment((1 << 64) - 1, b"x", 1)]), "no memory of this machine"),
+        (
+            elf_kernel([ElfSegment(ENTRY, b"x", 9), ElfSegment(ENTRY + 8, b"y", 1)]),
+            f"segments 0 and 1 overlap at {ENTRY + 8:#x}",
+        ),
+        (elf_kernel([ElfSegment(ENTRY, b"x", 1)], entry=ENTRY + 1), f"entry point {ENTRY + 1:#x} is in none"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused(image: bytes, said: str) -> None:

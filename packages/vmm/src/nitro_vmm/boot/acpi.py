@@ -36,8 +36,8 @@ MADT_LOCAL_APIC_NMI = struct.Struct("<BBBHB")
 OEM_ID, OEM_TABLE_ID, CREATOR_ID = b"NITROV", b"ENCLAVE ", b"NVMM"
 HYPERVISOR_VENDOR = b"NITROVMM"
 
-# IAPC_BOOT_ARCH (§5.2.9.3). The i8042 here only resets the machine; with no keyboard to find, Linux need not
-# look for one, and resets through it all the same when told to (reboot=k).
+# IAPC_BOOT_ARCH (§5.2.9.3). The flag for an i8042 is not among them, so that Linux does not spend time on
+# looking for a keyboard. It still resets the machine through the i8042 when told to (reboot=k).
 LEGACY_DEVICES, VGA_NOT_PRESENT, MSI_NOT_SUPPORTED = 1 << 0, 1 << 2, 1 << 3
 # Fixed feature flags (§5.2.9). Buttons and RTC wake are not in fixed registers.
 WBINVD, POWER_BUTTON, SLEEP_BUTTON, FIX_RTC = 1 << 0, 1 << 4, 1 << 5, 1 << 6
@@ -48,7 +48,11 @@ NMI_LINT = 1
 
 
 def build(virtio: Sequence[VirtioSlot]) -> bytes:
-    """All tables, to be written at ``ACPI_RSDP``: the RSDP, and what it points to."""
+    """The tables, to be written at `ACPI_RSDP`: the root pointer (RSDP), and all that it leads to.
+
+    Args:
+        virtio: Where the virtio-mmio devices are, in the order of their unit numbers.
+    """
     image = bytearray(RSDP.size)
 
     def add(signature: bytes, revision: int, body: bytes) -> int:
@@ -118,7 +122,8 @@ def _dsdt(virtio: Sequence[VirtioSlot]) -> bytes:
             ),
         ),
     )
-    # Without an interrupt, as it has no alarm; Linux would assume interrupt 8 of an RTC that is not listed.
+    # It has no interrupt, because it has no alarm. It is listed all the same, because Linux assumes an RTC
+    # with interrupt 8 where none is listed.
     clock = aml.device(
         "RTC",
         aml.name("_HID", aml.eisa_id("PNP0B00")),
@@ -127,7 +132,8 @@ def _dsdt(virtio: Sequence[VirtioSlot]) -> bytes:
     devices = [
         aml.device(
             f"VR{index:02}",
-            aml.name("_HID", aml.string("LNRO0005")),  # virtio 1.3 does not say; it is what drivers look for
+            # The virtio specification names no id; this is the one that Linux's and other drivers look for.
+            aml.name("_HID", aml.string("LNRO0005")),
             aml.name("_UID", aml.integer(index)),
             aml.name(
                 "_CRS",

@@ -1,6 +1,6 @@
-"""Encodes what little ACPI Machine Language a description of fixed devices needs (ACPI 6.5 chapter 20).
+"""Encodes the part of ACPI Machine Language that describes fixed devices (ACPI 6.5 chapter 20).
 
-Each function gives the bytes of one object; they nest as calls do.
+Each function returns the bytes of one object. Objects that contain others take them as arguments.
 """
 
 import struct
@@ -13,11 +13,15 @@ STRING_PREFIX, SCOPE_OP, BUFFER_OP, PACKAGE_OP, DEVICE_OP = b"\x0d", b"\x10", b"
 IO_PORT = struct.Struct("<BBHHBB")
 MEMORY32_FIXED = struct.Struct("<BHBII")
 EXTENDED_INTERRUPT = struct.Struct("<BHBBI")
-END_TAG = b"\x79\x00"  # with checksum 0, which means that there is none
+END_TAG = b"\x79\x00"  # its checksum is 0, which means that there is no checksum
 
 
 def integer(value: int) -> bytes:
-    """An integer, in its shortest form (§20.2.3)."""
+    """An integer in its shortest form (§20.2.3).
+
+    Raises:
+        ValueError: It has more than 64 bits.
+    """
     if value < 2:
         return (ZERO_OP, ONE_OP)[value]
     for prefix, code in (
@@ -37,7 +41,11 @@ def string(text: str) -> bytes:
 
 
 def segment(text: str) -> bytes:
-    """A name of up to four characters (§20.2.2)."""
+    """A name of one to four characters, filled up with underscores (§20.2.2).
+
+    Raises:
+        ValueError: It has another length.
+    """
     if not 1 <= len(text) <= 4:
         raise ValueError(f"{text!r} is not a name of one to four characters")
     return text.ljust(4, "_").encode("ascii")
@@ -96,7 +104,9 @@ def interrupt(number: int, *, level: bool) -> bytes:
 
 
 def _with_length(body: bytes) -> bytes:
-    """``body`` behind its PkgLength, which counts itself (§20.2.4)."""
+    """PkgLength and ``body``; the length counts its own bytes as well (§20.2.4)."""
+    # One byte holds 6 bits of the length. Longer ones put 4 bits into the first byte, whose upper two say how
+    # many bytes follow.
     if len(body) + 1 < 1 << 6:
         return bytes([len(body) + 1]) + body
     for extra in (1, 2, 3):

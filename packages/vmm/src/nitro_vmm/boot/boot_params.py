@@ -38,10 +38,11 @@ class E820Entry(NamedTuple):
 
 
 def e820(ram_ranges: Sequence[RamRange]) -> Iterator[E820Entry]:
-    """What lies where, in order. What is not mentioned is free for devices."""
+    """The memory map for the kernel, in the order of the addresses. The rest of them is for devices."""
     yield E820Entry(0, LOW_RAM_END, E820_RAM)
     yield E820Entry(LOW_RAM_END, BIOS_AREA_END - LOW_RAM_END, E820_RESERVED)
     for address, size in ram_ranges:
+        # The first range begins at 0, and its first MiB is described above.
         start = max(address, BIOS_AREA_END)
         yield E820Entry(start, address + size - start, E820_RAM)
 

@@ -10,19 +10,19 @@ from nitro_vmm.address_map import COMMAND_LINE_BYTES_MAX, VirtioSlot
 from nitro_vmm.errors import ImageError
 
 ARGUMENT = re.compile(rb'(?:"[^"]*(?:"|$)|[^\s"])+')
-"""One argument; white space between double quotes does not end it (lib/cmdline.c, ``next_arg``)."""
+"""One argument. White space between double quotes is part of it (Linux, lib/cmdline.c, ``next_arg``)."""
 
 
 def compose(image: bytes, additions: Iterable[bytes], *, bytes_max: int) -> bytes:
-    """The command line as the guest sees it, without a terminating zero.
+    """Put the command line together, as the guest sees it, without a terminating zero.
 
     Args:
-        image: The image's own; zeros at its end are dropped.
-        additions: Arguments to put after it; empty ones are left out.
-        bytes_max: What the kernel takes.
+        image: The image's own command line; zeros at its end are dropped.
+        additions: Arguments for the kernel, put behind the image's own; empty ones are left out.
+        bytes_max: How many bytes the kernel takes.
 
     Raises:
-        ImageError: It contains a zero byte or is too long.
+        ImageError: The command line contains a zero byte or is too long.
     """
     image = image.rstrip(b"\0")
     for match in ARGUMENT.finditer(image):

@@ -1,4 +1,8 @@
-"""Loads the segments of a 64-bit x86 ELF kernel (System V ABI, "Program loading") as its pieces come in."""
+"""Loads the segments of a 64-bit x86 ELF kernel (System V ABI, "Program loading").
+
+The file comes in pieces, as a decompressor yields them, and each is copied to guest RAM before the next is
+made. So a kernel is never in the host's memory as a whole.
+"""
 
 import struct
 from collections.abc import Iterator
@@ -19,48 +23,56 @@ IDENT_64_LITTLE = b"\x7fELF\x02\x01"
 EM_X86_64 = 62
 PT_LOAD = 1
 HEADERS_BYTES_MAX = 1 << 16
-"""The headers come first in every kernel, and are kept until they are complete."""
+"""How far into the file the program headers may reach. They come first in every kernel, and are collected
+until they are complete, so this bounds the memory that they take."""
 SEGMENTS_MAX = 64
-"""Linux has five; each is looked at for each piece."""
+"""Linux has five. Every piece of the file is compared with every segment, so this bounds the time that
+takes."""
 
 
 class Segment(NamedTuple):
-    """A PT_LOAD program header; bytes, and physical addresses unless it says otherwise."""
+    """A PT_LOAD program header."""
 
     number: int
+    """Which of the program headers it is, from 0."""
     offset: int
+    """Where its bytes are in the file."""
     virtual_address: int
     address: int
+    """Where it is loaded to: a physical address."""
     file_bytes: int
+    """How many bytes it has in the file."""
     memory_bytes: int
+    """How many it has in memory; those that the file lacks are zeros."""
 
     @property
     def end(self) -> int:
-        """The first address after it."""
+        """The first physical address behind it."""
         return self.address + self.memory_bytes
 
 
 class LoadedElf(NamedTuple):
-    """Where a kernel is now."""
+    """Where a kernel has been loaded to."""
 
     entry: int
     """Physical address of its first instruction."""
     end: int
-    """The first address after it, its zero-filled parts included."""
+    """The first physical address behind it; its zero-filled parts belong to it."""
 
 
 def load(pieces: Iterator[Bytes], ram: Ram, low_ram: RamRange) -> LoadedElf:
     """Copy an ELF kernel's segments to their physical addresses.
 
-    What a segment has in memory beyond its bytes in the file is zero already, as RAM is.
+    Memory of a segment beyond its bytes in the file stays as it is, because RAM is full of zeros already.
 
     Args:
         pieces: The file from its start on.
-        ram: Where to load it to.
-        low_ram: The RAM below 4 GiB; the first MiB is not for the kernel.
+        ram: The guest's RAM.
+        low_ram: The RAM below 4 GiB; the kernel must not touch its first MiB.
 
     Raises:
-        ImageError: It is no x86-64 kernel, is cut short, or its segments do not fit the RAM or each other.
+        ImageError: The file is not an x86-64 kernel or is cut short, or its segments overlap or do not fit
+            the RAM.
     """
     head = _headers(pieces)
     segments, entry = _parse(head, low_ram)
@@ -70,7 +82,7 @@ def load(pieces: Iterator[Bytes], ram: Ram, low_ram: RamRange) -> LoadedElf:
         for segment in segments:
             start = max(segment.offset, position)
             end = min(segment.offset + segment.file_bytes, position + len(view))
-            if start < end:
+            if start < end:  # the piece and the segment have bytes in common
                 ram.slice(segment.address + start - segment.offset, end - start)[:] = view[
                     start - position : end - position
                 ]
@@ -86,7 +98,7 @@ def load(pieces: Iterator[Bytes], ram: Ram, low_ram: RamRange) -> LoadedElf:
 
 
 def _headers(pieces: Iterator[Bytes]) -> Bytes:
-    """The first pieces, as many as hold the ELF header and all program headers."""
+    """As many of the first pieces, joined, as the ELF header and all program headers take."""
     head: Bytes = b""
     needed = HEADER.size
     while len(head) < needed:
@@ -96,6 +108,7 @@ def _headers(pieces: Iterator[Bytes]) -> Bytes:
                 f"the ELF file ends after {len(head)} bytes; its headers need {needed}", section="kernel"
             )
         head = b"".join((head, piece)) if head else piece
+        # Once the ELF header is there, it says where the program headers end.
         if needed == HEADER.size <= len(head):
             needed = max(needed, _program_headers_end(head))
     return head
@@ -172,7 +185,7 @@ def _check(segment: Segment, low_ram: RamRange) -> None:
 
 
 def _physical_entry(entry: int, segments: list[Segment]) -> int:
-    """Linux's e_entry is a physical address; other kernels and linkers put a virtual one there."""
+    """The entry point's physical address, which Linux has in the file; others have the virtual one there."""
     for segment in segments:
         if segment.address <= entry < segment.end:
             return entry

@@ -1,8 +1,8 @@
-"""Places the ramdisks in guest RAM as the one initramfs that Linux unpacks.
+"""Places the ramdisks in guest RAM, one behind the other, as the initramfs that Linux unpacks.
 
-Linux reads archives one after the other, uncompressed or compressed, and skips zeros between them. It takes
-an uncompressed one only where its offset is a multiple of four (init/initramfs.c, ``unpack_to_rootfs``), as
-the offsets within a cpio archive are counted from the start of the whole.
+Linux reads archives one after the other, compressed or not, and skips zeros between them. It accepts an
+uncompressed one only at an offset that is a multiple of four, because it counts the padding within a cpio
+archive from the start of the whole (init/initramfs.c, ``unpack_to_rootfs``).
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,12 +17,12 @@ ALIGNMENT = 4
 PAGE_BYTES = 4096
 LZ4_LEGACY_MAGIC = b"\x02\x21\x4c\x18"
 LZ4_END = 4
-"""Zeros after an lz4 archive: it has no end mark of its own, so Linux reads on until a block of length zero
-(lib/decompress_unlz4.c)."""
+"""How many zeros follow an lz4 archive. The format has no end mark, so Linux reads on until it finds a block
+of length zero (lib/decompress_unlz4.c)."""
 
 
 class Initramfs(NamedTuple):
-    """Where the ramdisks are: guest-physical address and size, bytes; no ramdisks, no size."""
+    """Where the ramdisks are: guest-physical address, and size in bytes. Both are 0 if there are none."""
 
     address: int
     size: int
@@ -31,17 +31,17 @@ class Initramfs(NamedTuple):
 def place(
     ramdisks: Sequence[Bytes], ram: Ram, ram_ranges: Sequence[RamRange], *, start_min: int, end_max: int
 ) -> Initramfs:
-    """Copy the ramdisks, in order, to the top of the lowest RAM range that takes them all.
+    """Copy the ramdisks, in order, to the top of the lowest RAM range that has room for all of them.
 
     Args:
-        ramdisks: Each an archive.
-        ram: Where to.
-        ram_ranges: What RAM there is.
-        start_min: The first address that is free, behind the kernel.
-        end_max: The first address that the kernel cannot use for this.
+        ramdisks: Each is an archive.
+        ram: The guest's RAM.
+        ram_ranges: Where RAM is.
+        start_min: The first free address behind the kernel.
+        end_max: The first address at which the kernel does not take ramdisks any more.
 
     Raises:
-        ImageError: They do not fit; says which ramdisk is the first that does not, and what memory would do.
+        ImageError: They do not fit. The message names the first ramdisk that does not, and enough memory.
     """
     spans = list(_spans(ramdisks))
     size = spans[-1].stop if spans else 0
@@ -71,7 +71,7 @@ def place(
 
 
 def _spans(ramdisks: Sequence[Bytes]) -> Iterator[range]:
-    """Where each ramdisk is within the whole."""
+    """Where each ramdisk is, counted from the start of the first."""
     start = 0
     for ramdisk in ramdisks:
         end = start + len(ramdisk)

@@ -1,7 +1,7 @@
-"""The two forms in which a kernel may come: a bzImage, or the plain ELF file ``vmlinux``.
+"""Reads a kernel in either of its two forms: a bzImage, or the plain ELF file ``vmlinux``.
 
-Of a bzImage only the setup header and the payload are used: the payload is ``vmlinux`` compressed, and the
-code around it is what would decompress it in the guest.
+A bzImage is a compressed ``vmlinux``, the payload, with code around it that would decompress it in the guest.
+Only its setup header and its payload are used, because the host decompresses it.
 """
 
 from collections.abc import Iterator
@@ -27,13 +27,13 @@ class Kernel:
     """A kernel whose header has been checked."""
 
     setup_header: bytes
-    """For boot_params, from :data:`setup_header.HEADER_OFFSET` on."""
+    """The setup header for ``boot_params``, where it belongs at `setup_header.HEADER_OFFSET`."""
     elf: Iterator[Bytes]
-    """``vmlinux``, in pieces; raises ImageError where the image is at fault. To be used up once."""
+    """``vmlinux`` in pieces. It can be read once, and raises `ImageError` where the image is at fault."""
     command_line_bytes_max: int
-    """Without the terminating zero."""
+    """How long a command line it takes, without the terminating zero."""
     initrd_end_max: int
-    """The first address that the ramdisks must not reach."""
+    """The first address at which it does not take ramdisks any more."""
 
 
 def parse(image: Bytes, *, memory_bytes: int) -> Kernel:
@@ -41,11 +41,11 @@ def parse(image: Bytes, *, memory_bytes: int) -> Kernel:
 
     Args:
         image: The kernel.
-        memory_bytes: The guest's RAM; the kernel's own figure of what it needs, and so what its payload may
-            decompress to, is bounded by it.
+        memory_bytes: How much RAM the guest has. The kernel must not say that it needs more, and so its
+            payload cannot decompress to more.
 
     Raises:
-        ImageError: It is neither a bzImage that the 64-bit boot protocol can start nor an ELF file.
+        ImageError: The kernel is not an ELF file, nor a bzImage that the 64-bit boot protocol can start.
     """
     view = memoryview(image).cast("B")
     if bytes(view[:4]) == b"\x7fELF":
@@ -118,7 +118,7 @@ def _bzimage(image: memoryview, memory_bytes: int) -> Kernel:
 
 
 def _elf(image: memoryview) -> Kernel:
-    """A ``vmlinux``, with the setup header that a bzImage of it would carry."""
+    """A ``vmlinux``, and a setup header for it like the one that its bzImage would have."""
     made = bytearray(header.HEADER_END_MAX)
     header.BOOT_FLAG.write(made, header.BOOT_FLAG_VALUE)
     header.MAGIC.write(made, header.HDRS)

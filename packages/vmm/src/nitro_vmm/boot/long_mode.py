@@ -1,7 +1,7 @@
 """Page tables and segment descriptors for a processor that starts in 64-bit mode.
 
-The 64-bit boot protocol (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol") wants memory mapped one to
-one, ``__BOOT_CS`` = 0x10 and ``__BOOT_DS`` = 0x18.
+Linux's 64-bit boot protocol (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol") requires that virtual
+and physical addresses are the same, and the selectors ``__BOOT_CS`` = 0x10 and ``__BOOT_DS`` = 0x18.
 """
 
 import struct

@@ -38,10 +38,13 @@ ALL_LOCAL_APICS = 0xFF
 
 
 def build(level_irqs: Collection[int]) -> bytes:
-    """The floating pointer with the configuration table behind it, to be written at ``MP_TABLE``.
+    """The floating pointer, and behind it the configuration table, to be written at `MP_TABLE`.
 
-    Each IO-APIC pin is one to one with the ISA interrupt of its number, as ISA has them (edge, active high)
-    but for ``level_irqs``.
+    Each pin of the IO-APIC gets the ISA interrupt of its own number.
+
+    Args:
+        level_irqs: Interrupts that are level-triggered. The others are edge-triggered, as is usual for ISA.
+            All are active high.
     """
     entries = [
         PROCESSOR.pack(

@@ -1,9 +1,10 @@
-"""Decompression of a bzImage's payload on the host, so that the guest need not do it.
+"""Decompresses a bzImage's payload on the host, where it is faster than in the guest.
 
-A payload comes out in pieces that stay in the processor's caches on their way to guest RAM: no more than a
-piece is held at a time, and a payload that inflates without end is noticed at its bound. The formats are
-those of Linux's ``lib/decompress.c``, told apart by their first bytes. After formats that do not record the
-length of their contents, Linux's build appends it: four bytes that the self-terminating ones do not look at.
+The contents come out in pieces, small enough to stay in the processor's caches on their way to guest RAM.
+Only one piece is held at a time, and a payload that inflates without end is stopped at its bound. The formats
+are those of Linux's ``lib/decompress.c``, told apart by their first bytes. Linux's build appends the length
+of the contents, four bytes, after formats that do not record it. Only lz4 needs it here: the other formats
+mark their own end.
 """
 
 import bz2
@@ -18,11 +19,12 @@ import zstandard
 from nitro_vmm.errors import ImageError
 
 FEED_BYTES = 16 << 10
-"""How much a decompressor gets at once."""
+"""How much a decompressor gets at once. zlib cannot limit its output, so this does: it yields at most 16
+MiB."""
 ZSTD_FEED_BYTES = 4 << 10
-"""zlib and zstd do not let one bound what comes out: of these 4 KiB 128 MiB at most, of zlib's 16 KiB 16."""
+"""The same for zstd, which packs tighter: this much yields at most 128 MiB."""
 PIECE_BYTES_MAX = 1 << 20
-"""The largest piece of the formats that let one bound it."""
+"""The largest piece of the formats whose decompressors can limit their output."""
 DICTIONARY_BYTES_MAX = 512 << 20
 """Memory that lzma and xz may ask for; Linux's build uses dictionaries of up to 128 MiB."""
 LZ4_LEGACY_MAGIC = 0x184C2102
@@ -31,7 +33,7 @@ LZ4_BLOCK_BYTES_MAX = 8 << 20
 
 
 class _Truncated(Exception):  # noqa: N818 - a signal within this module
-    """The payload ends before its contents do."""
+    """The payload ends before its contents are complete."""
 
 
 class _Feed(Protocol):
@@ -43,7 +45,7 @@ class _Feed(Protocol):
 
 
 class _BoundedFeed(Protocol):
-    """One that keeps what it is given until there is room for its output."""
+    """A decompressor that keeps input for later when its output would be more than asked for."""
 
     @property
     def eof(self) -> bool: ...
@@ -79,11 +81,12 @@ def _lz4(payload: memoryview) -> Iterator[bytes]:
     Nothing marks its end, so the length that Linux's build appends is what tells a whole payload.
     """
     position = total = 0
+    # The last four bytes are the appended length, not a block.
     while len(payload) - position > 4:
         size = int.from_bytes(payload[position : position + 4], "little")
         position += 4
         if size == LZ4_LEGACY_MAGIC:
-            continue
+            continue  # where Linux's build has put one frame after another
         if size > len(payload) - position:
             raise _Truncated
         piece: bytes = lz4.block.decompress(

@@ -3,13 +3,13 @@
 from typing import Protocol, TypeAlias
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
-"""Part of an image: may be a view of a mapped file, and is never copied but into RAM."""
+"""Part of an image. It may be a view of a mapped file, so the loader copies it once only, into RAM."""
 
 
 class Ram(Protocol):
-    """The guest's RAM, zero-filled, as :func:`nitro_vmm.address_map.ram_ranges` says.
+    """The guest's RAM, full of zeros, in the ranges that `nitro_vmm.address_map.ram_ranges` gives.
 
-    ``nitro_vsock.GuestMemory`` is one.
+    `nitro_vsock.GuestMemory` is an implementation.
     """
 
     def slice(self, address: int, length: int) -> memoryview:

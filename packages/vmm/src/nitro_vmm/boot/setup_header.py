@@ -1,7 +1,7 @@
 """The fields of Linux's zero page that the loader reads or fills in.
 
-Linux's x86 boot protocol (Documentation/arch/x86/boot.rst and zero-page.rst) uses one layout twice: bzImage's
-first sectors carry the setup header at the offsets at which ``struct boot_params`` has it.
+The setup header is at the same offsets in a bzImage's first sectors and in ``struct boot_params``, so each
+field stands here once (Linux, Documentation/arch/x86/boot.rst and zero-page.rst).
 """
 
 import struct
@@ -15,7 +15,7 @@ class Field(NamedTuple):
     format: str
 
     def read(self, data: bytes | memoryview) -> int:
-        """The field's value in ``data``, which is long enough."""
+        """The field's value in ``data``, which has to reach beyond the field."""
         (value,) = struct.unpack_from(self.format, data, self.offset)
         return int(value)
 
@@ -24,11 +24,11 @@ class Field(NamedTuple):
         struct.pack_into(self.format, data, self.offset, value)
 
 
-# The setup header; the number is the protocol version that brought the field.
+# The setup header. A number behind a field is the version of the boot protocol that introduced it.
 HEADER_OFFSET = 0x1F1
 SETUP_SECTORS = Field(0x1F1, "<B")
 BOOT_FLAG = Field(0x1FE, "<H")
-JUMP_OFFSET = Field(0x201, "<B")  # of the jump over the header, so it says where the header ends
+JUMP_OFFSET = Field(0x201, "<B")  # how far a jump over the header goes, so it says where the header ends
 MAGIC = Field(0x202, "<I")  # 2.00
 VERSION = Field(0x206, "<H")
 TYPE_OF_LOADER = Field(0x210, "<B")

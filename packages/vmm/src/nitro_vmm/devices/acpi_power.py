@@ -45,11 +45,11 @@ class AcpiPower:
         """Go on from a saved state."""
 
     def read(self, offset: int, size: int) -> int:  # noqa: ARG002 - the ports are bytes
-        """All zero: nothing can be read back, and the machine never wakes from a sleep."""
+        """Read 0: nothing that was written can be read back, and the machine never wakes from a sleep."""
         return 0
 
     def write(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002 - the ports are bytes
-        """Sleep control or reset; the sleep status has nothing to clear."""
+        """Write sleep control or reset. Writing the sleep status has no effect, because it is always 0."""
         if offset == SLEEP_CONTROL:
             if value & SLEEP_ENABLE and value >> 2 & 7 == ACPI_SLEEP_TYPE_S5:
                 self._power_off()

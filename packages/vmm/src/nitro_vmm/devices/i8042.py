@@ -1,9 +1,9 @@
-"""The PC's keyboard controller, without keyboard and mouse: Linux resets a PC through it (``reboot=k``).
+"""The PC's keyboard controller, without keyboard and mouse. Linux resets a PC through it (``reboot=k``).
 
-Source: the command set of the IBM PS/2 Technical Reference, "Keyboard and Auxiliary Device Controller".
-A driver that looks for devices waits half a second for each answer that does not come, so each question has
-one: what is sent to the keyboard or the mouse comes back as "resend" with the time-out bit set, as on a board
-where nothing is plugged in, and the test of the mouse's port says that its clock line is stuck.
+Source: the command set of the IBM PS/2 Technical Reference, "Keyboard and Auxiliary Device Controller". A
+driver that looks for devices waits half a second for each answer that does not come, so every question gets
+an answer here. A byte for the keyboard or the mouse is answered with "resend" and the time-out bit, as on a
+board where nothing is plugged in. The test of the mouse's port answers that its clock line is stuck.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ WRITE_TO_MOUSE: Final = 0xD4
 READ_TEST_INPUTS: Final = 0xE0
 PULSE_OUTPUT_PORT: Final = 0xF0
 RESET: Final = 0xFE
-"""One of the pulses: that of the line to the processor's reset."""
+"""The pulse on the processor's reset line, one of those that start at `PULSE_OUTPUT_PORT`."""
 
 ANSWERS: Final = {
     TEST_MOUSE_PORT: 0x01,
@@ -124,7 +124,7 @@ class I8042:
         self._update()
 
     def read(self, offset: int, size: int) -> int:  # noqa: ARG002 - the ports are bytes
-        """The status at `COMMAND`, or the byte that waits at `DATA`."""
+        """Read the status at `COMMAND`, or the output byte at `DATA`."""
         if offset == COMMAND:
             return self._status
         if offset != DATA:
@@ -134,7 +134,7 @@ class I8042:
         return self._output
 
     def write(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002 - the ports are bytes
-        """A command at `COMMAND`; at `DATA` what it asked for, or a byte for the keyboard."""
+        """Write a command at `COMMAND`, or at `DATA` its parameter or a byte for the keyboard."""
         value &= 0xFF
         if offset == COMMAND:
             self._status |= STATUS_COMMAND
@@ -172,7 +172,8 @@ class I8042:
             if not value & 1:
                 self._reset()
         elif command in (ECHO_AS_KEYBOARD, ECHO_AS_MOUSE):
-            # Even the mouse's lacks the bit "from the mouse": so Linux knows at once that there is none.
+            # Linux tests for a mouse's port with an echo "as from the mouse". The answer comes without that
+            # mark, which tells it at once that there is no such port.
             self._answer(value)
         else:
             self._memory[command & 0x1F] = value

@@ -1,10 +1,11 @@
 """The IO-APIC: turns interrupt lines into messages to the local APIC.
 
-Sources: Intel 82093AA datasheet (registers, remote IRR) and, for version 0x20 and its EOI register, the
-datasheets of the ICH family. There is one processor, so destinations are kept but not looked at.
+Sources: Intel 82093AA datasheet (registers, remote IRR), and the datasheets of the ICH family for version
+0x20 with its EOI register. There is one processor, so destinations are kept but not looked at.
 
-An edge pin sends one message per rise. A level pin sends one when it is up, unmasked and not in service
-("remote IRR"); the end of the interrupt clears remote IRR, and a line that is still up sends again.
+An edge-triggered pin sends one message each time its line rises. A level-triggered pin sends one when its
+line is up and the pin is neither masked nor in service ("remote IRR"). The end of the interrupt clears remote
+IRR, and if the line is still up, the pin sends again.
 """
 
 from collections.abc import Callable
@@ -98,7 +99,7 @@ class IoApic:
         self._lines = [bool(state.lines >> pin & 1) for pin in range(self._pins)]
 
     def read(self, offset: int, size: int) -> int:
-        """The selected register through the window; what does not exist reads 0."""
+        """Read which register is selected, or the selected one through the window; anything else reads 0."""
         if offset == REGISTER_SELECT:
             value = self._selected
         elif offset == WINDOW:
@@ -117,7 +118,7 @@ class IoApic:
             self.end_of_interrupt(value & 0xFF)
 
     def set_line(self, pin: int, level: bool) -> None:  # noqa: FBT001 - the level of a wire
-        """Drive a line; what a device means by "up" is asserted, whatever polarity the guest has set."""
+        """Drive a line. "Up" means that the device wants attention, whatever polarity the guest has set."""
         if self._lines[pin] == level:
             return
         self._lines[pin] = level

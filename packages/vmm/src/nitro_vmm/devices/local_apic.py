@@ -1,18 +1,22 @@
 """The local APIC of the one processor: which interrupt comes next, and the timer.
 
-Source: Intel SDM vol. 3A, chapter "Advanced Programmable Interrupt Controller (APIC)"; sections are named by
-their titles because their numbers change between editions.
+Source: Intel SDM vol. 3A, chapter "Advanced Programmable Interrupt Controller (APIC)". Sections are named by
+their titles, because their numbers change between editions.
 
-A vector's way: `accept` sets its bit in IRR; `pending_vector` names it once its class (the upper four bits)
-is above the processor's priority (PPR: the task priority TPR or the class being served, whichever is higher);
-the processor takes it and `acknowledge` moves the bit to ISR; the guest's write to EOI clears it there, and
-if it came from a level-triggered line (TMR) the IO-APIC is told, which sends it again while the line is up.
+How an interrupt vector gets through:
 
-The processor may take the vector long before anybody calls `acknowledge`. Until then an IRR bit says
-"pending" for an interrupt that is being served, so `acknowledge` has to come before any other call.
+1. `accept` sets its bit in IRR.
+2. `pending_vector` returns it once its class, the upper four bits, is above the processor's priority (PPR).
+   That is the task priority (TPR) or the class that is being served, whichever is higher.
+3. The processor takes it, and `acknowledge` moves the bit to ISR.
+4. The guest writes to EOI when it has served it, which clears the bit. If the vector came from a
+   level-triggered line (TMR), the IO-APIC is told, which sends it again while the line is up.
 
-Not offered: x2APIC, TSC-deadline mode, NMI, SMI and start-up messages, suppression of EOI broadcasts. TPR is
-reached by MMIO only (CR8 stays within the processor).
+The processor may take a vector long before `acknowledge` is called. Until then IRR says that an interrupt is
+pending which in truth is being served, so `acknowledge` has to come before any other call.
+
+Not offered: x2APIC, TSC-deadline mode, NMI, SMI and start-up messages, suppression of EOI broadcasts. The
+guest reaches TPR through its register here only, because its CR8 stays within the processor.
 """
 
 from collections.abc import Callable
@@ -87,7 +91,7 @@ ERROR_RECEIVED_ILLEGAL_VECTOR: Final = 1 << 6
 ERROR_ILLEGAL_REGISTER: Final = 1 << 7
 
 PERIOD_NS_MIN: Final = 200_000
-"""A guest that asks for a faster periodic timer gets this one, as under KVM: it cannot keep the host busy."""
+"""The shortest period of the timer, as in KVM, because a faster one would keep the host busy."""
 
 NS_PER_S: Final = 1_000_000_000
 
@@ -260,7 +264,7 @@ class LocalApic:
     # What the bus calls.
 
     def read(self, offset: int, size: int) -> int:
-        """The register at ``offset`` of the page; reserved ones read 0 and are noted in ESR."""
+        """Read the register at ``offset`` of the page. Reserved ones read 0 and are noted in ESR."""
         value = self._read_register(offset & ~0xF) >> 8 * (offset & 0xF) if offset & 0xC == 0 else 0
         return value & (1 << 8 * size) - 1
 
@@ -300,7 +304,15 @@ class LocalApic:
     # What the IO-APIC and the processor call.
 
     def accept(self, vector: int, level: bool) -> bool:  # noqa: FBT001 - the trigger mode
-        """Take an interrupt message; false when it is refused because software has disabled the APIC."""
+        """Take an interrupt message.
+
+        Args:
+            vector: Which interrupt it is.
+            level: Whether a level-triggered line sent it.
+
+        Returns:
+            Whether it was taken; false while software has disabled the APIC.
+        """
         if not self._spurious & SOFTWARE_ENABLED:
             return False
         if vector < VECTOR_MIN:
@@ -315,7 +327,7 @@ class LocalApic:
         return True
 
     def pending_vector(self) -> int | None:
-        """The vector that the processor should take now; asking changes nothing."""
+        """The vector that the processor should take now, or `None`; asking changes nothing."""
         vector = self._irr.bit_length() - 1
         if vector >> 4 > self._processor_priority() >> 4 and self._spurious & SOFTWARE_ENABLED:
             return vector
@@ -332,11 +344,11 @@ class LocalApic:
 
     @property
     def deadline_ns(self) -> int | None:
-        """When `tick` has an interrupt to make, on the given clock."""
+        """When the timer will interrupt, on the given clock, so when to call `tick`; or `None`."""
         return None if self._lvt[LVT_TIMER] & LVT_MASKED else self._expires_ns
 
     def tick(self, now_ns: int) -> None:
-        """Let the timer fire if its time has come; several missed periods make one interrupt."""
+        """Let the timer fire if its time has come. Several missed periods make one interrupt."""
         expires_ns = self._expires_ns
         if expires_ns is None or now_ns < expires_ns:
             return

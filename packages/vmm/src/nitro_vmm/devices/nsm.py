@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class NsmDevice:
-    """Answers requests within the guest's kick: they take microseconds, or milliseconds for a signature.
+    """Answers requests within the guest's kick: that takes microseconds, or milliseconds for a signature.
 
     Args:
         nsm: The module. Its state outlives resets of the device, as a lock of a PCR must; it is saved by
@@ -35,7 +35,7 @@ class NsmDevice:
         return b""
 
     def activate(self, features: int, queues: Sequence[QueueLayout | None], driver: Driver) -> None:  # noqa: ARG002
-        """Serve the one queue.
+        """Serve the one queue from its start.
 
         Raises:
             QueueError: It was not set up, or cannot be used.
@@ -66,7 +66,7 @@ class NsmDevice:
                 return
 
     def reset(self) -> None:
-        """Leave the queue alone."""
+        """Forget the queue, and requests that have no reply yet."""
         self._server.reset()
         self._queue = None
 

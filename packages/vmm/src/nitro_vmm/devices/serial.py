@@ -1,12 +1,13 @@
 """A 16550A serial port: the guest's console.
 
-Source: National Semiconductor PC16550D datasheet. The line is infinitely fast: a byte written has left at
-once, so the transmitter is always empty and a polling guest never waits. Bytes for the guest are held in a
-queue deeper than the chip's FIFO, which no guest can tell, as it reads until the line status says "no more".
+Source: National Semiconductor PC16550D datasheet. The line is infinitely fast: a byte has left as soon as it
+is written, so the transmitter is always empty and a polling guest never waits. Bytes for the guest wait in a
+queue that is deeper than the chip's FIFO. A guest cannot tell, because it reads until the line status says
+that there is no more.
 
-Input is taken only while it could interrupt: enabled in IER, and connected by OUT2 as a PC wires it. Linux
-has both once somebody has opened the terminal and the FIFOs are cleared. What was typed, or piped in, during
-the boot therefore waits on the host, where the real chip would lose it.
+Input is taken only while it could interrupt: enabled in IER, and connected by OUT2 as a PC wires it. In Linux
+that is so once a program has opened the terminal, after it has cleared the FIFOs. So what was typed or piped
+in during the boot waits on the host; the real chip would lose it.
 """
 
 from collections import deque
@@ -19,7 +20,10 @@ from nitro_vmm.devices.state import require, require_bytes, require_flags, requi
 
 
 class Register(IntEnum):
-    """Offsets; those at 0 and 1 are the divisor latch while DLAB is set, and 2 reads IIR and writes FCR."""
+    """Offsets from the port's base.
+
+    While DLAB is set, the divisor latch is at 0 and 1. Reading 2 gives IIR, writing it sets FCR.
+    """
 
     DATA = 0
     INTERRUPT_ENABLE = 1
@@ -69,7 +73,7 @@ MSR_DCD: Final = 0x80
 MSR_CONNECTED: Final = MSR_CTS | MSR_DSR | MSR_DCD
 
 INPUT_BYTES_MAX: Final = 1024
-"""How much input waits inside the port: enough for a pasted line, and the host's pipe holds the rest."""
+"""How much input waits inside the port. That is enough for a pasted line; the host's pipe holds the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +122,8 @@ class Serial:
     Args:
         line: The interrupt line.
         transmit: Called with each byte that the guest sends.
-        ready: Called, within a guest's access, when `receive` would take some of what it has refused.
+        ready: Called within a guest's access when `receive` would take input again, after it has refused
+            some.
     """
 
     def __init__(
@@ -183,7 +188,11 @@ class Serial:
         self._line(self._level)
 
     def receive(self, data: bytes) -> int:
-        """Give the guest input; returns how many bytes were taken, from the start of ``data``."""
+        """Give the guest input.
+
+        Returns:
+            How many bytes were taken, from the start of ``data``.
+        """
         room = INPUT_BYTES_MAX - len(self._input) if self._listening() else 0
         taken = data[:room]
         self._refused = len(taken) < len(data)
@@ -192,7 +201,7 @@ class Serial:
         return len(taken)
 
     def read(self, offset: int, size: int) -> int:  # noqa: ARG002 - the registers are bytes
-        """A register; reading has the effects that it has on the chip."""
+        """Read a register, with the effects that this has on the chip."""
         if offset == Register.LINE_STATUS:
             return self._read_line_status()
         latch = self._line_control & LCR_DLAB
@@ -243,7 +252,8 @@ class Serial:
         if enabled & IER_LINE_STATUS and self._overrun:
             return IIR_LINE_STATUS
         if enabled & IER_RECEIVED and self._input:
-            # What is below the trigger level would time out four characters later; the line is that fast.
+            # Fewer bytes than the trigger level interrupt after a time-out of four characters. On a line that
+            # is infinitely fast this time is over at once.
             return IIR_RECEIVED if len(self._input) >= self._trigger else IIR_RECEIVED_TIMEOUT
         if self._transmitter_empty_due:
             return IIR_TRANSMITTER_EMPTY
@@ -303,8 +313,8 @@ class Serial:
         return cause | IIR_FIFOS_ENABLED if self._fifos else cause
 
     def _write_fifo_control(self, value: int) -> None:
-        # The chip also clears them when they are switched on or off, which Linux does right after it has
-        # enabled the interrupt; the host's input is not lost to that.
+        # The chip also clears the FIFOs when they are switched on or off. Linux does that right after it has
+        # enabled the interrupt, and input that the host has just given would be lost, so it is kept here.
         if value & FCR_CLEAR_RECEIVED:
             self._input.clear()
         self._fifos = bool(value & FCR_ENABLE)
@@ -324,7 +334,7 @@ class Serial:
             )
         changed = self._modem ^ modem
         if modem & MSR_RI:
-            changed &= ~MSR_RI  # only the trailing edge of a ring counts
+            changed &= ~MSR_RI  # the ring indicator reports only that a ring has ended
         self._modem = modem
         self._modem_changes |= changed >> 4
         self._update()

@@ -1,12 +1,12 @@
 """virtio-vsock whose data path is another process: a vhost-user daemon, ours or any other.
 
-The daemon maps the guest's memory, takes kicks from eventfds and interrupts through one; this device only
-sets it up. It is a thin shell with descriptors of its own, and has the same outside as the device in the
-process: wait until `fileno` is readable, or for as long as `turn` said, then call `turn`.
+The daemon maps the guest's memory, gets kicks through eventfds and interrupts through another one. This
+device only sets it up. It is used like the device in the process: wait until `fileno` is readable, or for as
+long as `turn` said, and then call `turn`.
 
-A daemon may die and come back, and the guest goes on: it is told that its connections are gone (the event
-TRANSPORT_RESET, virtio 1.3 §5.10.6.7), for which the event queue stays with this device, and the rings go on
-where the used index says that the old daemon had come to.
+A daemon may die and come back, and the guest goes on. It is told that its connections are gone by an event
+(TRANSPORT_RESET, virtio 1.3 §5.10.6.7), so the event queue is served by this device, not by the daemon. The
+other rings go on where the used index says that the old daemon had come to.
 """
 
 import logging
@@ -60,14 +60,14 @@ class VhostUserVsockDevice:
     Args:
         path: The daemon's vhost-user socket.
         memory: The guest's memory.
-        regions: The same, as files that the daemon can map.
+        regions: The guest's memory once more, as files that the daemon can map.
         locked: Calls a function under the machine's bus lock.
         clock: A monotonic clock, seconds.
-        answer_timeout_s: A daemon that hangs may hold the guest up for so long, then counts as gone.
+        answer_timeout_s: How long a daemon that hangs may hold the guest up, seconds; then it counts as gone.
 
     Raises:
         HostError: Nobody listens at ``path``.
-        VhostUserError: Who listens there cannot serve a vsock device.
+        VhostUserError: What listens there cannot serve a vsock device.
     """
 
     device_id = DEVICE_ID

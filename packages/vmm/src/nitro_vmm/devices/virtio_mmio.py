@@ -1,8 +1,8 @@
 """The virtio-mmio transport, version 2: a device's registers (virtio 1.3 §4.2.2).
 
-The transport owns the registers, the status ladder and the interrupt line; the device behind it owns what its
-queues mean. A driver that does things out of order is ignored, as hardware would, and the log says so. Only
-an unusable queue is worse: the device then needs a reset (DEVICE_NEEDS_RESET, virtio 1.3 §2.1.2).
+The transport owns the registers, the status and the interrupt line. The device behind it owns what the queues
+mean. What a driver does out of order is ignored, as hardware ignores it, and the log says so. Only a queue
+that cannot be used is worse, because the device then needs a reset (DEVICE_NEEDS_RESET, virtio 1.3 §2.1.2).
 """
 
 import logging
@@ -32,7 +32,7 @@ CONFIGURATION: Final = 0x100
 CONFIGURATION_SIZES: Final = (1, 2, 4, 8)
 
 COMPLAINTS_MAX: Final = 16
-"""A guest must not fill the log of its host."""
+"""How many complaints about a driver are logged, because a guest must not fill the log of its host."""
 
 
 class Register(IntEnum):
@@ -83,7 +83,7 @@ SHARED_MEMORY: Final = (
     Register.SHM_BASE_LOW,
     Register.SHM_BASE_HIGH,
 )
-"""All ones: there is no shared memory (virtio 1.3 §4.2.2.1)."""
+"""Registers that read as all ones, because there is no shared memory (virtio 1.3 §4.2.2.1)."""
 
 
 class Status(IntFlag):
@@ -240,7 +240,8 @@ class VirtioDevice(Protocol):
     def activate(self, features: int, queues: Sequence[QueueLayout | None], driver: Driver) -> None:
         """Start: the driver is ready, has set up these queues, and may have put buffers there already.
 
-        Kicks that came too early are not repeated: the device looks for itself.
+        A driver may have kicked before this, and does not repeat that, so the device looks for buffers by
+        itself.
 
         Args:
             features: What driver and device have agreed on.

@@ -1,9 +1,9 @@
 """virtio-vsock (virtio 1.3 §5.10), served within the process by `nitro_vsock`.
 
-Two threads meet here. The processor's thread sets the rings up and kicks, under the machine's bus lock; the
-main loop waits until `VsockDevice.fileno` is readable, or for as long as `VsockDevice.turn` said, then calls
-`turn`. The engine has a lock of its own, and lets go of it before it interrupts: so who needs both takes the
-bus lock first.
+Two threads meet here. The processor's thread sets the rings up and kicks, under the machine's bus lock. The
+main loop waits until `VsockDevice.fileno` is readable, or for as long as `VsockDevice.turn` said, and then
+calls `turn`. The engine has a lock of its own, which it releases before it interrupts the guest. So a thread
+that needs both locks takes the bus lock first, and no two threads can wait for each other.
 """
 
 import os
@@ -32,8 +32,8 @@ EVENTS: Final = 2
 ENGINE_NAMES: Final = ("receive", "transmit", "event")
 QUEUE_NAMES: Final = ("vsock receive queue", "vsock transmit queue", "vsock event queue")
 QUEUE_SIZES: Final = (128, 128, 16)
-"""Linux fills its receive queue with pages when it starts, so more would cost every boot; 128 hold as much as
-it lets a peer send unasked. It puts eight buffers into the event queue."""
+"""Linux fills its receive queue with pages when it starts, so a longer one would slow every boot. 128 pages
+hold as much as Linux lets a peer send before it has read any. It puts eight buffers into the event queue."""
 
 # virtio_vsock_config (virtio 1.3 §5.10.4): guest_cid
 CONFIG: Final = struct.Struct("<Q")
