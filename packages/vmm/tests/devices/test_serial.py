@@ -230,6 +230,20 @@ def test_loopback_sends_to_itself_and_overruns() -> None:
     assert bench.read_all() == b"\x55" * INPUT_BYTES_MAX
 
 
+def test_an_overrun_interrupts_only_where_line_status_may() -> None:
+    bench = Bench()
+    bench.put(Register.INTERRUPT_ENABLE, IER_MODEM_STATUS)
+    bench.put(Register.MODEM_CONTROL, MCR_LOOPBACK)
+    bench.get(Register.MODEM_STATUS)
+    for _ in range(INPUT_BYTES_MAX + 1):
+        bench.put(Register.DATA, 0)
+    assert bench.get(Register.INTERRUPT_IDENTIFICATION) == IIR_NONE
+
+    bench.put(Register.INTERRUPT_ENABLE, IER_LINE_STATUS)
+
+    assert bench.get(Register.INTERRUPT_IDENTIFICATION) == IIR_LINE_STATUS
+
+
 def test_modem_status_tells_changes_once() -> None:
     bench = Bench()
     assert bench.get(Register.MODEM_STATUS) == MSR_CONNECTED

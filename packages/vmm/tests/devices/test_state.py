@@ -380,6 +380,80 @@ def test_a_damaged_state_is_refused_by_name(name: str, field: str, value: object
     assert len(str(caught.value)) < 300
 
 
+GREATEST: list[tuple[str, str, int]] = [
+    ("serial", "divisor", 0xFFFF),
+    ("serial", "enabled", 0x0F),
+    ("serial", "line_control", 0xFF),
+    ("serial", "modem_control", 0x1F),
+    ("serial", "modem", 0xF0),
+    ("serial", "modem_changes", 0x0F),
+    ("serial", "scratch", 0xFF),
+    ("serial", "trigger", 14),
+    ("rtc", "index", 127),
+    ("rtc", "ahead_s", 253_402_300_799),
+    ("rtc", "held_s", 2 * 253_402_300_799),
+    ("rtc", "held_for_ns", 10_000_000),
+    ("i8042", "output", 0xFF),
+    ("i8042", "status", 0xFF),
+    ("i8042", "expecting", 0xD4),
+    ("io_apic", "io_apic_id", 0xF),
+    ("io_apic", "selected", 0xFF),
+    ("io_apic", "lines", 0xFF_FFFF),
+    ("local_apic", "requested", (1 << 256) - (1 << 16)),
+    ("local_apic", "in_service", (1 << 256) - (1 << 16)),
+    ("local_apic", "level", (1 << 256) - (1 << 16)),
+    ("local_apic", "task_priority", 0xFF),
+    ("local_apic", "spurious_vector", 0x3FF),
+    ("local_apic", "logical_destination", 0xFF00_0000),
+    ("local_apic", "destination_format", 0xFFFF_FFFF),
+    ("local_apic", "command_low", 0xC_CFFF),
+    ("local_apic", "command_high", 0xFF00_0000),
+    ("local_apic", "errors", 0xFF),
+    ("local_apic", "errors_shown", 0xFF),
+    ("local_apic", "divide", 0b1011),
+    ("local_apic", "initial_count", 0xFFFF_FFFF),
+    ("local_apic", "expires_in_ns", 1 << 63),
+]
+
+
+@pytest.mark.parametrize(("name", "field", "greatest"), GREATEST)
+def test_numbers_have_the_width_of_their_registers(name: str, field: str, greatest: int) -> None:
+    state = valid(name)
+
+    assert getattr(dataclasses.replace(state, **{field: greatest}), field) == greatest
+    with pytest.raises(StateError, match=field):
+        dataclasses.replace(state, **{field: greatest + 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "good", "bad"),
+    [
+        ("serial", "received", bytes(1024), bytes(1025)),
+        ("rtc", "memory", bytes(128), bytes(129)),
+        ("rtc", "being_set", (0,) * 8, (0,) * 9),
+        ("rtc", "being_set", (0xFF,) * 8, (0,) * 7),
+        ("rtc", "being_set", None, (-1,) * 8),
+        ("i8042", "memory", bytes(32), bytes(33)),
+        ("i8042", "expecting", 0x60, 0x5F),
+        ("i8042", "expecting", 0x7F, 0x80),
+        ("i8042", "expecting", 0xD1, 0xD0),
+        ("io_apic", "entries", (0xFF00_0000_0001_EFFF,) * 24, (0x2_0000,) * 24),
+        ("io_apic", "entries", (0,) * 240, (0,) * 241),
+        ("local_apic", "local_vectors", (0x3_00FF, 0, 0, 0, 0, 0), (0, 0, 0, 0, 0, 0x3_00FF)),
+        ("local_apic", "local_vectors", (0,) * 6, (0,) * 7),
+        ("local_apic", "destination_format", 0x0FFF_FFFF, 0x0FFF_FFFE),
+        ("local_apic", "expires_in_ns", -(1 << 63), -(1 << 63) - 1),
+        ("rtc", "ahead_s", -253_402_300_799, -253_402_300_800),
+    ],
+)
+def test_what_has_several_parts_is_checked_in_each(name: str, field: str, good: object, bad: object) -> None:
+    state = valid(name)
+
+    assert getattr(dataclasses.replace(state, **{field: good}), field) == good
+    with pytest.raises(StateError, match=field):
+        dataclasses.replace(state, **{field: bad})
+
+
 def test_an_io_apic_takes_no_state_with_another_number_of_pins() -> None:
     world = World(0)
     device = IoApic(world.accept, pins=8)

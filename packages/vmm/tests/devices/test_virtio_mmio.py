@@ -495,6 +495,33 @@ def test_a_damaged_state_is_refused_by_name(changes: dict[str, Any], name: str) 
 
 
 @pytest.mark.parametrize(
+    ("name", "greatest"),
+    [
+        ("device_features_word", 0xFFFF_FFFF),
+        ("driver_features_word", 0xFFFF_FFFF),
+        ("driver_features", (1 << 128) - 1),
+        ("queue_index", 0xFFFF_FFFF),
+        ("interrupt_status", 3),
+    ],
+)
+def test_numbers_have_the_width_of_their_registers(name: str, greatest: int) -> None:
+    state: Any = negotiated().transport.state()
+
+    assert getattr(replace(state, **{name: greatest}), name) == greatest
+    with pytest.raises(StateError, match=name):
+        replace(state, **{name: greatest + 1})
+
+
+def test_queues_are_as_large_as_the_specification_allows() -> None:
+    greatest = replace(
+        READY, size=32768, descriptor_table=2**64 - 1, available_ring=2**64 - 1, used_ring=2**64 - 1
+    )
+    assert greatest.size == 32768
+    RunningState((QUEUE,) * 64, ((0xFFFF, bytes(1 << 16)),) * 64)
+    RunningState((SplitQueueState(0xFFFF, 0xFFFF, 0xFFFF, "x" * 1000),))
+
+
+@pytest.mark.parametrize(
     ("changes", "name"),
     [
         ({"size": 0}, "size"),
