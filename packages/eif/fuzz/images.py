@@ -10,19 +10,28 @@ from contextlib import suppress
 import atheris
 
 with atheris.instrument_imports():
-    from nitro_eif import Eif, EifError, EifFormatError, Tree, read_ramdisk, tree_of, validate
-    from nitro_eif.cose import parse_sign1
-    from nitro_eif.format import CRC_OFFSET, HEADER, HEADER_BYTES, SECTION_HEADER
-    from nitro_eif.kernelpackage import module_dependencies
-    from nitro_eif.layers import apply_tar
-    from nitro_eif.metadata import Metadata
+    from nitro_eif import (
+        Eif,
+        EifError,
+        EifFormatError,
+        Tree,
+        read_ramdisk,
+        require_bootable,
+        tree_of,
+        validate,
+    )
+    from nitro_eif.build.kernel_package import module_dependencies
+    from nitro_eif.filesystem.tar import apply_tar
+    from nitro_eif.image.cose import parse_sign1
+    from nitro_eif.image.format import CRC_OFFSET, HEADER, HEADER_BYTES, SECTION_HEADER
+    from nitro_eif.image.metadata import Metadata
 
 
 def image(data: bytes) -> None:
     """Any bytes are an image or a format error."""
     validate(Eif.salvage(data))
     try:
-        Eif.parse(data, strict=True)
+        require_bootable(Eif.parse(data))
     except EifFormatError as error:
         if not 0 <= error.offset <= max(len(data), HEADER_BYTES):
             raise AssertionError(f"an error outside of the file: {error}") from error

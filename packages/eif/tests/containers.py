@@ -8,8 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from nitro_eif.filesystem.compression import zstd_module
 from nitro_eif.testing import tar_member, tar_of
 
 OCI = "application/vnd.oci.image"
@@ -111,8 +110,7 @@ class Container:
 
 
 def zstd(data: bytes) -> bytes:
-    zstandard = pytest.importorskip("zstandard", reason="needs the extra zstd")
-    return bytes(zstandard.compress(data))
+    return bytes(zstd_module().compress(data))
 
 
 def descriptor(data: bytes, media_type: str) -> dict[str, Any]:

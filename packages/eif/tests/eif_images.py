@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from hypothesis import strategies as st
 
-from nitro_eif import Architecture, Contents, Header, SectionType, pack_eif
-from nitro_eif.format import CRC_OFFSET, HEADER, HEADER_BYTES, SECTION_HEADER
+from nitro_eif import Architecture, Contents, Eif, Header, SectionType, pack_eif, require_bootable
+from nitro_eif.image.format import CRC_OFFSET, HEADER, HEADER_BYTES, SECTION_HEADER
+from nitro_eif.image.reader import Buffer
 from nitro_eif.testing import example_contents
 
 KERNEL, CMDLINE, RAMDISK, SIGNATURE, METADATA = (
@@ -21,6 +22,13 @@ KERNEL, CMDLINE, RAMDISK, SIGNATURE, METADATA = (
 
 def good() -> bytes:
     return pack_eif(example_contents())
+
+
+def bootable(data: Buffer) -> Eif:
+    """Parse an image, and ask that the hypervisor would boot it."""
+    eif = Eif.parse(data)
+    require_bootable(eif)
+    return eif
 
 
 def parts() -> list[tuple[int, bytes]]:

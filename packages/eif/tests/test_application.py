@@ -21,7 +21,7 @@ from nitro_eif import (
     tree_of,
     write_application,
 )
-from nitro_eif.application import LINUXKIT_MTIME, dropped_xattrs, resolve_user
+from nitro_eif.build.application import LINUXKIT_MTIME, dropped_xattrs, resolve_user
 from nitro_eif.testing import tar_member, tar_of
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\nbroken\n"  # noqa: S105 - a file, no password

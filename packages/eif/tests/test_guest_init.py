@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nitro_eif import HostError, guest, guest_init
+from nitro_eif import HostError, guest_init
+from nitro_eif.build import init as guest
 
 SOURCES = Path(__file__).parents[1] / "init"
 PT_INTERP, ET_EXEC, EM_X86_64 = 3, 2, 62

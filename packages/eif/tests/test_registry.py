@@ -11,7 +11,8 @@ import pytest
 
 from containers import Container, digest
 from nitro_eif import Architecture, EifFormatError, Image, RegistryError, UsageError, open_image
-from nitro_eif.registry import Reference, credentials
+from nitro_eif.container.credentials import credentials
+from nitro_eif.container.references import Reference
 
 
 class FakeRegistry(ThreadingHTTPServer):
@@ -78,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeRegistry]:
-    monkeypatch.setattr("nitro_eif.registry.FIRST_DELAY_S", 0)
+    monkeypatch.setattr("nitro_eif.container.registry.FIRST_DELAY_S", 0)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     for name in ("REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"):
         monkeypatch.delenv(name, raising=False)
@@ -154,8 +155,11 @@ def test_passing_failures_and_broken_downloads_are_tried_again(registry: FakeReg
 )
 def test_refusals_say_what_to_do(registry: FakeRegistry, failures: list[int], reason: str) -> None:
     registry.failures = failures
-    with ExitStack() as stack, pytest.raises(RegistryError, match=reason):
+
+    with ExitStack() as stack, pytest.raises(RegistryError) as caught:
         pull(registry, stack)
+
+    assert reason in f"{caught.value} {caught.value.hint}"
 
 
 def test_a_registry_that_sends_other_data_is_found_out(registry: FakeRegistry) -> None:
@@ -175,7 +179,7 @@ def test_a_manifest_is_checked_against_the_digest_in_the_reference(registry: Fak
     with ExitStack() as stack:
         open_image(f"docker://{registry.host}/team/app@{good}", Architecture.X86_64, stack)
         container.blobs[wrong] = container.manifest + b" "
-        with pytest.raises(EifFormatError, match="the registry's manifest is not"):
+        with pytest.raises(EifFormatError, match="the data are not"):
             open_image(f"docker://{registry.host}/team/app@{wrong}", Architecture.X86_64, stack)
 
 

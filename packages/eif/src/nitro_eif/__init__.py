@@ -10,32 +10,45 @@ Importing this is fast: what needs cryptography or the network is loaded when it
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from nitro_eif.cpio import Entry, Node, write_cpio
-from nitro_eif.errors import EifError, EifFormatError, HostError, RegistryError, SigningError, UsageError
-from nitro_eif.findings import RULES, Fate, Finding, Rule, Severity
-from nitro_eif.format import Architecture, Header, Section, SectionType
-from nitro_eif.guest import guest_init
-from nitro_eif.measure import (
+from nitro_eif.architecture import Architecture
+from nitro_eif.errors import (
+    EifError,
+    EifFormatError,
+    HostError,
+    RegistryError,
+    SigningError,
+    SigningProblem,
+    UsageError,
+)
+from nitro_eif.filesystem.cpio import Entry, Node, write_cpio
+from nitro_eif.image.findings import RULES, Fate, Finding, Rule, Severity
+from nitro_eif.image.format import Header, Section, SectionType
+from nitro_eif.image.measure import (
     Checksums,
+    Measured,
     Measurements,
     checksum,
-    extend,
     measure,
     measure_and_checksum,
     measure_contents,
+)
+from nitro_eif.image.metadata import BuildMetadata, Metadata
+from nitro_eif.image.reader import Eif
+from nitro_eif.image.registers import (
+    INSTANCE_ID,
+    ROLE_ARN,
+    extend,
     pcr3,
     pcr4,
     pcr8,
     pcr_of_data,
     pcr_of_digest,
 )
-from nitro_eif.metadata import BuildMetadata, Metadata
-from nitro_eif.reader import Eif
-from nitro_eif.validate import refusals, validate
-from nitro_eif.writer import Contents, pack_eif, write_eif, write_sections
+from nitro_eif.image.validate import refusals, require_bootable, validate
+from nitro_eif.image.writer import Contents, pack_eif, write_eif, write_sections
 
 if TYPE_CHECKING:
-    from nitro_eif.application import (
+    from nitro_eif.build.application import (
         Launch,
         aws_bootstrap_ramdisk,
         bootstrap_ramdisk,
@@ -43,18 +56,20 @@ if TYPE_CHECKING:
         nitro_cli_launch,
         write_application,
     )
+    from nitro_eif.build.init import guest_init
+    from nitro_eif.build.kernel_package import Kernel, read_blobs, read_package
     from nitro_eif.comparison import Difference, compare
-    from nitro_eif.kernelpackage import Kernel, read_blobs, read_package
-    from nitro_eif.keys import KeySigner, KmsSigner, Signer, load_signer
-    from nitro_eif.oci import Image, ImageConfig, open_image
-    from nitro_eif.parts import assemble, extract
-    from nitro_eif.ramdisk import read_ramdisk
-    from nitro_eif.signature import ImageSignature, make_signature, read_signatures, remove_signature, sign
-    from nitro_eif.sources import read_rootfs
-    from nitro_eif.tree import Tree, tree_of
+    from nitro_eif.container.images import Image, ImageConfig, open_image
+    from nitro_eif.disassembly import assemble, extract
+    from nitro_eif.filesystem.ramdisk import read_ramdisk
+    from nitro_eif.filesystem.rootfs import read_rootfs
+    from nitro_eif.filesystem.tree import Tree, tree_of
+    from nitro_eif.image.signature import ImageSignature, SignatureSection, read_signatures
+    from nitro_eif.signing.keys import KeySigner, KmsSigner, Signer, load_signer
+    from nitro_eif.signing.sign import make_signature, remove_signature, sign
 
 _LATER = {
-    "application": (
+    "build.application": (
         "Launch",
         "aws_bootstrap_ramdisk",
         "bootstrap_ramdisk",
@@ -62,15 +77,17 @@ _LATER = {
         "nitro_cli_launch",
         "write_application",
     ),
+    "build.init": ("guest_init",),
     "comparison": ("Difference", "compare"),
-    "parts": ("assemble", "extract"),
-    "kernelpackage": ("Kernel", "read_blobs", "read_package"),
-    "keys": ("KeySigner", "KmsSigner", "Signer", "load_signer"),
-    "oci": ("Image", "ImageConfig", "open_image"),
-    "ramdisk": ("read_ramdisk",),
-    "signature": ("ImageSignature", "make_signature", "read_signatures", "remove_signature", "sign"),
-    "sources": ("read_rootfs",),
-    "tree": ("Tree", "tree_of"),
+    "build.kernel_package": ("Kernel", "read_blobs", "read_package"),
+    "signing.keys": ("KeySigner", "KmsSigner", "Signer", "load_signer"),
+    "container.images": ("Image", "ImageConfig", "open_image"),
+    "disassembly": ("assemble", "extract"),
+    "filesystem.ramdisk": ("read_ramdisk",),
+    "image.signature": ("ImageSignature", "SignatureSection", "read_signatures"),
+    "signing.sign": ("make_signature", "remove_signature", "sign"),
+    "filesystem.rootfs": ("read_rootfs",),
+    "filesystem.tree": ("Tree", "tree_of"),
 }
 _MODULES = {name: module for module, names in _LATER.items() for name in names}
 
@@ -82,6 +99,8 @@ def __getattr__(name: str) -> object:
 
 
 __all__ = [
+    "INSTANCE_ID",
+    "ROLE_ARN",
     "RULES",
     "Architecture",
     "BuildMetadata",
@@ -103,6 +122,7 @@ __all__ = [
     "KeySigner",
     "KmsSigner",
     "Launch",
+    "Measured",
     "Measurements",
     "Metadata",
     "Node",
@@ -111,8 +131,10 @@ __all__ = [
     "Section",
     "SectionType",
     "Severity",
+    "SignatureSection",
     "Signer",
     "SigningError",
+    "SigningProblem",
     "Tree",
     "UsageError",
     "assemble",
@@ -144,6 +166,7 @@ __all__ = [
     "read_signatures",
     "refusals",
     "remove_signature",
+    "require_bootable",
     "sign",
     "tree_of",
     "validate",

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Final
 
-from nitro_eif.cpio import Node
 from nitro_eif.errors import EifFormatError, HostError
-from nitro_eif.format import SectionType
-from nitro_eif.metadata import load_json
-from nitro_eif.ramdisk import read_ramdisk
-from nitro_eif.reader import Eif
-from nitro_eif.tree import Tree, tree_of
-
-_PIECE_BYTES: Final = 1 << 20
+from nitro_eif.files import chunks
+from nitro_eif.filesystem.cpio import Node
+from nitro_eif.filesystem.ramdisk import read_ramdisk
+from nitro_eif.filesystem.tree import Tree, tree_of
+from nitro_eif.image.format import SectionType
+from nitro_eif.image.metadata import load_json
+from nitro_eif.image.reader import Eif
 
 _BOOT: Final = ("PCR0", "PCR1")
 _APPLICATION: Final = ("PCR0", "PCR2")
@@ -33,7 +32,7 @@ class Difference:
     """The registers that it changes."""
 
     def as_json(self) -> dict[str, Any]:
-        """Give the difference as plain data."""
+        """The difference as plain data."""
         return {"Part": self.part, "Path": self.path, "What": self.what, "PCRs": list(self.pcrs)}
 
 
@@ -77,8 +76,7 @@ def compare_trees(a: Tree, b: Tree) -> Iterator[tuple[str, str]]:
 def same_bytes(a: memoryview, b: memoryview) -> bool:
     """Compare in pieces: comparing views as such is slow, and as bytes it copies all."""
     return len(a) == len(b) and all(
-        bytes(a[start : start + _PIECE_BYTES]) == bytes(b[start : start + _PIECE_BYTES])
-        for start in range(0, len(a), _PIECE_BYTES)
+        bytes(left) == bytes(right) for left, right in zip(chunks(a), chunks(b), strict=True)
     )
 
 
@@ -198,7 +196,7 @@ def _signature(a: Eif, b: Eif) -> Iterator[Difference]:
         return
     if same_bytes(left, right):
         return
-    from nitro_eif.signature import read_signatures  # noqa: PLC0415 - cryptography is slow to import
+    from nitro_eif.image.signature import read_signatures  # noqa: PLC0415 - cryptography is slow to import
 
     try:
         certificates = [read_signatures(eif)[0].certificate_der for eif in (a, b)]
@@ -219,10 +217,12 @@ def _header(a: Eif, b: Eif) -> Iterator[Difference]:
 
 
 def _first_difference(a: memoryview, b: memoryview) -> int:
-    for start in range(0, min(len(a), len(b)), _PIECE_BYTES):
-        left, right = bytes(a[start : start + _PIECE_BYTES]), bytes(b[start : start + _PIECE_BYTES])
-        if left != right:
+    at = 0
+    for left, right in zip(chunks(a), chunks(b), strict=False):
+        if bytes(left) != bytes(right):
+            # One of the two may end inside of this piece.
             for index, (x, y) in enumerate(zip(left, right, strict=False)):
                 if x != y:
-                    return start + index
+                    return at + index
+        at += len(left)
     return min(len(a), len(b))

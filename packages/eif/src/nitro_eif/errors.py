@@ -1,21 +1,32 @@
 """What this package raises on purpose, by whose fault it is."""
 
+from enum import StrEnum
 from pathlib import Path
 
 
 class EifError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of everything this package raises on purpose.
+
+    Args:
+        message: What is wrong, and where.
+        hint: What to do about it; empty where there is no remedy.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 class EifFormatError(EifError):
-    """Bytes of a file are not what their format says; the message names the place and what to do.
+    """The bytes of a file are not what their format says; the message names the place.
 
-    Attributes:
-        reason: what is wrong, without the place.
-        offset: where, in bytes from the start of the input.
-        section: index in the section table, where the fault is in one section.
-        path: the file, where one is known.
-        code: the finding's code (see `nitro_eif.RULES`), where a rule of the EIF format is broken.
+    Args:
+        reason: What is wrong, without the place.
+        offset: Where, in bytes from the start of the input.
+        section: Index in the section table, where the fault is in one section.
+        path: The file, where one is known.
+        code: The finding's code (see `nitro_eif.RULES`), where a rule of the EIF format is broken.
+        hint: What to do about it; empty where there is no remedy.
     """
 
     def __init__(
@@ -26,8 +37,9 @@ class EifFormatError(EifError):
         section: int | None = None,
         path: Path | None = None,
         code: str | None = None,
+        hint: str = "",
     ) -> None:
-        super().__init__(reason)
+        super().__init__(reason, hint=hint)
         self.reason = reason
         self.offset = offset
         self.section = section
@@ -43,13 +55,47 @@ class EifFormatError(EifError):
         text = f"{self.reason} ({place})"
         return text if self.path is None else f"{self.path}: {text}"
 
+    def at(self, path: Path) -> "EifFormatError":
+        """The same error, of an input that is called ``path``."""
+        return EifFormatError(
+            self.reason,
+            offset=self.offset,
+            section=self.section,
+            path=path,
+            code=self.code,
+            hint=self.hint,
+        )
+
 
 class UsageError(EifError):
     """The caller asked for what cannot be: a value out of range, options that exclude each other."""
 
 
+class SigningProblem(StrEnum):
+    """Kinds of `SigningError`."""
+
+    KEY = "key"
+    """A private key, certificate or key service cannot be used."""
+    MALFORMED = "malformed"
+    """The bytes are not a certificate or a COSE_Sign1 message."""
+    INVALID = "invalid"
+    """The signature was not made by the certificate's key."""
+    OTHER_IMAGE = "other-image"
+    """The signature is good, and of another image."""
+
+
 class SigningError(EifError):
-    """A key, certificate or key service cannot sign or verify; the message says which and why."""
+    """A key, certificate or key service cannot sign or verify; the message says which and why.
+
+    Args:
+        message: What is wrong.
+        problem: Which kind of problem it is.
+        hint: What to do about it; empty where there is no remedy.
+    """
+
+    def __init__(self, message: str, *, problem: SigningProblem = SigningProblem.KEY, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.problem = problem
 
 
 class HostError(EifError):

@@ -11,13 +11,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from nitro_eif.cpio import Node, write_cpio
-from nitro_eif.metadata import BuildMetadata, Metadata
-from nitro_eif.writer import Contents
+from nitro_eif.filesystem.cpio import Node, write_cpio
+from nitro_eif.image.metadata import BuildMetadata, Metadata
+from nitro_eif.image.writer import Contents
 
 
 def example_contents() -> Contents:
-    """Give the contents of a small image that every rule of the format is content with; it would not boot."""
+    """The contents of a small image that every rule of the format is content with; it would not boot."""
     return Contents(
         kernel=bytes(0x202) + b"HdrS" + bytes(0x100),
         cmdline=b"reboot=k panic=30 console=ttyS0",
@@ -32,7 +32,7 @@ def example_contents() -> Contents:
 
 
 def example_ramdisk(files: dict[str, Node]) -> bytes:
-    """Give a newc archive of these files; parents are not made."""
+    """A newc archive of these files; parents are not made."""
     file = io.BytesIO()
     write_cpio(file, files.items())
     return file.getvalue()
@@ -44,7 +44,7 @@ def example_key(
     not_before: datetime | None = None,
     not_after: datetime | None = None,
 ) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
-    """Give a fresh private key and its self-signed certificate in PEM, valid for a day around now."""
+    """A fresh private key and its self-signed certificate in PEM, valid for a day around now."""
     key = ec.generate_private_key(curve or ec.SECP384R1())
     return key, self_signed(key, not_before=not_before, not_after=not_after)
 
@@ -52,7 +52,7 @@ def example_key(
 def self_signed(
     key: ec.EllipticCurvePrivateKey, *, not_before: datetime | None = None, not_after: datetime | None = None
 ) -> bytes:
-    """Give a key's self-signed certificate in PEM, valid for a day around now where not said otherwise."""
+    """A key's self-signed certificate in PEM, valid for a day around now where not said otherwise."""
     return certificate_for(key.public_key(), key, not_before=not_before, not_after=not_after)
 
 
@@ -63,7 +63,7 @@ def certificate_for(
     not_before: datetime | None = None,
     not_after: datetime | None = None,
 ) -> bytes:
-    """Give a certificate in PEM for a key that is elsewhere."""
+    """A certificate in PEM for a key that is elsewhere."""
     now = datetime.now(UTC)
     name = x509.Name(
         [x509.NameAttribute(NameOID.COUNTRY_NAME, "DE"), x509.NameAttribute(NameOID.COMMON_NAME, "signer")]
@@ -82,12 +82,12 @@ def certificate_for(
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Give a private key in PEM, not encrypted."""
+    """A private key in PEM, not encrypted."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def tar_of(members: Iterable[tuple[tarfile.TarInfo, bytes]]) -> bytes:
-    """Give an uncompressed tar archive."""
+    """An uncompressed tar archive."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for member, data in members:
@@ -110,9 +110,9 @@ def tar_member(  # noqa: D417 - the others are tar's own
     """Describe a member of a tar archive.
 
     Args:
-        name: its path.
-        kind: one of tarfile's types.
-        target: of a link.
+        name: Its path.
+        kind: One of tarfile's types.
+        target: Of a link.
     """
     member = tarfile.TarInfo(name)
     member.type = kind

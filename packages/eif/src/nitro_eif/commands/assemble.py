@@ -3,10 +3,20 @@
 import argparse
 from pathlib import Path
 
-from nitro_eif.measure import measure
-from nitro_eif.parts import assemble
-from nitro_eif.reader import Eif
-from nitro_eif.terminal import Meter, print_json, story
+from nitro_eif.commands.options import add_json
+from nitro_eif.commands.terminal import Meter, print_json, story
+from nitro_eif.disassembly import assemble
+from nitro_eif.image.measure import measure
+from nitro_eif.image.reader import Eif
+
+EXAMPLES = ("eif assemble parts --output hello.eif",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments to its parser."""
+    parser.add_argument("directory", metavar="DIR")
+    parser.add_argument("--output", metavar="FILE", required=True)
+    add_json(parser, "print JSON, as always")
 
 
 def run(options: argparse.Namespace) -> int:

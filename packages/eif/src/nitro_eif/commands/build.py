@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nitro_eif.application import (
+from nitro_eif.architecture import Architecture
+from nitro_eif.build.application import (
     Launch,
     aws_bootstrap_ramdisk,
     bootstrap_ramdisk,
@@ -16,11 +17,8 @@ from nitro_eif.application import (
     nitro_cli_launch,
     write_application,
 )
-from nitro_eif.commands.options import metadata_of, read_file, signing_of
-from nitro_eif.errors import UsageError
-from nitro_eif.format import Architecture
-from nitro_eif.guest import guest_init
-from nitro_eif.kernelpackage import (
+from nitro_eif.build.init import guest_init
+from nitro_eif.build.kernel_package import (
     CMDLINE,
     CMDLINE_AARCH64,
     NEEDED_MODULES,
@@ -28,16 +26,99 @@ from nitro_eif.kernelpackage import (
     read_blobs,
     read_package,
 )
-from nitro_eif.measure import measure_contents
-from nitro_eif.metadata import kernel_config
-from nitro_eif.oci import Image, ImageConfig, open_image
-from nitro_eif.ramdisk import compress, map_temporary
-from nitro_eif.reader import map_file
-from nitro_eif.sources import read_rootfs
-from nitro_eif.temporary import scratch_file
-from nitro_eif.terminal import Meter, print_json, size, story
-from nitro_eif.tree import Tree
-from nitro_eif.writer import Contents, write_eif
+from nitro_eif.commands.options import add_json, add_signing, metadata_of, signing_of
+from nitro_eif.commands.terminal import Meter, print_json, size, story
+from nitro_eif.container.images import Image, ImageConfig, open_image
+from nitro_eif.errors import UsageError
+from nitro_eif.files import map_file, map_temporary, read_file, scratch_file
+from nitro_eif.filesystem.compression import compress
+from nitro_eif.filesystem.rootfs import read_rootfs
+from nitro_eif.filesystem.tree import Tree
+from nitro_eif.image.measure import measure_contents
+from nitro_eif.image.metadata import kernel_config
+from nitro_eif.image.writer import Contents, write_eif
+
+EXAMPLES = (
+    "eif build --kernel bzImage --cmdline 'reboot=k panic=30' --ramdisk init.cpio --output hello.eif",
+    "eif build --image alpine:3.22 --kernel-package linux-image.deb --cmd 'echo hi' --output hello.eif",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments to its parser."""
+    parser.add_argument("--output", metavar="FILE", required=True, help="the image to write")
+    parser.add_argument("--kernel", metavar="FILE", help="bzImage (x86_64) or Image (aarch64)")
+    parser.add_argument("--cmdline", metavar="TEXT", help="the kernel's command line")
+    parser.add_argument(
+        "--ramdisk", metavar="FILE", action="append", default=[], help="cpio archive; repeat for more"
+    )
+    parser.add_argument(
+        "--arch", choices=["x86_64", "aarch64"], default="x86_64", help="default: %(default)s"
+    )
+    parser.add_argument("--compress", choices=["gzip", "xz", "zstd"], help="compress the ramdisks")
+    _add_application(parser)
+    identity = parser.add_argument_group("metadata (not measured)")
+    identity.add_argument("--name", help="image name; default: the kernel's file name")
+    identity.add_argument("--version", help="image version; default: 1.0")
+    identity.add_argument("--metadata", metavar="FILE", help="JSON object of your own, at most 4096 bytes")
+    identity.add_argument(
+        "--build-time", metavar="TIME", help="RFC 3339; default: $SOURCE_DATE_EPOCH, or now"
+    )
+    identity.add_argument("--build-tool", metavar="NAME", help="default: nitro-eif")
+    identity.add_argument("--build-tool-version", metavar="TEXT", help="default: this tool's version")
+    identity.add_argument("--img-os", metavar="NAME", help="default: from --kernel-config, or OS")
+    identity.add_argument("--img-kernel", metavar="TEXT", help="default: from --kernel-config, or kernel")
+    identity.add_argument(
+        "--kernel-config",
+        "--kernel_config",
+        metavar="FILE",
+        help="the kernel's .config, for its system and version",
+    )
+    parser.add_argument(
+        "--algo", choices=["sha384"], default="sha384", help="there is one: Nitro measures with SHA-384"
+    )
+    add_signing(parser.add_argument_group("signing"), required=False)
+    add_json(parser)
+
+
+def _add_application(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_argument_group("an application, instead of --ramdisk")
+    source.add_argument(
+        "--image",
+        metavar="IMAGE",
+        help="registry reference, OCI layout directory or archive, docker save archive",
+    )
+    source.add_argument("--rootfs", metavar="PATH", help="root file system: a directory or tar archive")
+    source.add_argument(
+        "--plain-http", action="store_true", help="pull without TLS; only from a network you trust"
+    )
+    source.add_argument(
+        "--entrypoint",
+        metavar="TEXT",
+        help="instead of the image's ENTRYPOINT and CMD; split as a shell does",
+    )
+    source.add_argument("--cmd", metavar="TEXT", help="instead of the image's CMD; split as a shell does")
+    source.add_argument(
+        "--env", metavar="NAME=VALUE", action="append", default=[], help="added; repeat for more"
+    )
+    source.add_argument("--workdir", metavar="PATH", help="instead of the image's WORKDIR")
+    source.add_argument("--user", metavar="USER[:GROUP]", help="instead of the image's USER")
+    source.add_argument(
+        "--nitro-cli", action="store_true", help="as nitro-cli: CMD or else ENTRYPOINT, no WORKDIR, no USER"
+    )
+    base = parser.add_argument_group("kernel and init for an application")
+    base.add_argument(
+        "--blobs", metavar="DIR", help="nitro-cli's blobs: kernel, command line, init and nsm.ko"
+    )
+    base.add_argument(
+        "--kernel-package", metavar="DEB", help="Debian kernel package; modules are picked from it"
+    )
+    base.add_argument(
+        "--module", metavar="NAME", action="append", default=[], help="one more module of the package"
+    )
+    base.add_argument(
+        "--init", metavar="FILE", help="static executable; default: this package's, or the blobs'"
+    )
 
 
 @dataclass(frozen=True, slots=True)

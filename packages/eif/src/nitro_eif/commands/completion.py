@@ -2,8 +2,14 @@
 
 import argparse
 
-from nitro_eif.cli import parser
 from nitro_eif.errors import HostError
+
+EXAMPLES = ("source <(eif completion bash)    # in ~/.bashrc",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments to its parser."""
+    parser.add_argument("shell", choices=["bash", "zsh", "tcsh"])
 
 
 def run(options: argparse.Namespace) -> int:
@@ -11,6 +17,6 @@ def run(options: argparse.Namespace) -> int:
     try:
         import shtab  # noqa: PLC0415 - an extra
     except ImportError:
-        raise HostError("completion needs shtab: pip install 'nitro-eif[completion]'") from None
-    print(shtab.complete(parser(), shell=options.shell))
+        raise HostError("completion needs shtab", hint="pip install 'nitro-eif[completion]'") from None
+    print(shtab.complete(options.make_parser(whole=True), shell=options.shell))
     return 0

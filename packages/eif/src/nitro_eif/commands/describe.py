@@ -4,36 +4,46 @@ import argparse
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from nitro_eif.commands.options import add_json
+from nitro_eif.commands.terminal import Meter, print_json, printable, size, story, table
 from nitro_eif.errors import EifFormatError, SigningError
-from nitro_eif.findings import Fate, Finding, Severity
-from nitro_eif.format import HEADER_BYTES
-from nitro_eif.measure import Checksums, Measurements, measure_and_checksum
-from nitro_eif.metadata import Metadata, load_json
-from nitro_eif.reader import Eif
-from nitro_eif.terminal import Meter, print_json, printable, size, story, table
-from nitro_eif.validate import validate
+from nitro_eif.image.findings import Fate, Finding, Severity
+from nitro_eif.image.format import HEADER_BYTES
+from nitro_eif.image.measure import Measured, Measurements, measure_and_checksum
+from nitro_eif.image.metadata import Metadata, load_json
+from nitro_eif.image.reader import Eif
+from nitro_eif.image.validate import validate
 
 if TYPE_CHECKING:
     from cryptography import x509
 
-    from nitro_eif.signature import ImageSignature
+    from nitro_eif.image.signature import ImageSignature
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+EXAMPLES = ("eif describe hello.eif", "eif describe --json hello.eif | jq -r .Measurements.PCR0")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments to its parser."""
+    parser.add_argument("image", metavar="EIF")
+    parser.add_argument("--findings", action="store_true", help="say of each finding who minds, and why")
+    add_json(parser, "print JSON in nitro-cli describe-eif's shape")
 
 
 def run(options: argparse.Namespace) -> int:
     """Describe the image, as far as it can be read; 3 if it breaks the format."""
     now = datetime.now(UTC)
     with Eif.open(options.image, salvage=True) as eif, Meter("Measuring") as meter:
-        measured = measure_and_checksum(eif, ignore_bad_signature=True, progress=meter)
+        measured = measure_and_checksum(eif, progress=meter)
         findings = validate(eif, measured=measured, now=now)
         if options.json:
-            answer = as_json(eif, *measured)
+            answer = as_json(eif, measured)
             if options.findings:
                 answer["Findings"] = [finding.as_json() for finding in findings]
             print_json(answer)
         else:
-            _print(eif, *measured)
+            _print(eif, measured)
             if findings:
                 print("Findings")
             if not options.findings:
@@ -47,17 +57,18 @@ def run(options: argparse.Namespace) -> int:
     return 3 if errors else 0
 
 
-def as_json(eif: Eif, measurements: Measurements, checksums: Checksums) -> dict[str, Any]:
-    """Give what ``nitro-cli describe-eif`` prints."""
+def as_json(eif: Eif, measured: Measured) -> dict[str, Any]:
+    """What ``nitro-cli describe-eif`` prints."""
+    measurements = measured.measurements
     answer: dict[str, Any] = {
         "EifVersion": eif.version,
         "Measurements": measurements.as_json(),
         "IsSigned": eif.signature is not None,
     }
-    signature = _signature(eif)
+    signature = _signature(measured)
     if signature is not None:
         answer["SigningCertificate"] = certificate_json(signature.certificate)
-    answer["CheckCRC"] = eif.header.crc32 == checksums.specification
+    answer["CheckCRC"] = eif.header.crc32 == measured.checksums.specification
     if signature is not None:
         answer["SignatureCheck"] = signature_problem(signature, measurements) is None
     if eif.metadata is not None:
@@ -66,7 +77,7 @@ def as_json(eif: Eif, measurements: Measurements, checksums: Checksums) -> dict[
 
 
 def certificate_json(certificate: "x509.Certificate") -> dict[str, Any]:
-    """Give a signing certificate as nitro-cli prints it."""
+    """A signing certificate as nitro-cli prints it."""
     signature = certificate.signature
     issuer = {attribute.oid._name: str(attribute.value) for attribute in certificate.issuer}  # noqa: SLF001
     return {
@@ -79,7 +90,7 @@ def certificate_json(certificate: "x509.Certificate") -> dict[str, Any]:
 
 
 def signature_problem(signature: "ImageSignature", measurements: Measurements) -> str | None:
-    """Say why a signature is not of this image; none if it is."""
+    """Say why a signature is not of this image; `None` if it is."""
     try:
         signature.verify(measurements.pcr0)
     except SigningError as error:
@@ -87,15 +98,9 @@ def signature_problem(signature: "ImageSignature", measurements: Measurements) -
     return None
 
 
-def _signature(eif: Eif) -> "ImageSignature | None":
-    if eif.signature is None:
-        return None
-    from nitro_eif.signature import read_signatures  # noqa: PLC0415 - cryptography is slow to import
-
-    try:
-        return read_signatures(eif)[0]
-    except EifFormatError:
-        return None
+def _signature(measured: Measured) -> "ImageSignature | None":
+    section = measured.signature_section
+    return section.signatures[0] if section is not None and section.signatures else None
 
 
 def _metadata_json(data: memoryview) -> dict[str, Any]:
@@ -126,9 +131,9 @@ def _openssl_time(moment: datetime) -> str:
     return f"{_MONTHS[moment.month - 1]} {moment.day:2d} {moment:%H:%M:%S} {moment.year} GMT"
 
 
-def _print(eif: Eif, measurements: Measurements, checksums: Checksums) -> None:
-    header = eif.header
-    stored, computed = header.crc32, checksums.specification
+def _print(eif: Eif, measured: Measured) -> None:
+    header, measurements = eif.header, measured.measurements
+    stored, computed = header.crc32, measured.checksums.specification
     verdict = "ok" if stored == computed else f"{stored:#010x} in the file, {computed:#010x} computed"
     version = f"EIF version {header.version} for {header.architecture}"
     print(f"{eif.path}: {version}, {size(len(eif.view))}, CRC {verdict}")
@@ -148,7 +153,7 @@ def _print(eif: Eif, measurements: Measurements, checksums: Checksums) -> None:
     cmdlines = [section.data for section in eif.sections if section.type_name == "cmdline"]
     for cmdline in cmdlines[:1]:
         print(f"Command line\n  {printable(bytes(cmdline[:4096]).decode(errors='surrogateescape'))}")
-    signature = _signature(eif)
+    signature = _signature(measured)
     if signature is not None:
         _print_signature(signature, measurements)
     if eif.metadata is not None:

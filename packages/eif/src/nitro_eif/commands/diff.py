@@ -2,21 +2,28 @@
 
 import argparse
 
+from nitro_eif.commands.options import add_json
+from nitro_eif.commands.terminal import Meter, print_json, printable, table
 from nitro_eif.comparison import Difference, compare
-from nitro_eif.measure import measure_and_checksum
-from nitro_eif.reader import Eif
-from nitro_eif.terminal import Meter, print_json, printable, table
+from nitro_eif.image.measure import measure_and_checksum
+from nitro_eif.image.reader import Eif
 
 _PARTS = ("PCR0", "PCR1", "PCR2", "PCR8")
+
+EXAMPLES = ("eif diff yesterday.eif today.eif",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments to its parser."""
+    parser.add_argument("a", metavar="A")
+    parser.add_argument("b", metavar="B")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Compare; 0 if nothing differs, 1 if something does."""
     with Eif.open(options.a) as a, Eif.open(options.b) as b, Meter("Measuring") as meter:
-        registers = []
-        for eif in (a, b):
-            measurements, _ = measure_and_checksum(eif, ignore_bad_signature=True, progress=meter)
-            registers.append(measurements.as_json())
+        registers = [measure_and_checksum(eif, progress=meter).measurements.as_json() for eif in (a, b)]
         differences = list(compare(a, b))
         changed = [name for name in _PARTS if registers[0].get(name) != registers[1].get(name)]
         same = not differences and not changed

@@ -4,12 +4,24 @@ import argparse
 import stat
 from pathlib import Path
 
-from nitro_eif.cpio import Entry
+from nitro_eif.commands.options import add_json
+from nitro_eif.commands.terminal import print_json, printable, size, story
+from nitro_eif.disassembly import extract, rebuilds_exactly
 from nitro_eif.errors import EifFormatError, UsageError
-from nitro_eif.parts import extract, rebuilds_exactly
-from nitro_eif.ramdisk import read_ramdisk
-from nitro_eif.reader import Eif
-from nitro_eif.terminal import print_json, printable, size, story
+from nitro_eif.filesystem.cpio import Entry
+from nitro_eif.filesystem.ramdisk import read_ramdisk
+from nitro_eif.image.reader import Eif
+
+EXAMPLES = ("eif extract hello.eif --output parts", "eif extract hello.eif --tree")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments to its parser."""
+    parser.add_argument("image", metavar="EIF")
+    parser.add_argument("--output", metavar="DIR", help="where to; must be empty or not exist")
+    parser.add_argument("--tree", action="store_true", help="list the ramdisks' files instead")
+    parser.add_argument("--ramdisk", metavar="N", type=int, help="with --tree: only this one, from 0")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -53,7 +65,7 @@ def _list(eif: Eif, options: argparse.Namespace) -> int:
                     print(_line(index, entry))
         except EifFormatError as error:
             raise EifFormatError(
-                f"ramdisk {index}: {error.reason}", offset=error.offset, path=eif.path
+                f"ramdisk {index}: {error.reason}", offset=error.offset, path=eif.path, hint=error.hint
             ) from None
     if options.json:
         print_json(rows)

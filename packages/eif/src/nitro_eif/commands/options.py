@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nitro_eif.errors import HostError, UsageError
-from nitro_eif.measure import pcr8
-from nitro_eif.metadata import (
+from nitro_eif.errors import UsageError
+from nitro_eif.files import read_file
+from nitro_eif.image.metadata import (
     BUILD_TOOL,
     BuildMetadata,
     Metadata,
@@ -17,9 +17,36 @@ from nitro_eif.metadata import (
     kernel_config,
     tool_version,
 )
+from nitro_eif.image.registers import pcr8
 
 if TYPE_CHECKING:
-    from nitro_eif.keys import Signer
+    from nitro_eif.signing.keys import Signer
+
+
+def add_json(parser: argparse.ArgumentParser, text: str = "print JSON") -> None:
+    """Add ``--json``."""
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def add_signing(group: argparse._ArgumentGroup, *, required: bool) -> None:
+    """Add the options that name a key and its certificate.
+
+    Args:
+        group: The group of the command's help in which they stand.
+        required: Whether the command cannot do without them.
+    """
+    group.add_argument("--signing-certificate", metavar="PEM", required=required, help="certificate file")
+    group.add_argument(
+        "--private-key",
+        metavar="PEM|ARN",
+        required=required,
+        help="key file (P-256, P-384, P-521) or KMS key ARN",
+    )
+    group.add_argument(
+        "--passphrase-file",
+        metavar="FILE",
+        help="first line is the key's passphrase; default: $EIF_KEY_PASSPHRASE",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +58,19 @@ class Signing:
     pcr8: bytes
 
     def signature(self, pcr0: bytes) -> bytes:
-        """Give the signature section of an image with this PCR0."""
-        from nitro_eif.signature import make_signature  # noqa: PLC0415 - cryptography is slow to import
+        """The signature section of an image with this PCR0."""
+        from nitro_eif.signing.sign import make_signature  # noqa: PLC0415 - cryptography is slow to import
 
         return make_signature(pcr0, self.signer, self.certificate_pem)
 
 
 def signing_of(options: argparse.Namespace) -> Signing | None:
-    """Load the key and certificate that the arguments name; none where they name none.
+    """Load the key and certificate that the arguments name; `None` where they name none.
 
     Raises:
-        UsageError: one is given without the other.
-        SigningError: one cannot be used.
-        HostError: one cannot be read.
+        UsageError: One is given without the other.
+        SigningError: One cannot be used.
+        HostError: One cannot be read.
     """
     if not options.signing_certificate and not options.private_key:
         return None
@@ -51,8 +78,8 @@ def signing_of(options: argparse.Namespace) -> Signing | None:
         raise UsageError("--signing-certificate and --private-key go together")
     from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415 - slow to import
 
-    from nitro_eif.keys import load_signer  # noqa: PLC0415
-    from nitro_eif.signature import load_certificate  # noqa: PLC0415
+    from nitro_eif.image.signature import load_certificate  # noqa: PLC0415
+    from nitro_eif.signing.keys import load_signer  # noqa: PLC0415
 
     pem = read_file(options.signing_certificate)
     der = load_certificate(pem).public_bytes(Encoding.DER)
@@ -71,8 +98,8 @@ def metadata_of(
     """Put the metadata section together.
 
     Raises:
-        UsageError: a time or JSON file is wrong.
-        HostError: a file cannot be read.
+        UsageError: A time or JSON file is wrong.
+        HostError: A file cannot be read.
     """
     system, kernel = default_kernel or ("OS", "kernel")
     if options.kernel_config:
@@ -90,18 +117,6 @@ def metadata_of(
         docker_info=docker_info,
         custom=custom_metadata(Path(options.metadata)) if options.metadata else None,
     )
-
-
-def read_file(path: str) -> bytes:
-    """Read a small file.
-
-    Raises:
-        HostError: it cannot be read.
-    """
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise HostError(f"{path}: cannot read it: {error.strerror}") from error
 
 
 def _passphrase(options: argparse.Namespace) -> bytes | None:

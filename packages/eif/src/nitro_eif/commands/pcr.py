@@ -2,12 +2,25 @@
 
 import argparse
 
-from nitro_eif.commands.options import read_file
-from nitro_eif.digests import CHUNK_BYTES
+from nitro_eif.commands.options import add_json
+from nitro_eif.commands.terminal import print_json
 from nitro_eif.errors import UsageError
-from nitro_eif.measure import pcr3, pcr4, pcr8, pcr_of_data
-from nitro_eif.reader import map_file
-from nitro_eif.terminal import print_json
+from nitro_eif.files import chunks, map_file, read_file
+from nitro_eif.image.registers import pcr3, pcr4, pcr8, pcr_of_data
+
+EXAMPLES = (
+    "eif pcr --input application.cpio",
+    "eif pcr --role-arn arn:aws:iam::123456789012:role/Webserver",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments to its parser."""
+    parser.add_argument("--input", metavar="FILE", help="any file: PCR, as PCR0 to PCR2 are made")
+    parser.add_argument("--signing-certificate", metavar="PEM", help="certificate: PCR8")
+    parser.add_argument("--role-arn", metavar="ARN", help="the parent instance's IAM role: PCR3")
+    parser.add_argument("--instance-id", metavar="ID", help="the parent instance: PCR4")
+    add_json(parser, "print JSON, as always")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -15,12 +28,11 @@ def run(options: argparse.Namespace) -> int:
     values = {}
     if options.input:
         with map_file(options.input) as view:
-            pieces = (view[start : start + CHUNK_BYTES] for start in range(0, len(view), CHUNK_BYTES))
-            values["PCR"] = pcr_of_data(pieces)
+            values["PCR"] = pcr_of_data(chunks(view))
     if options.signing_certificate:
         from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415 - slow to import
 
-        from nitro_eif.signature import load_certificate  # noqa: PLC0415
+        from nitro_eif.image.signature import load_certificate  # noqa: PLC0415
 
         certificate = load_certificate(read_file(options.signing_certificate))
         values["PCR8"] = pcr8(certificate.public_bytes(Encoding.DER))

@@ -2,12 +2,29 @@
 
 import argparse
 
-from nitro_eif.signature import remove_signature
-from nitro_eif.terminal import story
+from nitro_eif.commands.options import add_json
+from nitro_eif.commands.terminal import Meter, print_json, story
+from nitro_eif.image.measure import measure
+from nitro_eif.image.reader import Eif
+
+EXAMPLES = ("eif unsign hello.eif",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments to its parser."""
+    parser.add_argument("image", metavar="EIF")
+    parser.add_argument("--output", metavar="FILE", help="default: in place")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Remove the signature in place, or into ``--output``."""
-    remove_signature(options.image, output=options.output)
-    story(f"eif: {options.output or options.image} has no signature")
+    from nitro_eif.signing.sign import remove_signature  # noqa: PLC0415 - cryptography is slow to import
+
+    output = options.output or options.image
+    remove_signature(options.image, output=output)
+    story(f"eif: {output} has no signature")
+    if options.json:
+        with Eif.open(output) as eif, Meter("Measuring") as meter:
+            print_json({"Measurements": measure(eif, progress=meter).as_json()})
     return 0

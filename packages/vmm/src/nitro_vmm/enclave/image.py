@@ -39,9 +39,9 @@ def measure_bootable(eif: Eif) -> Measurements:
             section="header",
             offset=6,
         )
-    measured = measure_and_checksum(eif, ignore_bad_signature=True)
+    measured = measure_and_checksum(eif)
     if found := refusals(eif, measured=measured):
         first = found[0]
         section = "header" if first.section is None else f"section {first.section}"
         raise ImageError(f"Nitro would not boot it: {first.message}", section=section, offset=first.offset)
-    return measured[0]
+    return measured.measurements

@@ -1,0 +1,28 @@
+"""The first program of an enclave, which this package carries for images without one of their own.
+
+Its source is in ``packages/eif/init``, here and in the source distribution; a wheel has it compiled.
+"""
+
+from importlib.resources import files
+
+from nitro_eif.errors import HostError
+
+
+def guest_init() -> bytes:
+    """The init for x86_64: a static ELF executable for ``/init`` of an image's first ramdisk.
+
+    It does what AWS's init does (aws-nitro-enclaves-sdk-bootstrap, ``init/init.c``): loads ``/nsm.ko`` and
+    what ``/modules.load`` lists, sends the heartbeat, then runs ``/cmd`` with ``/env`` in ``/rootfs``. It
+    also obeys ``/workdir`` (a directory) and ``/user`` (``uid:gid[:gid,gid...]`` in numbers).
+
+    Raises:
+        HostError: This installation was put together without it.
+    """
+    program = files("nitro_eif") / "_guest" / "init-x86_64"
+    try:
+        return program.read_bytes()
+    except FileNotFoundError as error:
+        raise HostError(
+            "this installation of nitro-eif lacks the guest's init, which its build compiles: "
+            "install nitro-eif again from a wheel, or with pip from its source (this needs gcc)"
+        ) from error

@@ -1,0 +1,227 @@
+"""Kernels: nitro-cli's blobs, and a distribution's package with the modules that an enclave needs.
+
+A Debian package is an ``ar`` archive (deb(5)) with a tar archive of files. A module says in its ``.modinfo``
+section which others it needs; the package has no ``modules.dep``, which is made when it is installed.
+"""
+
+import io
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nitro_eif.architecture import Architecture
+from nitro_eif.errors import EifFormatError, UsageError
+from nitro_eif.files import map_file, read_file
+from nitro_eif.filesystem.compression import compression_of, unpack, unpacked
+from nitro_eif.filesystem.tar import apply_tar
+from nitro_eif.filesystem.tree import Tree
+
+NEEDED_MODULES: Final = ("virtio_mmio", "vsock", "vmw_vsock_virtio_transport", "nsm")
+"""What an enclave cannot do without: its devices' bus, sockets to the parent, and the security module."""
+CMDLINE: Final = (
+    "reboot=k panic=30 pci=off console=ttyS0"
+    " i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd random.trust_cpu=on"
+)
+"""What nitro-cli uses on x86_64, without what its kernel does not know."""
+CMDLINE_AARCH64: Final = "reboot=k panic=30 pci=off console=ttyS0 random.trust_cpu=on root=/dev/ram0"
+
+MODULE_BYTES_MAX: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel and what belongs to it."""
+
+    image: bytes | memoryview
+    cmdline: str
+    modules: tuple[tuple[str, bytes], ...] = ()
+    """Names and contents of modules, in the order in which they are loaded."""
+    init: bytes | None = None
+    """AWS's init, where it comes with the kernel."""
+    nsm: bytes | None = None
+    """AWS's NSM driver, where it comes with the kernel."""
+    config: str | None = None
+    """The kernel's configuration."""
+    missing: tuple[str, ...] = ()
+    """Modules that were asked for, but are neither there nor built in."""
+
+
+def read_blobs(directory: Path, architecture: Architecture, stack: ExitStack) -> Kernel:
+    """Read nitro-cli's blobs: kernel, command line, init and, where it is one, the NSM driver.
+
+    Args:
+        directory: Like ``/usr/share/nitro_enclaves/blobs``, or one above ``x86_64`` and ``aarch64``.
+        architecture: The enclave's processor.
+        stack: Closes the kernel's map.
+
+    Raises:
+        HostError: A file is missing.
+    """
+    if (directory / architecture).is_dir():
+        directory /= architecture
+    name = "bzImage" if architecture is Architecture.X86_64 else "Image"
+    nsm, config = directory / "nsm.ko", directory / f"{name}.config"
+    return Kernel(
+        stack.enter_context(map_file(directory / name)),
+        read_file(directory / "cmdline").decode("ascii", "surrogateescape").strip(),
+        init=read_file(directory / "init"),
+        nsm=read_file(nsm) if nsm.exists() else None,
+        config=read_file(config).decode(errors="replace") if config.exists() else None,
+    )
+
+
+def read_package(
+    path: Path, architecture: Architecture, stack: ExitStack, *, modules: Sequence[str] = NEEDED_MODULES
+) -> Kernel:
+    """Read a Debian kernel package, ``linux-image-VERSION_ARCH.deb``, with the modules and what they need.
+
+    Raises:
+        EifFormatError: The package is malformed.
+        UsageError: It has no kernel in it (``linux-image-amd64`` and the like only name one).
+        HostError: It cannot be read.
+    """
+    view = stack.enter_context(map_file(path))
+    tree = Tree()
+    try:
+        apply_tar(tree, unpacked(_data_member(view), stack), whiteouts=False)
+    except EifFormatError as error:
+        raise error.at(path) from None
+    kernels = [
+        name for name, node in tree.items() if name.startswith("boot/vmlinu") and not node.is_directory
+    ]
+    if len(kernels) != 1:
+        found = "several kernels" if kernels else "no kernel: take the package that this one depends on"
+        raise UsageError(f"{path}: the package has {found}")
+    version = kernels[0].partition("-")[2]
+    available = {
+        module_name(name): name
+        for name in tree.below(f"{_modules_root(tree)}/{version}")
+        if re.search(r"\.ko(\.xz|\.zst|\.gz)?$", name)
+    }
+    loaded, missing = _closure(tree, available, modules, _built_in(tree, version), path)
+    config = tree.get(f"boot/config-{version}")
+    return Kernel(
+        tree[kernels[0]].data,
+        CMDLINE if architecture is Architecture.X86_64 else CMDLINE_AARCH64,
+        tuple(loaded),
+        config=bytes(config.data).decode(errors="replace") if config is not None else None,
+        missing=tuple(missing),
+    )
+
+
+def module_name(path: str) -> str:
+    """A module's name from its path: files may have dashes where the name has underscores."""
+    return path.rpartition("/")[2].partition(".ko")[0].replace("-", "_")
+
+
+def module_dependencies(module: bytes) -> list[str]:
+    """Read which modules a module needs from its ``.modinfo`` section (ELF-64, little-endian).
+
+    Raises:
+        EifFormatError: It is not such a file, or has no such section.
+    """
+    try:
+        for name, data in _elf_sections(module):
+            if name == b".modinfo":
+                fields = [field.partition(b"=") for field in data.split(b"\0")]
+                text = b",".join(value for key, _, value in fields if key == b"depends").decode("ascii")
+                return [dependency.replace("-", "_") for dependency in text.split(",") if dependency]
+    except (struct.error, IndexError, ValueError, OverflowError) as error:
+        raise EifFormatError(f"not a kernel module: {error}", offset=0) from None
+    raise EifFormatError("not a kernel module: it has no .modinfo section", offset=0)
+
+
+def _elf_sections(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    if data[:6] != b"\x7fELF\x02\x01":
+        raise ValueError("not a 64-bit little-endian ELF file")
+    table, entry_size, count, names_index = (
+        *struct.unpack_from("<Q", data, 0x28),
+        *struct.unpack_from("<HHH", data, 0x3A),
+    )
+    headers = [struct.unpack_from("<II16xQQ", data, table + index * entry_size) for index in range(count)]
+    _, _, names_offset, names_size = headers[names_index]
+    names = data[names_offset : names_offset + names_size]
+    for name, _, offset, size in headers:
+        yield names[name:].split(b"\0", 1)[0], data[offset : offset + size]
+
+
+def _closure(
+    tree: Tree, available: dict[str, str], wanted: Sequence[str], built_in: set[str], path: Path
+) -> tuple[list[tuple[str, bytes]], list[str]]:
+    """Order modules so that each comes after those that it needs."""
+    loaded: dict[str, bytes] = {}
+    missing: list[str] = []
+    visiting: set[str] = set()
+
+    def visit(name: str) -> None:
+        if name in loaded or name in visiting or name in built_in:
+            return
+        if name not in available:
+            missing.append(name)
+            return
+        visiting.add(name)
+        try:
+            data = decompressed_module(tree[available[name]].data)
+            for dependency in module_dependencies(data):
+                visit(dependency)
+        except EifFormatError as error:
+            raise EifFormatError(
+                f"{available[name]}: {error.reason}", offset=error.offset, path=path
+            ) from None
+        loaded[name] = data
+
+    for name in wanted:
+        visit(name.replace("-", "_"))
+    return list(loaded.items()), missing
+
+
+def decompressed_module(data: bytes | memoryview) -> bytes:
+    """A module as the kernel takes it, uncompressed.
+
+    Raises:
+        EifFormatError: It is broken, or absurdly large.
+    """
+    name = compression_of(bytes(data[:6]))
+    if name is None:
+        return bytes(data)
+    file = _Bounded()
+    unpack(memoryview(data), name, file)
+    return file.getvalue()
+
+
+class _Bounded(io.BytesIO):
+    def write(self, data: bytes, /) -> int:  # type: ignore[override]
+        if self.tell() + len(data) > MODULE_BYTES_MAX:
+            raise EifFormatError(f"a module of more than {MODULE_BYTES_MAX} bytes", offset=0)
+        return super().write(data)
+
+
+def _built_in(tree: Tree, version: str) -> set[str]:
+    node = tree.get(f"{_modules_root(tree)}/{version}/modules.builtin")
+    return set() if node is None else {module_name(line) for line in bytes(node.data).decode().split()}
+
+
+def _modules_root(tree: Tree) -> str:
+    return "usr/lib/modules" if "usr/lib/modules" in tree else "lib/modules"
+
+
+def _data_member(view: memoryview) -> memoryview:
+    if bytes(view[:8]) != b"!<arch>\n":
+        raise EifFormatError("not a Debian package: no ar archive", offset=0)
+    at = 8
+    while at + 60 <= len(view):
+        header = bytes(view[at : at + 60])
+        digits = header[48:58].strip()
+        if header[58:] != b"`\n" or not digits.isdigit():
+            raise EifFormatError("a broken header in the ar archive", offset=at)
+        size = int(digits)
+        if at + 60 + size > len(view):
+            raise EifFormatError("the ar archive is truncated", offset=at)
+        if header.startswith(b"data.tar"):
+            return view[at + 60 : at + 60 + size]
+        at += 60 + size + size % 2
+    raise EifFormatError("the package has no data.tar", offset=min(at, len(view)))

@@ -1,0 +1,1 @@
+"""Container images: directories, archives and registries, and the layers in them."""

@@ -1,0 +1,1 @@
+"""What is in ramdisks: cpio archives, compression, and file systems from directories and tar."""

@@ -1,0 +1,1 @@
+"""The file format: read, measure, check and write Enclave Image Files."""

@@ -1,0 +1,1 @@
+"""Sign image files and take signatures away."""

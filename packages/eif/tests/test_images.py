@@ -1,0 +1,127 @@
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from containers import Container, descriptor
+from nitro_eif import Architecture, EifFormatError, HostError, Image, UsageError, open_image
+
+FILES = {"bin/app": b"the application", "new": b"new"}
+
+
+def contents(image: Image, stack: ExitStack) -> dict[str, bytes]:
+    return {
+        path: bytes(node.data)
+        for path, node in image.unpack(stack).items()
+        if not node.is_directory and not path.startswith("etc/")
+    }
+
+
+@pytest.mark.parametrize("compress", ["gzip", "zstd", "none"])
+@pytest.mark.parametrize("form", ["layout", "oci_archive", "docker_archive"])
+def test_every_form_of_an_image_has_the_same_files(tmp_path: Path, compress: str, form: str) -> None:
+    path = getattr(Container(compress), form)(tmp_path / "image")
+
+    with ExitStack() as stack:
+        image = open_image(str(path), Architecture.X86_64, stack)
+
+        assert contents(image, stack) == FILES
+        assert image.config.entrypoint == ("/bin/app",)
+        assert image.config.cmd == ("--serve",)
+        assert (image.config.env, image.config.workdir, image.config.user) == (("A=1",), "/srv", "app")
+        assert image.inspect()["Architecture"] == "amd64"
+
+
+def test_prefixes_and_tags_choose_an_image(tmp_path: Path) -> None:
+    layout = Container().layout(tmp_path / "layout", tag="v1")
+    archive = Container().docker_archive(tmp_path / "saved.tar")
+    with ExitStack() as stack:
+        for source in (f"oci:{layout}", f"oci:{layout}:v1", f"docker-archive:{archive}:team/app:1.2"):
+            open_image(source, Architecture.X86_64, stack)
+        with pytest.raises(EifFormatError, match="no image named 'v2'"):
+            open_image(f"oci:{layout}:v2", Architecture.X86_64, stack)
+        with pytest.raises(UsageError, match="no image other"):
+            open_image(f"docker-archive:{archive}:other", Architecture.X86_64, stack)
+        for missing in ("oci:missing", "./missing"):
+            with pytest.raises(HostError, match="no such file"):
+                open_image(missing, Architecture.X86_64, stack)
+
+
+def test_a_layout_with_several_images_asks_which(tmp_path: Path) -> None:
+    layout = Container().layout(tmp_path / "layout", tag="a")
+    index = json.loads((layout / "index.json").read_text())
+    index["manifests"].append(
+        index["manifests"][0] | {"annotations": {"org.opencontainers.image.ref.name": "b"}}
+    )
+    (layout / "index.json").write_text(json.dumps(index))
+    with ExitStack() as stack:
+        with pytest.raises(UsageError, match="several images") as caught:
+            open_image(f"oci:{layout}", Architecture.X86_64, stack)
+        assert caught.value.hint == "choose with :TAG one of a, b"
+        open_image(f"oci:{layout}:b", Architecture.X86_64, stack)
+
+
+def test_the_architecture_chooses_from_an_index(tmp_path: Path) -> None:
+    intel, arm = Container(), Container(architecture="arm64")
+    layout = intel.layout(tmp_path / "layout")
+    index = intel.index(arm)
+    intel.blobs.update(arm.blobs)
+    for name, blob in {**intel.blobs, descriptor(index, "")["digest"]: index}.items():
+        (layout / "blobs" / "sha256" / name.partition(":")[2]).write_bytes(blob)
+    (layout / "index.json").write_text(json.dumps({"manifests": [descriptor(index, "")]}))
+    with ExitStack() as stack:
+        for architecture, name in ((Architecture.X86_64, "amd64"), (Architecture.AARCH64, "arm64")):
+            assert open_image(f"oci:{layout}", architecture, stack).config.architecture == name
+
+
+def test_an_image_for_another_processor_is_refused(tmp_path: Path) -> None:
+    layout = Container(architecture="arm64").layout(tmp_path / "layout")
+    with ExitStack() as stack, pytest.raises(EifFormatError, match="arm64, not amd64"):
+        open_image(f"oci:{layout}", Architecture.X86_64, stack)
+
+
+def test_blobs_that_are_not_what_they_are_called_are_refused(tmp_path: Path) -> None:
+    container = Container()
+    for victim in container.blobs:
+        layout = container.layout(tmp_path / victim.partition(":")[2])
+        blob = layout / "blobs" / "sha256" / victim.partition(":")[2]
+        blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+        with ExitStack() as stack, pytest.raises(EifFormatError, match="the data are not"):
+            open_image(f"oci:{layout}", Architecture.X86_64, stack).unpack(stack)
+
+
+def test_a_layer_that_the_config_does_not_name_is_refused(tmp_path: Path) -> None:
+    container = Container()
+    container.layers[1] = container.layers[0]
+    archive = container.docker_archive(tmp_path / "saved.tar")
+    with ExitStack() as stack, pytest.raises(EifFormatError, match=r"layer 1.*the data are not"):
+        open_image(str(archive), Architecture.X86_64, stack).unpack(stack)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"Cmd": "text"}, "Cmd is not a list"),
+        ({"Env": [1]}, "Env is not a list"),
+        ({"User": 7}, "User is not a string"),
+    ],
+)
+def test_broken_configs_are_refused(tmp_path: Path, config: dict[str, object], reason: str) -> None:
+    layout = Container(**config).layout(tmp_path / "layout")  # type: ignore[arg-type]
+    with ExitStack() as stack, pytest.raises(EifFormatError, match=reason):
+        open_image(f"oci:{layout}", Architecture.X86_64, stack)
+
+
+def test_a_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(b"no tar at all")
+    layout = tmp_path / "layout"
+    layout.mkdir()
+    with ExitStack() as stack:
+        for source in (path, layout):
+            with pytest.raises(EifFormatError):
+                open_image(str(source), Architecture.X86_64, stack)
+        (layout / "index.json").write_text('{"manifests": [{"digest": "sha256:../../etc/passwd"}]}')
+        with pytest.raises(EifFormatError, match="not a sha256 or sha512 digest"):
+            open_image(f"oci:{layout}", Architecture.X86_64, stack)
