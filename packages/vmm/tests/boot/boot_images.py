@@ -5,12 +5,17 @@ import lzma
 import mmap
 import struct
 import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import lz4.block
-import zstandard
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 from nitro_vmm.address_map import MIB, RamRange, ram_ranges
 from nitro_vmm.boot import payload
@@ -103,7 +108,8 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "xz": _xz,
     "lz4": _lz4,
     "zstd": lambda contents: (
-        zstandard.ZstdCompressor(write_content_size=False).compress(contents) + _appended_size(contents)
+        zstd.compress(contents, options={zstd.CompressionParameter.content_size_flag: 0})
+        + _appended_size(contents)
     ),
 }
 

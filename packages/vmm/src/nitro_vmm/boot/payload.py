@@ -9,24 +9,27 @@ mark their own end.
 
 import bz2
 import lzma
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-import lz4.block
-import zstandard
+from nitro_vmm.errors import HostError, ImageError
 
-from nitro_vmm.errors import ImageError
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 FEED_BYTES = 16 << 10
 """How much a decompressor gets at once. zlib cannot limit its output, so this does: it yields at most 16
 MiB."""
-ZSTD_FEED_BYTES = 4 << 10
-"""The same for zstd, which packs tighter: this much yields at most 128 MiB."""
 PIECE_BYTES_MAX = 1 << 20
-"""The largest piece of the formats whose decompressors can limit their output."""
+"""The largest piece that the other decompressors give."""
 DICTIONARY_BYTES_MAX = 512 << 20
 """Memory that lzma and xz may ask for; Linux's build uses dictionaries of up to 128 MiB."""
+ZSTD_WINDOW_LOG_MAX = 27
+"""128 MiB, which is what Linux's own decoder allows."""
 LZ4_LEGACY_MAGIC = 0x184C2102
 LZ4_BLOCK_BYTES_MAX = 8 << 20
 """Of a block's contents (lz4 frame format description, "Legacy frame")."""
@@ -54,9 +57,9 @@ class _BoundedFeed(Protocol):
     def decompress(self, data: memoryview, /, max_length: int) -> bytes: ...
 
 
-def _fed(decompressor: _Feed, payload: memoryview, feed_bytes: int) -> Iterator[bytes]:
-    for start in range(0, len(payload), feed_bytes):
-        yield decompressor.decompress(payload[start : start + feed_bytes])
+def _fed(decompressor: _Feed, payload: memoryview) -> Iterator[bytes]:
+    for start in range(0, len(payload), FEED_BYTES):
+        yield decompressor.decompress(payload[start : start + FEED_BYTES])
         if decompressor.eof:
             return
     raise _Truncated
@@ -80,6 +83,10 @@ def _lz4(payload: memoryview) -> Iterator[bytes]:
 
     Nothing marks its end, so the length that Linux's build appends is what tells a whole payload.
     """
+    try:
+        from lz4.block import LZ4BlockError, decompress  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise HostError("an lz4 kernel needs lz4", hint="pip install 'nitro-vmm[lz4]'") from None
     position = total = 0
     # The last four bytes are the appended length, not a block.
     while len(payload) - position > 4:
@@ -89,9 +96,12 @@ def _lz4(payload: memoryview) -> Iterator[bytes]:
             continue  # where Linux's build has put one frame after another
         if size > len(payload) - position:
             raise _Truncated
-        piece: bytes = lz4.block.decompress(
-            payload[position : position + size], uncompressed_size=LZ4_BLOCK_BYTES_MAX
-        )
+        try:
+            piece: bytes = decompress(
+                payload[position : position + size], uncompressed_size=LZ4_BLOCK_BYTES_MAX
+            )
+        except LZ4BlockError as error:
+            raise ValueError(str(error)) from error
         position += size
         total += len(piece)
         yield piece
@@ -100,7 +110,7 @@ def _lz4(payload: memoryview) -> Iterator[bytes]:
 
 
 _FORMATS: dict[bytes, tuple[str, Callable[[memoryview], Iterator[bytes]]]] = {
-    b"\x1f\x8b": ("gzip", lambda payload: _fed(zlib.decompressobj(wbits=31), payload, FEED_BYTES)),
+    b"\x1f\x8b": ("gzip", lambda payload: _fed(zlib.decompressobj(wbits=31), payload)),
     b"BZh": ("bzip2", lambda payload: _fed_bounded(bz2.BZ2Decompressor(), payload)),
     b"\x5d\x00\x00": (
         "lzma",
@@ -117,11 +127,14 @@ _FORMATS: dict[bytes, tuple[str, Callable[[memoryview], Iterator[bytes]]]] = {
     b"\x02\x21\x4c\x18": ("lz4", _lz4),
     b"\x28\xb5\x2f\xfd": (
         "zstd",
-        lambda payload: _fed(zstandard.ZstdDecompressor().decompressobj(), payload, ZSTD_FEED_BYTES),
+        lambda payload: _fed_bounded(
+            zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG_MAX}),
+            payload,
+        ),
     ),
 }
 # What they raise of broken data; bz2 raises the last two. MemoryError is the host's own and not among them.
-_BROKEN = (zlib.error, lzma.LZMAError, lz4.block.LZ4BlockError, zstandard.ZstdError, OSError, ValueError)
+_BROKEN = (zlib.error, lzma.LZMAError, zstd.ZstdError, OSError, ValueError)
 
 
 def decompress(payload: memoryview, *, offset: int, bytes_max: int) -> Iterator[bytes]:
@@ -134,6 +147,7 @@ def decompress(payload: memoryview, *, offset: int, bytes_max: int) -> Iterator[
 
     Raises:
         ImageError: The compression is unknown, the data is broken or cut short, or there is too much of it.
+        HostError: It is lz4, and that extra is not installed.
     """
     start = bytes(payload[:6])
     name, pieces = next((found for magic, found in _FORMATS.items() if start.startswith(magic)), (None, None))
