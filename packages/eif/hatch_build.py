@@ -1,5 +1,10 @@
-"""Compile the guest's init into wheels and editable installs; the source distribution carries its source."""
+"""Compile the guest's init into wheels and editable installs; the source distribution carries its source.
 
+Without a compiler the package is built all the same, only without the init: everything but `eif build` with
+this project's own init works then, and `nitro_eif.guest_init` says what to do.
+"""
+
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,9 +12,11 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 sys.path.insert(0, str(Path(__file__).parent / "init"))
-from compile import CompileError, compile_program
+from compile import CompileError, NoCompilerError, compile_program
 
 OUTPUT = "src/nitro_eif/_guest/init-x86_64"
+REQUIRED = "NITRO_EIF_REQUIRE_INIT"
+"""Set this in the environment of a release's build, which must not be without the init."""
 
 
 class GuestInitHook(BuildHookInterface[Any]):
@@ -20,11 +27,18 @@ class GuestInitHook(BuildHookInterface[Any]):
 
         Args:
             version: "standard" or "editable"; both need the init.
-            build_data: what hatchling is told.
+            build_data: What hatchling is told.
         """
         root = Path(self.root)
         try:
             compile_program(root / "init/init.c", root / OUTPUT)
+        except NoCompilerError as error:
+            if os.environ.get(REQUIRED):
+                sys.exit(f"error: {error}")
+            # An init of an earlier build may be of other source; it must not be packed unseen.
+            (root / OUTPUT).unlink(missing_ok=True)
+            self.app.display_warning(f"warning: built without the guest's init: {error}")
+            return
         except CompileError as error:
             sys.exit(f"error: {error}")
         build_data["artifacts"].append(OUTPUT)

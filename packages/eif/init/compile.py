@@ -26,16 +26,24 @@ LINKER_FLAGS = [
 
 
 class CompileError(Exception):
-    """The program could not be compiled; the message says what to install or shows the compiler's words."""
+    """The program could not be compiled; the message shows the compiler's words."""
+
+
+class NoCompilerError(CompileError):
+    """There is no compiler on this machine; the message says what to install."""
 
 
 def compiler() -> list[str]:
-    """The command that compiles for x86-64: ``CC``, or the usual name on this machine."""
+    """The command that compiles for x86-64: ``CC``, or the usual name on this machine.
+
+    Raises:
+        NoCompilerError: There is no such command.
+    """
     native = platform.machine() in {"x86_64", "AMD64"}
     command = shlex.split(os.environ.get("CC", "")) or ["cc" if native else "x86_64-linux-gnu-gcc"]
     if shutil.which(command[0]) is None:
         package = "gcc" if native else "gcc-x86-64-linux-gnu"
-        raise CompileError(
+        raise NoCompilerError(
             f"the guest's programs are in C, and there is no compiler {command[0]!r}: "
             f"install one (Debian: apt install {package}), or name yours in CC"
         )
@@ -46,7 +54,8 @@ def compile_program(source: Path, output: Path) -> None:
     """Make the executable `output` of one C file and the headers beside this script.
 
     Raises:
-        CompileError: there is no compiler, or it refuses.
+        NoCompilerError: There is no compiler.
+        CompileError: The compiler refuses.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as scratch:

@@ -16,13 +16,13 @@ def guest_init() -> bytes:
     also obeys ``/workdir`` (a directory) and ``/user`` (``uid:gid[:gid,gid...]`` in numbers).
 
     Raises:
-        HostError: This installation was put together without it.
+        HostError: This installation was built without a compiler, and so without the init.
     """
     program = files("nitro_eif") / "_guest" / "init-x86_64"
     try:
         return program.read_bytes()
     except FileNotFoundError as error:
         raise HostError(
-            "this installation of nitro-eif lacks the guest's init, which its build compiles: "
-            "install nitro-eif again from a wheel, or with pip from its source (this needs gcc)"
+            "this installation of nitro-eif has no init for enclaves, because there was no compiler",
+            hint="install gcc and then nitro-eif again, or a wheel of it; or give an init with --init",
         ) from error
