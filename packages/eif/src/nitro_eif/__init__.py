@@ -35,8 +35,8 @@ from nitro_eif.image.measure import (
 from nitro_eif.image.metadata import BuildMetadata, Metadata
 from nitro_eif.image.reader import Eif
 from nitro_eif.image.registers import (
-    INSTANCE_ID,
-    ROLE_ARN,
+    INSTANCE_ID_PATTERN,
+    ROLE_ARN_PATTERN,
     extend,
     pcr3,
     pcr4,
@@ -99,8 +99,8 @@ def __getattr__(name: str) -> object:
 
 
 __all__ = [
-    "INSTANCE_ID",
-    "ROLE_ARN",
+    "INSTANCE_ID_PATTERN",
+    "ROLE_ARN_PATTERN",
     "RULES",
     "Architecture",
     "BuildMetadata",

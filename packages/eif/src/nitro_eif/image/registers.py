@@ -14,9 +14,9 @@ from nitro_eif.errors import UsageError
 
 PCR_BYTES: Final = 48
 
-INSTANCE_ID: Final = re.compile(r"i-(?:[0-9a-f]{8}|[0-9a-f]{17})")
+INSTANCE_ID_PATTERN: Final = r"^i-(?:[0-9a-f]{8}|[0-9a-f]{17})$"
 """An EC2 instance's id: 8 hexadecimal digits until 2018, 17 since (EC2 User Guide, "Resource IDs")."""
-ROLE_ARN: Final = re.compile(r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]+", re.ASCII)
+ROLE_ARN_PATTERN: Final = r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/[A-Za-z0-9_+=,.@/-]+$"
 """The ARN of an IAM role (IAM User Guide, "IAM identifiers"), which is what PCR3 measures."""
 
 _ZERO: Final = bytes(PCR_BYTES)
@@ -46,7 +46,7 @@ def pcr3(role_arn: str) -> bytes:
     Raises:
         UsageError: The text is not a role's ARN.
     """
-    if not ROLE_ARN.fullmatch(role_arn):
+    if not re.fullmatch(ROLE_ARN_PATTERN, role_arn):
         raise UsageError(
             f"{role_arn!r} is not a role's ARN",
             hint="write it like arn:aws:iam::123456789012:role/Webserver",
@@ -60,7 +60,7 @@ def pcr4(instance_id: str) -> bytes:
     Raises:
         UsageError: The text is not an instance id.
     """
-    if not INSTANCE_ID.fullmatch(instance_id):
+    if not re.fullmatch(INSTANCE_ID_PATTERN, instance_id):
         raise UsageError(f"{instance_id!r} is not an instance id", hint="write it like i-0123456789abcdef0")
     return extend(_ZERO, instance_id.encode())
 
