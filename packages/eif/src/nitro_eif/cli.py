@@ -109,7 +109,7 @@ def parser(*, whole: bool = False) -> argparse.ArgumentParser:
     Args:
         whole: Import all commands at once, as completion scripts need it, and not only the one that is used.
     """
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog=PROGRAM,
         description="Read, measure, build, sign and explain AWS Nitro Enclave Image Files.",
         epilog=f"example:\n  eif describe hello.eif\n\n{_EXIT_CODES}",
@@ -132,7 +132,14 @@ def parser(*, whole: bool = False) -> argparse.ArgumentParser:
     return top
 
 
-class _CommandParser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:  # noqa: ANN401 - as argparse's own
+        # argparse's own swallows errors, and so would not notice that the reader of --help has left.
+        if message:
+            print(message, end="", file=file or sys.stderr, flush=True)
+
+
+class _CommandParser(_Parser):
     """The parser of one command, which gets its arguments when they are needed."""
 
     def fill(self) -> None:

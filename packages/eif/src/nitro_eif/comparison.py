@@ -37,7 +37,7 @@ class Difference:
 
 
 def compare(a: Eif, b: Eif) -> Iterator[Difference]:
-    """Yield what differs between two images, measured parts first; nothing only if all bytes are equal."""
+    """What differs between two images, measured parts first; nothing only if all bytes are equal."""
     found = False
     for difference in _compare(a, b):
         found = True
@@ -62,7 +62,7 @@ def _compare(a: Eif, b: Eif) -> Iterator[Difference]:
 
 
 def compare_trees(a: Tree, b: Tree) -> Iterator[tuple[str, str]]:
-    """Yield each path that differs, and how."""
+    """Each path that differs, and how."""
     for path in sorted({path for path, _ in a.items()} | {path for path, _ in b.items()}):
         left, right = a.get(path), b.get(path)
         if left is None or right is None:

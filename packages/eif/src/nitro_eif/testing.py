@@ -17,7 +17,7 @@ from nitro_eif.image.writer import Contents
 
 
 def example_contents() -> Contents:
-    """The contents of a small image that every rule of the format is content with; it would not boot."""
+    """The contents of a small image that breaks no rule of the format; it would not boot."""
     return Contents(
         kernel=bytes(0x202) + b"HdrS" + bytes(0x100),
         cmdline=b"reboot=k panic=30 console=ttyS0",

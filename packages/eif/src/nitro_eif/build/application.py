@@ -152,7 +152,7 @@ def write_application(file: IO[bytes], tree: Tree, launch: Launch, *, nitro_cli:
 
 
 def bootstrap_ramdisk(init: bytes, modules: Sequence[tuple[str, bytes]] = ()) -> bytes:
-    """Make the first ramdisk: an init, and modules in the order in which it loads them.
+    """The first ramdisk: an init, and modules in the order in which it loads them.
 
     Args:
         init: A static executable.
@@ -168,7 +168,7 @@ def bootstrap_ramdisk(init: bytes, modules: Sequence[tuple[str, bytes]] = ()) ->
 
 
 def aws_bootstrap_ramdisk(init: bytes, nsm: bytes | None) -> bytes:
-    """Make the first ramdisk as nitro-cli makes it of its blobs.
+    """The first ramdisk as nitro-cli makes it of its blobs.
 
     Args:
         init: AWS's init.

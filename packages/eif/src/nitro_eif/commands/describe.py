@@ -90,7 +90,7 @@ def certificate_json(certificate: "x509.Certificate") -> dict[str, Any]:
 
 
 def signature_problem(signature: "ImageSignature", measurements: Measurements) -> str | None:
-    """Say why a signature is not of this image; `None` if it is."""
+    """Why a signature is not of this image; `None` if it is."""
     try:
         signature.verify(measurements.pcr0)
     except SigningError as error:

@@ -62,7 +62,7 @@ def table(rows: Iterable[Sequence[str]], indent: str = "  ") -> str:
 
 
 def printable(text: str) -> str:
-    """Make text from a file safe for a terminal: control characters are escaped."""
+    """Text from a file, with control characters escaped so that a terminal does not obey them."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )

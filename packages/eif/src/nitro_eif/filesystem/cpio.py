@@ -63,17 +63,17 @@ class Node:
 
     @classmethod
     def directory(cls, permissions: int = 0o755) -> "Node":
-        """Make a directory of root's."""
+        """A directory that belongs to root."""
         return cls(stat.S_IFDIR | permissions)
 
     @classmethod
     def file(cls, data: Data, permissions: int = 0o644) -> "Node":
-        """Make a regular file of root's."""
+        """A regular file that belongs to root."""
         return cls(stat.S_IFREG | permissions, data=data)
 
     @classmethod
     def symlink(cls, target: str) -> "Node":
-        """Make a symbolic link of root's."""
+        """A symbolic link that belongs to root."""
         return cls(stat.S_IFLNK | 0o777, data=encode_path(target))
 
 
@@ -194,6 +194,7 @@ def read_archive(view: memoryview, start: int = 0) -> Generator[Entry, None, int
         if name[-1]:
             raise EifFormatError("a cpio entry's name does not end with NUL", offset=name_end - 1)
         path = decode_path(name.split(b"\0", 1)[0])
+        # The kernel takes an entry of this name with contents for a file.
         if path == TRAILER and not size:
             return min(data_start, len(view))
         if data_end > len(view):

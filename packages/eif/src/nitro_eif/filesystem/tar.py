@@ -39,6 +39,7 @@ def apply_tar(tree: Tree, archive: memoryview, *, whiteouts: bool = True) -> Non
     """
     members = list(read_members(archive))
     if whiteouts:
+        # First, whatever their place in the archive: they must not hide what this layer brings.
         for member, path in members:
             _white_out(tree, path, member)
         members = [(m, path) for m, path in members if not path.rpartition("/")[2].startswith(_WHITEOUT)]
@@ -53,7 +54,7 @@ def apply_tar(tree: Tree, archive: memoryview, *, whiteouts: bool = True) -> Non
 
 
 def read_members(archive: memoryview) -> Iterator[tuple[tarfile.TarInfo, str]]:
-    """Yield a tar archive's members and their clean paths.
+    """A tar archive's members and their clean paths.
 
     Raises:
         EifFormatError: The archive is malformed, or a path would leave its root.
@@ -160,7 +161,7 @@ def _contents(member: tarfile.TarInfo, archive: memoryview) -> bytes | memoryvie
 
 
 def _expand(member: tarfile.TarInfo, archive: memoryview) -> bytes:
-    """A sparse file's contents; it has at most what a ramdisk could hold in memory anyway."""
+    """The contents of a sparse file, its holes filled with zeros, because a ramdisk has no holes."""
     if member.size > _SPARSE_BYTES_MAX:
         raise EifFormatError(f"{member.name!r} is a sparse file of {member.size} bytes", offset=member.offset)
     contents = bytearray(member.size)

@@ -40,16 +40,16 @@ class Tree:
         return self._nodes.get(path)
 
     def items(self) -> Iterator[tuple[str, Node]]:
-        """Yield paths and nodes, sorted by the paths' bytes."""
+        """Paths and nodes, sorted by the paths' bytes."""
         for path in sorted(self._nodes, key=encode_path):
             yield path, self._nodes[path]
 
     def nodes(self) -> Iterator[Node]:
-        """Yield the nodes, once for each path."""
+        """The nodes, once for each path."""
         yield from self._nodes.values()
 
     def below(self, directory: str) -> Iterator[str]:
-        """Yield the paths under a directory, parents first."""
+        """The paths under a directory, parents first."""
         pending = [directory]
         while pending:
             parent = pending.pop()
@@ -127,6 +127,7 @@ class Tree:
         while names:
             name = names.pop()
             if name == "..":
+                # At the root this stays there, as the kernel has it.
                 at = at.rpartition("/")[0]
                 continue
             if at and not self._nodes[at].is_directory:
@@ -143,6 +144,7 @@ class Tree:
                 raise ValueError(f"{path} is a loop of symbolic links")
             target = node.target
             if target.startswith("/"):
+                # Absolute means from the tree's root, as in a container.
                 at = ""
             names += [part for part in target.split("/") if part not in {"", "."}][::-1]
         return at, []

@@ -1,8 +1,13 @@
 """Hash a mapped image on all processors, reading each byte from memory once.
 
 Several digests run over the same bytes: PCR0 over everything measured, PCR2 over most of it again, the
-checksum over the whole file. Each has a thread (hashlib and zlib let go of the GIL); a thread that is ahead
-of the slowest by a window waits for it, so the others find the bytes in the cache.
+checksum over the whole file. Words used here:
+
+- A *lane* is one digest and what it takes of the file. Each has a thread, because hashlib and zlib let go
+  of the GIL while they work.
+- A *stretch* is a piece of the file that a lane takes without interruption: one section's data, say.
+- The *window* is how far one lane may be ahead of the slowest. A lane that reaches its end waits, so that the
+  others find in the processor's cache what it has just read from memory.
 """
 
 import threading
@@ -53,6 +58,7 @@ def run(lanes: list[Lane], progress: Progress | None = None) -> None:
             for thread in threads:
                 thread.join()
         except BaseException as error:  # noqa: BLE001 - raised again below
+            # Ctrl-C arrives here. No thread may go on with views that the caller is about to close.
             pace.stop(error)
             for thread in threads:
                 thread.join()
@@ -65,7 +71,7 @@ def run(lanes: list[Lane], progress: Progress | None = None) -> None:
 
 
 class _Pace:
-    """Keeps threads within a window of each other, by offset in the file."""
+    """Keeps lanes within a window of each other, by their offset in the file, and counts what is done."""
 
     def __init__(self, starts: list[int], total: int, progress: Progress | None) -> None:
         self._at = dict(enumerate(starts))
@@ -79,6 +85,7 @@ class _Pace:
     def enter(self, lane: int, offset: int) -> bool:
         """Wait until ``offset`` is within the window; false if the work is called off."""
         with self._condition:
+            # This lane is now further on, which may let the others go on.
             self._at[lane] = offset
             self._condition.notify_all()
             self._condition.wait_for(
@@ -94,6 +101,7 @@ class _Pace:
 
     def leave(self, lane: int) -> None:
         with self._condition:
+            # A lane that is done must not hold the others back.
             del self._at[lane]
             self._condition.notify_all()
 

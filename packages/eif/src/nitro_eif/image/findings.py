@@ -1,4 +1,4 @@
-"""What can be wrong with an image, as data: what the specification says, and who minds.
+"""What can be wrong with an image, as data: what the specification says, and which reader objects.
 
 Three programs read images and differ: AWS's `EifReader` (behind `nitro-cli describe-eif`) reads sections one
 after the other and ignores the table; QEMU 10.0's nitro-enclave machine goes by the table but parses less;
@@ -35,7 +35,7 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule of the format, and who minds when it is broken."""
+    """One rule of the format, and what each reader does when it is broken."""
 
     severity: Severity
     specification: str
@@ -67,7 +67,7 @@ class Finding:
         return self.rule.severity
 
     def as_error(self, path: Path | None = None) -> EifFormatError:
-        """The error of who must refuse an image for this.
+        """The error to raise where an image must be refused for this.
 
         Args:
             path: Where the image came from, for the message.

@@ -92,7 +92,7 @@ def measure(eif: Eif, *, progress: Progress | None = None) -> Measurements:
 
 
 def checksum(eif: Eif, *, progress: Progress | None = None) -> Checksums:
-    """Compute the file's checksum, in the readings of all who check it."""
+    """Compute the file's checksum as each of its readers does."""
     crc = _Crc32()
     run([_crc_lane(eif.view, crc)], progress)
     return _checksums(eif, crc.value)
@@ -114,7 +114,7 @@ def measure_and_checksum(eif: Eif, *, progress: Progress | None = None) -> Measu
 
 
 def measure_contents(contents: Contents, *, progress: Progress | None = None) -> Measurements:
-    """Compute PCR0, PCR1 and PCR2 of an image before it is written; PCR8 is left to who signs it.
+    """Compute PCR0, PCR1 and PCR2 of an image before it is written; PCR8 comes with the signature.
 
     Raises:
         UsageError: The contents cannot be an image.
@@ -143,7 +143,11 @@ def _certificate_pcr(section: "SignatureSection | None") -> bytes | None:
 
 
 class _Plan:
-    """Which digests an image needs. PCR1's content is mostly a prefix of PCR0's, so its state is a copy."""
+    """Which digests an image needs.
+
+    In the order of AWS's writer, PCR1's content is a prefix of PCR0's: kernel, command line, first ramdisk.
+    Then PCR1 costs nothing, because its hash is a copy of PCR0's at the end of that prefix.
+    """
 
     def __init__(self, sections: Iterable[Section]) -> None:
         measured = [section for section in sections if section.type in MEASURED]
@@ -153,6 +157,7 @@ class _Plan:
         self._pcr0, self._pcr2 = _ForkingDigest(prefix_bytes), hashlib.sha384()
         self.lanes = [Lane(self._pcr0, _stretches(measured))]
         self._pcr1: _ForkingDigest | None = None
+        # A command line after the second ramdisk, for one, makes PCR1's content something else than a prefix.
         if [section.index for section in measured[: len(boot)]] != [section.index for section in boot]:
             self._pcr1 = _ForkingDigest(prefix_bytes)
             self.lanes.append(Lane(self._pcr1, _stretches(boot)))
@@ -168,7 +173,7 @@ class _Plan:
 
 
 class _ForkingDigest:
-    """SHA-384 of a stream, and of its first ``prefix_bytes``; updates must end there once."""
+    """SHA-384 of a stream, and of its first ``prefix_bytes``, where one of the updates must end."""
 
     def __init__(self, prefix_bytes: int) -> None:
         self.whole = hashlib.sha384()
@@ -203,6 +208,7 @@ def _crc_lane(view: memoryview, crc: _Crc32) -> Lane:
 
 def _checksums(eif: Eif, whole: int) -> Checksums:
     view = eif.view
+    # All readers agree on ordinary files; only of others are parts hashed once more.
     if eif.end == len(view) and not any(gaps(eif)):
         return Checksums(whole, whole, whole, whole)
     table = [view[section.offset : section.end] for section in eif.sections]
@@ -215,7 +221,7 @@ def _checksums(eif: Eif, whole: int) -> Checksums:
 
 
 def gaps(eif: Eif) -> Iterator[tuple[int, int]]:
-    """Yield start and end of each stretch between sections that no section covers."""
+    """Start and end of each stretch between sections that no section covers."""
     end = HEADER_BYTES
     for section in sorted(eif.sections, key=lambda section: section.offset):
         if section.offset > end:

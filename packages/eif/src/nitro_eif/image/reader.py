@@ -39,7 +39,7 @@ Buffer = bytes | bytearray | memoryview | mmap.mmap
 class Eif:
     """An image: its header and its sections, in the order of the section table.
 
-    Made by `parse`, `open` or `salvage`. Sections' data are views of the buffer; they die with it.
+    Made by `parse`, `open` or `salvage`. Sections' data are views of the buffer, and valid as long as it is.
     """
 
     def __init__(

@@ -62,7 +62,7 @@ class ImageSignature:
 
 @dataclass(frozen=True, slots=True)
 class SignatureSection:
-    """An image's signature section, read once for all who need it."""
+    """An image's signature section, parsed once: measuring, checking and printing all need it."""
 
     signatures: tuple[ImageSignature, ...]
     """At least one, or `None` where there is an error."""
