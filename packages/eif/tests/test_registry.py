@@ -30,6 +30,7 @@ class FakeRegistry(ThreadingHTTPServer):
         self.cut = 0
         self.elsewhere: str | None = None
         self.log: list[tuple[str, str | None]] = []
+        self.answers: dict[str, bytes] = {}
 
     @property
     def host(self) -> str:
@@ -43,6 +44,8 @@ class _Handler(BaseHTTPRequestHandler):
         registry, path = self.server, urlsplit(self.path)
         authorization = self.headers.get("Authorization")
         registry.log.append((path.path, authorization))
+        if path.path in registry.answers:
+            return self.answer(200, registry.answers[path.path])
         if path.path == "/token":
             assert parse_qs(path.query)["scope"] == ["repository:team/app:pull"]
             return self.answer(200, json.dumps({"token": registry.token}).encode())

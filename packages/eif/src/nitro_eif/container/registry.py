@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Final
@@ -47,6 +48,7 @@ class Registry:
         stack: Closes what was downloaded.
         plain_http: Talk HTTP without TLS, also to other machines.
         progress: Called with bytes downloaded and the size of the present blob.
+        sleep: Waits so many seconds before another try.
     """
 
     def __init__(
@@ -56,8 +58,10 @@ class Registry:
         *,
         plain_http: bool = False,
         progress: Progress | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._reference = reference
+        self._sleep = sleep
         self._stack = stack
         self._plain = plain_http or reference.is_local
         self._progress = progress
@@ -90,7 +94,7 @@ class Registry:
                     raise RegistryError(
                         f"{self._name}: the download of {digest} broke off: {error}"
                     ) from error
-                time.sleep(FIRST_DELAY_S * 2**attempt)
+                self._sleep(FIRST_DELAY_S * 2**attempt)
         raise AssertionError  # the loop returns or raises
 
     @property
@@ -146,7 +150,7 @@ class Registry:
                 if final or attempt == TRIES - 1:
                     what, hint = _unreachable(reason)
                     raise RegistryError(f"{url}: {what}", hint=hint) from error
-            time.sleep(FIRST_DELAY_S * 2**attempt)
+            self._sleep(FIRST_DELAY_S * 2**attempt)
         raise RegistryError(f"{url}: the registry asks for credentials again and again")
 
     def _open(self, request: urllib.request.Request) -> http.client.HTTPResponse:

@@ -1,0 +1,498 @@
+"""Each limit is where the specification has it, to the byte, and each finding stands where the fault is."""
+
+import gzip
+import io
+import lzma
+import os
+import stat
+import struct
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+
+from images import CMDLINE, KERNEL, METADATA, RAMDISK, SIGNATURE, fix_crc, good, image, parts
+from nitro_eif import (
+    Contents,
+    Eif,
+    EifFormatError,
+    Finding,
+    HostError,
+    Node,
+    Tree,
+    UsageError,
+    pack_eif,
+    read_ramdisk,
+    tree_of,
+    validate,
+    write_cpio,
+)
+from nitro_eif.commands.terminal import size
+from nitro_eif.files import CHUNK_BYTES, chunks
+from nitro_eif.filesystem import compression
+from nitro_eif.filesystem.compression import (
+    LZ4_MAGIC,
+    Allowance,
+    compress,
+    unpack,
+    unpacked,
+    zstd_module,
+)
+from nitro_eif.filesystem.cpio import PATH_BYTES_MAX
+from nitro_eif.image.format import HEADER_BYTES, SECTION_HEADER
+from nitro_eif.testing import example_ramdisk
+
+K, C, M, R0, R1 = parts()
+TABLE, SIZES = 0x1C, 0x11C
+
+
+def found(data: bytes, code: str) -> list[Finding]:
+    return [finding for finding in validate(Eif.salvage(data)) if finding.code == code]
+
+
+def place(data: bytes, code: str) -> tuple[int, int | None]:
+    (finding,) = found(data, code)
+    return finding.offset, finding.section
+
+
+def begin(data: bytes, index: int) -> int:
+    """Where a section's data begin."""
+    return Eif.salvage(data).sections[index].offset + 12
+
+
+# --- images -----------------------------------------------------------------------------------------------
+
+
+def test_a_command_line_of_2047_bytes_is_the_longest() -> None:
+    assert found(image([K, (CMDLINE, b"a" * 2047), M, R0]), "cmdline-long") == []
+    data = image([K, (CMDLINE, b"a" * 2048), M, R0])
+    assert place(data, "cmdline-long") == (begin(data, 1) + 2047, 1)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2046, 2047])
+def test_a_newline_or_nul_is_found_wherever_it_is(at: int) -> None:
+    for byte, name in ((b"\n", "newline"), (b"\0", "NUL")):
+        data = image([K, (CMDLINE, b"a" * at + byte + b"b"), M, R0])
+
+        (finding,) = found(data, "cmdline-text")
+
+        assert (finding.offset, finding.section) == (begin(data, 1) + at, 1)
+        assert finding.message == f"the command line has a {name} at its byte {at}"
+
+
+def test_a_signature_section_of_32768_bytes_is_the_longest() -> None:
+    assert found(image([*parts(), (SIGNATURE, bytes(32768))]), "signature-large") == []
+    data = image([*parts(), (SIGNATURE, bytes(32769))])
+    assert place(data, "signature-large") == (begin(data, 5) - 12, 5)
+
+
+def test_an_image_has_2_to_32_sections() -> None:
+    assert found(image([K, C]), "sections-too-few") == []
+    assert place(image([K]), "sections-too-few") == (0x1A, None)
+    full = [K, C, M, *[R0] * 29]
+    assert len(full) == 32
+    assert found(image(full), "sections-too-many") == []
+    assert len(Eif.parse(image(full)).sections) == 32
+    assert place(image(full, count=33), "sections-too-many") == (0x1A, None)
+    assert pack_eif(Contents(kernel=b"k", cmdline=b"", ramdisks=[b"r"] * 30))
+    with pytest.raises(UsageError, match="at most 32"):
+        pack_eif(Contents(kernel=b"k", cmdline=b"", ramdisks=[b"r"] * 31))
+
+
+def test_a_header_of_548_bytes_is_the_shortest_file() -> None:
+    assert found(good()[:547], "header-truncated")
+    assert not found(good()[:548], "header-truncated")
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_faults_of_the_table_stand_at_its_entry(index: int) -> None:
+    def outside(offsets: list[int], _: list[int]) -> None:
+        offsets[index] = 1 << 40
+
+    def other_size(_: list[int], sizes: list[int]) -> None:
+        sizes[index] -= 1
+
+    assert place(image(parts(), edit=outside), "section-outside") == (TABLE + 8 * index, index)
+    assert place(image(parts(), edit=other_size), "section-size-mismatch") == (SIZES + 8 * index, index)
+
+
+def test_a_section_header_must_be_in_the_file_to_its_last_byte() -> None:
+    empty = image([K, C, M, R0, (RAMDISK, b"")])
+
+    assert not found(empty, "section-outside")
+    assert place(empty[:-1], "section-outside") == (TABLE + 8 * 4, 4)
+
+
+def test_a_section_starts_after_the_header() -> None:
+    def early(offsets: list[int], _: list[int]) -> None:
+        offsets[0] = HEADER_BYTES - 1
+
+    assert found(image(parts(), edit=early), "section-outside")
+    assert Eif.parse(image(parts())).sections[0].offset == HEADER_BYTES
+
+
+def test_data_end_with_the_file_at_the_latest() -> None:
+    assert not found(good(), "section-truncated")
+    (finding,) = found(good()[:-1], "section-truncated")
+    assert finding.offset == begin(good(), 4) - 12
+    assert f"has {len(R1[1])} bytes, {len(R1[1]) - 1} are left" in finding.message
+
+
+def test_sections_that_touch_do_not_overlap() -> None:
+    assert not {finding.code for finding in validate(Eif.salvage(good()))} & {"section-overlap", "gap"}
+
+    def one_early(offsets: list[int], _: list[int]) -> None:
+        offsets[1] -= 1
+
+    codes = {finding.code for finding in Eif.salvage(image(parts(), edit=one_early)).findings}
+    assert "section-overlap" in codes
+
+
+def test_a_table_out_of_order_is_named_at_its_entry() -> None:
+    def backwards(offsets: list[int], sizes: list[int]) -> None:
+        offsets.reverse()
+        sizes.reverse()
+
+    data = image([K, C, M, R0], edit=backwards)
+
+    assert [(f.offset, f.section) for f in found(data, "section-order")] == [
+        (TABLE + 8 * index, index) for index in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize("gap", [1, 11, 12, 64])
+def test_a_gap_is_named_with_its_size(gap: int) -> None:
+    data = image(parts(), gap=bytes(gap))
+
+    (finding,) = found(data, "gap")
+
+    assert finding.message == f"{gap} bytes between sections belong to none"
+    assert finding.offset == Eif.salvage(data).sections[3].end
+    assert place(data, "gap")[0] + gap == begin(data, 4) - 12
+
+
+@pytest.mark.parametrize("table", [TABLE, SIZES])
+def test_an_unused_entry_of_either_table_is_found(table: int) -> None:
+    data = good()
+    for index in (5, 31):
+        at = table + 8 * index
+        other = fix_crc(data[:at] + struct.pack(">Q", 1) + data[at + 8 :])
+        assert place(other, "table-unused-entry") == (TABLE + 8 * index, None)
+
+
+@pytest.mark.parametrize(
+    ("tail", "unlisted"),
+    [
+        (SECTION_HEADER.pack(3, 0, 0), True),
+        (SECTION_HEADER.pack(3, 0, 4) + b"data", True),
+        (SECTION_HEADER.pack(3, 0, 5) + b"data", False),
+        (SECTION_HEADER.pack(1, 0, 0), True),
+        (SECTION_HEADER.pack(5, 0, 0), True),
+        (SECTION_HEADER.pack(0, 0, 0), False),
+        (SECTION_HEADER.pack(6, 0, 0), False),
+        (SECTION_HEADER.pack(3, 0, 0)[:-1], False),
+    ],
+)
+def test_trailing_bytes_that_are_a_section_are_told_apart(tail: bytes, unlisted: object) -> None:
+    data = image(parts(), tail=tail)
+
+    assert bool(found(data, "section-unlisted")) is unlisted
+    assert place(data, "trailing-bytes") == (len(good()), None)
+
+
+@pytest.mark.parametrize(("version", "kind"), [(2, SIGNATURE), (2, METADATA), (3, METADATA)])
+def test_sections_that_are_newer_than_the_version_are_found(version: int, kind: int) -> None:
+    assert found(image([K, C, R0, (kind, b"{}")], version=version), "section-newer")
+    assert not found(image([K, C, R0, (kind, b"{}")], version=version + 2), "section-newer")
+
+
+def test_metadata_is_asked_for_from_version_4_on() -> None:
+    assert found(image([K, C, R0]), "metadata-missing")
+    assert not found(image([K, C, R0], version=3), "metadata-missing")
+
+
+def test_kernels_are_told_by_their_magic_numbers() -> None:
+    x86 = bytes(0x202) + b"HdrS"
+    arm = bytes(0x38) + b"ARM\x64"
+    for kernel, flags in ((x86, 0), (arm, 1)):
+        assert not found(image([(KERNEL, kernel), C, M, R0], flags=flags), "kernel-format")
+        assert found(image([(KERNEL, kernel), C, M, R0], flags=1 - flags), "kernel-format")
+        assert found(image([(KERNEL, b"\0" + kernel), C, M, R0], flags=flags), "kernel-format")
+        assert found(image([(KERNEL, kernel[1:]), C, M, R0], flags=flags), "kernel-format")
+
+
+def test_section_flags_are_named_at_the_flags() -> None:
+    data = image(parts(), section_flags=1)
+
+    assert [f.offset for f in found(data, "section-flags")] == [begin(data, i) - 10 for i in range(5)]
+
+
+def test_broken_metadata_is_named_where_the_json_breaks() -> None:
+    data = image([K, C, (METADATA, b'{"a": 1,}'), R0])
+
+    assert place(data, "metadata-json") == (begin(data, 2) + 8, 2)
+
+
+# --- ramdisks ---------------------------------------------------------------------------------------------
+
+
+def archive(entries: dict[str, Node]) -> bytes:
+    file = io.BytesIO()
+    write_cpio(file, entries.items())
+    return file.getvalue()
+
+
+def read(data: bytes) -> list[str]:
+    return [entry.path for entry in read_ramdisk(memoryview(data))]
+
+
+def test_names_and_targets_of_4095_bytes_are_the_longest() -> None:
+    longest = "a" * PATH_BYTES_MAX
+    assert PATH_BYTES_MAX == 4095
+    assert read(archive({longest: Node.symlink(longest)})) == [longest]
+    with pytest.raises(UsageError, match="1 to 4095 bytes"):
+        archive({longest + "a": Node.file(b"")})
+    with pytest.raises(UsageError, match="1 to 4095 bytes"):
+        archive({"": Node.file(b"")})
+    with pytest.raises(UsageError, match="4096 bytes are more"):
+        archive({"a": Node.symlink(longest + "a")})
+
+
+def test_numbers_of_32_bits_are_the_largest() -> None:
+    largest = 2**32 - 1
+    (entry,) = read_ramdisk(
+        memoryview(archive({"a": Node(stat.S_IFCHR, largest, largest, device=(largest, largest))}))
+    )
+    assert (entry.node.uid, entry.node.gid, entry.node.device) == (largest, largest, (largest, largest))
+    for node in (Node(stat.S_IFREG, largest + 1), Node(stat.S_IFREG, -1), Node(stat.S_IFCHR, device=(0, -1))):
+        with pytest.raises(UsageError, match="32 bits"):
+            archive({"a": node})
+
+
+def header(name: bytes, size: int = 0, name_size: int | None = None) -> bytes:
+    fields = [0] * 13
+    fields[1], fields[6] = stat.S_IFREG, size
+    fields[11] = len(name) if name_size is None else name_size
+    return b"070701" + b"".join(b"%08X" % field for field in fields) + name
+
+
+def padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 4)
+
+
+END = header(b"TRAILER!!!\0")
+
+
+def test_a_name_that_does_not_end_with_nul_is_named_at_its_end() -> None:
+    with pytest.raises(EifFormatError, match="does not end with NUL") as caught:
+        read(padded(header(b"abc")) + END)
+    assert caught.value.offset == 110 + 2
+
+
+def test_names_have_1_to_4096_bytes_with_their_nul() -> None:
+    assert read(padded(header(b"a" * 4095 + b"\0")) + END) == ["a" * 4095]
+    assert read(padded(header(b"\0")) + END) == [""]
+    for length in (0, 4097):
+        with pytest.raises(EifFormatError, match=f"name has {length} bytes") as caught:
+            read(header(b"a" * 5000 + b"\0", name_size=length))
+        assert caught.value.offset == 0
+
+
+def test_a_name_ends_with_the_archive_at_the_latest() -> None:
+    assert read(END) == []
+    with pytest.raises(EifFormatError, match="name has 11 bytes"):
+        read(END[:-1])
+
+
+def test_data_end_with_the_archive_at_the_latest() -> None:
+    whole = padded(header(b"a\0", size=3)) + b"xyz"
+    with pytest.raises(EifFormatError, match="without a trailer"):
+        read(whole)
+    with pytest.raises(EifFormatError, match="'a' has 3 bytes, 2 are left") as caught:
+        read(whole[:-1])
+    assert caught.value.offset == 0
+    with pytest.raises(EifFormatError, match="'a' has 3 bytes, 0 are left"):
+        read(header(b"a\0", size=3))
+
+
+def test_offsets_are_of_the_entry_in_the_whole_ramdisk() -> None:
+    first, second = archive({"a": Node.file(b"12345")}), archive({"b": Node.file(b""), "c": Node.file(b"")})
+    entries = list(read_ramdisk(memoryview(first + bytes(4) + second)))
+
+    assert [(entry.offset, entry.archive) for entry in entries] == [
+        (0, 0),
+        (len(first) + 4, len(first) + 4),
+        (len(first) + 4 + 112, len(first) + 4),
+    ]
+
+
+def test_an_archive_must_start_at_a_multiple_of_four() -> None:
+    one = example_ramdisk({"a": Node.file(b"1")})
+    for zeros in range(8):
+        data = one + bytes(zeros) + one
+        if zeros % 4 == 0:
+            assert read(data) == ["a", "a"]
+        else:
+            with pytest.raises(EifFormatError, match="no multiple of 4") as caught:
+                read(data)
+            assert caught.value.offset == len(one) + zeros
+
+
+def test_zeros_between_archives_may_be_long() -> None:
+    one = example_ramdisk({"a": Node.file(b"1")})
+    for zeros in (CHUNK_BYTES - 4, CHUNK_BYTES, CHUNK_BYTES + 4):
+        assert read(one + bytes(zeros) + one + bytes(zeros)) == ["a", "a"]
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, zstd_module().compress])
+@pytest.mark.parametrize("length", [0, 1, 4095, 4096, 10_000])
+def test_several_compressed_streams_are_read_one_after_the_other(
+    pack: Callable[[bytes], bytes], length: int
+) -> None:
+    contents = [os.urandom(length) for _ in range(3)]
+    data = b"".join(pack(example_ramdisk({f"{i}": Node.file(c)})) for i, c in enumerate(contents))
+
+    assert [bytes(entry.node.data) for entry in read_ramdisk(memoryview(data))] == contents
+
+
+def test_the_limit_is_on_what_all_streams_become_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = example_ramdisk({"a": Node.file(bytes(3000))})
+    packed = gzip.compress(one) * 10
+    monkeypatch.setattr(compression, "UNPACKED_RATIO", 1)
+    monkeypatch.setattr(compression, "UNPACKED_BYTES_MIN", 10 * len(one))
+    assert len(read(packed)) == 10
+
+    monkeypatch.setattr(compression, "UNPACKED_BYTES_MIN", 10 * len(one) - 1)
+    with pytest.raises(EifFormatError, match="becomes more than") as caught:
+        read(packed)
+    assert caught.value.offset == 9 * len(packed) // 10
+
+
+def test_the_limit_grows_with_what_is_compressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "UNPACKED_BYTES_MIN", 1000)
+
+    assert Allowance(62).limit_bytes == 1000
+    assert Allowance(63).limit_bytes == 1008
+
+
+def test_the_number_of_streams_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "STREAMS_MAX", 3)
+    one = gzip.compress(example_ramdisk({"a": Node.file(b"")}))
+
+    assert len(read(one * 3)) == 3
+    with pytest.raises(EifFormatError, match="more than 3 compressed streams") as caught:
+        read(one * 4)
+    assert caught.value.offset == 3 * len(one)
+
+
+def test_an_archive_of_several_streams_is_unpacked_whole() -> None:
+    streams = [os.urandom(5000) for _ in range(3)]
+    with ExitStack() as stack:
+        for tail in (b"", b"not gzip"):
+            view = memoryview(b"".join(map(gzip.compress, streams)) + tail)
+            assert bytes(unpacked(view, stack)) == b"".join(streams)
+        assert bytes(unpacked(memoryview(b"plain"), stack)) == b"plain"
+
+
+@pytest.mark.parametrize("length", [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES + 7])
+@pytest.mark.parametrize("name", ["gzip", "xz", "zstd"])
+def test_what_is_compressed_is_unpacked_again_in_pieces(name: str, length: int) -> None:
+    contents = bytes(length)
+    packed, again = io.BytesIO(), io.BytesIO()
+    compress(memoryview(contents), name, packed)
+
+    taken = unpack(memoryview(packed.getvalue() + b"tail"), name, again)
+
+    assert again.getvalue() == contents
+    assert taken == len(packed.getvalue())
+
+
+def lz4_frame(*blocks: bytes) -> bytes:
+    block = pytest.importorskip("lz4.block", reason="needs the extra lz4")
+    packed = [block.compress(data, store_size=False) for data in blocks]
+    return LZ4_MAGIC + b"".join(struct.pack("<I", len(data)) + data for data in packed)
+
+
+def test_lz4_ramdisks_are_read_as_the_kernel_does() -> None:
+    data = example_ramdisk({"a": Node.file(b"text " * 1000)})
+    half = len(data) // 2
+    for packed in (
+        lz4_frame(data),
+        lz4_frame(data[:half], data[half:]),
+        lz4_frame(data[:half]) + lz4_frame(data[half:]),
+        lz4_frame(data) + bytes(4),
+        lz4_frame(data) + bytes(3),
+    ):
+        assert read(packed) == ["a"]
+
+
+def test_without_the_extra_lz4_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lz4.block", None)
+
+    with pytest.raises(HostError, match="needs lz4") as caught:
+        read(LZ4_MAGIC + bytes(8))
+    assert caught.value.hint == "pip install 'nitro-eif[lz4]'"
+
+
+def test_a_file_called_like_the_trailer_ends_nothing_if_it_has_data() -> None:
+    data = padded(padded(header(b"TRAILER!!!\0", size=1)) + b"x") + padded(header(b"b\0")) + END
+
+    assert read(data) == ["TRAILER!!!", "b"]
+
+
+def test_forty_links_may_follow_each_other() -> None:
+    tree = Tree()
+    tree.add("0", Node.directory())
+    for number in range(1, 42):
+        tree.add(str(number), Node.symlink(str(number - 1)))
+
+    assert tree.resolve("40") == "0"
+    assert tree.resolve("41") is None
+
+
+def test_links_of_archives_are_joined_by_inode_kind_and_archive() -> None:
+    shared = Node.file(b"x")
+    tree = tree_of(read_ramdisk(memoryview(archive({"a": shared, "b": shared}) * 2)))
+
+    assert tree["a"] is tree["b"]
+
+
+# --- helpers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES])
+def test_chunks_are_all_of_a_view_in_order(length: int) -> None:
+    view = memoryview(bytes(index % 251 for index in range(length)))
+
+    pieces = list(chunks(view))
+
+    assert b"".join(pieces) == view
+    assert all(len(piece) == CHUNK_BYTES for piece in pieces[:-1])
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (9999, "9999 B"),
+        (10000, "9.8 KiB"),
+        (1024 * 1000 - 1, "1000.0 KiB"),
+        (1024 * 1000, "1.0 MiB"),
+        (1536 << 20, "1.5 GiB"),
+        (1000 << 30, "1000.0 GiB"),
+    ],
+)
+def test_sizes_are_written_for_people(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+def test_a_trees_children_go_with_it() -> None:
+    tree = Tree()
+    with ExitStack():
+        tree.add("a/b/c", Node.file(b"1"))
+        tree.add("ab", Node.file(b"2"))
+        tree.remove("a")
+    assert [path for path, _ in tree.items()] == ["ab"]
+    assert list(tree.below("")) == ["ab"]
+    assert len(tree) == 1
