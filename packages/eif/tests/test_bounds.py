@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from images import CMDLINE, KERNEL, METADATA, RAMDISK, SIGNATURE, fix_crc, good, image, parts
+from eif_images import CMDLINE, KERNEL, METADATA, RAMDISK, SIGNATURE, fix_crc, good, image, parts
 from nitro_eif import (
     Contents,
     Eif,

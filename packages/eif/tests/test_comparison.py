@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from images import KERNEL, image, parts
+from eif_images import KERNEL, image, parts
 from nitro_eif import (
     Difference,
     Eif,
