@@ -11,11 +11,11 @@ from contextlib import ExitStack
 import pytest
 
 from containers import digest
+from fake_registry import FakeRegistry
 from nitro_eif import Architecture, RegistryError, open_image
 from nitro_eif.container.documents import DOCUMENT_BYTES_MAX
 from nitro_eif.container.references import Reference
 from nitro_eif.container.registry import TRIES, Registry, _Redirects
-from test_registry import FakeRegistry, registry  # noqa: F401 - the fixture
 
 
 class Client:
@@ -35,7 +35,7 @@ class Client:
 
 
 @pytest.fixture
-def client(registry: FakeRegistry) -> Iterator[Client]:  # noqa: F811
+def client(registry: FakeRegistry) -> Iterator[Client]:
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setattr("nitro_eif.container.registry.FIRST_DELAY_S", 0.5)
         yield Client(registry, stack)
@@ -211,7 +211,7 @@ def test_an_unreachable_registry_is_not_asked_four_times() -> None:
     assert waits_s == []
 
 
-def test_a_registry_is_asked_for_one_image_only_once_each(registry: FakeRegistry) -> None:  # noqa: F811
+def test_a_registry_is_asked_for_one_image_only_once_each(registry: FakeRegistry) -> None:
     with ExitStack() as stack:
         open_image(f"docker://{registry.host}/team/app:1.2", Architecture.X86_64, stack).unpack(stack)
 
