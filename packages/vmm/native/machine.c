@@ -49,6 +49,7 @@ EXPORTED struct machine *nitro_attach(uc *engine, const struct board *board, con
 EXPORTED void nitro_detach(struct machine *machine)
 {
     CPU_MACHINE(machine->processor) = NULL;
+    free_ram(machine);
     free(machine);
 }
 
@@ -57,6 +58,7 @@ EXPORTED int nitro_run(struct machine *machine)
 {
     if (machine->stop)
         return ASKED;
+    forget_regions(machine);
     machine->running = 1;
     enter_mxcsr(machine->registers);
     int error = original.uc_emu_start(machine->engine, ENV_EIP(machine->registers), 0, 0, 0);

@@ -36,6 +36,25 @@ struct board {
     write_device write_memory;
 };
 
+/* RAM comes in two stretches at most. */
+#define RAM_MAX 2
+
+struct ram {
+    uint64_t address, size;
+    char *host;
+    uint64_t offset; /* of its first byte, as QEMU counts RAM, once that is known */
+    bool offset_known;
+    uint64_t *pages; /* code_pages.c */
+};
+
+/* What find_memory_mapping said of a page. */
+#define REGIONS 64
+
+struct region {
+    uint64_t page;
+    void *region;
+};
+
 struct machine {
     uc *engine;
     cpu *processor;
@@ -49,6 +68,9 @@ struct machine {
     char crash[160];  /* why the machine cannot go on, or empty */
     int hole_count;
     struct hole holes[HOLES_MAX];
+    int ram_count;
+    struct ram ram[RAM_MAX];
+    struct region regions[REGIONS];
     int leaf_count;
     struct leaf leaves[LEAVES_MAX];
 };
@@ -71,6 +93,11 @@ bool probe_sse(void);
 
 /* Called by QEMU for an access that is not aligned as its translation demands. Does not return. */
 void on_unaligned_access(cpu *processor, uint64_t address, int access, int mmu_index, uintptr_t return_address);
+
+void free_ram(struct machine *machine);
+
+/* Mappings may have changed since the last run. */
+void forget_regions(struct machine *machine);
 
 /* Hooks the engine's exceptions; an error of Unicorn's or 0. */
 int hook_exceptions(struct machine *machine);

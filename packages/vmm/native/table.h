@@ -40,6 +40,17 @@
     X(void, helper_outb_x86_64, (env *, uint32_t, uint32_t))                                                     \
     X(void, helper_outw_x86_64, (env *, uint32_t, uint32_t))                                                     \
     X(void, helper_outl_x86_64, (env *, uint32_t, uint32_t))                                                     \
+    /* code_pages.c: code written through another mapping, and the speed of stores */                            \
+    X(void, tlb_reset_dirty_by_vaddr_x86_64, (cpu *, uint64_t, uint64_t))                                        \
+    X(void, tlb_unprotect_code_x86_64, (uc *, uint64_t))                                                         \
+    X(void, tb_flush_x86_64, (cpu *))                                                                            \
+    X(void, tlb_set_dirty_x86_64, (cpu *, uint64_t))                                                             \
+    X(void, tb_invalidate_phys_page_fast_x86_64, (uc *, void *, uint64_t, int, uintptr_t))                       \
+    X(void, helper_ret_stb_mmu_x86_64, (env *, uint64_t, uint8_t, uint32_t, uintptr_t))                          \
+    X(void, helper_le_stw_mmu_x86_64, (env *, uint64_t, uint16_t, uint32_t, uintptr_t))                          \
+    X(void, helper_le_stl_mmu_x86_64, (env *, uint64_t, uint32_t, uint32_t, uintptr_t))                          \
+    X(void, helper_le_stq_mmu_x86_64, (env *, uint64_t, uint64_t, uint32_t, uintptr_t))                          \
+    X(void *, find_memory_mapping_x86_64, (uc *, uint64_t))                                                      \
     /* translate.c */                                                                                            \
     X(void, translator_loop_x86_64, (const void *, void *, cpu *, void *, int)) /* sees each instruction first */ \
     X(uint8_t, cpu_ldub_code_x86_64, (env *, uint64_t))                    /* UD2 for what is refused */         \
@@ -97,6 +108,7 @@
     X(void, tcg_gen_ext32u_i64_x86_64, (void *, void *, void *))                                                 \
     X(void, tcg_gen_movcond_i64_x86_64, (void *, int, void *, void *, void *, void *, void *))                   \
     X(void, tcg_gen_callN_x86_64, (void *, void *, void *, int, void **))                                        \
+    X(uint64_t, get_page_addr_code_hostp_x86_64, (env *, uint64_t, void **))                                     \
     X(uint32_t, cpu_lduw_mmuidx_ra_x86_64, (env *, uint64_t, int, uintptr_t))                                    \
     X(uint64_t, cpu_ldq_mmuidx_ra_x86_64, (env *, uint64_t, int, uintptr_t))
 

@@ -52,6 +52,9 @@ class Library:
         )
         self.detach = _prototype(quick.nitro_detach, None, pointer)
         self.map_hole = _prototype(quick.nitro_map_hole, text, pointer, ctypes.c_uint64, ctypes.c_uint64)
+        self.add_ram = _prototype(
+            quick.nitro_add_ram, number, pointer, ctypes.c_uint64, ctypes.c_uint64, pointer
+        )
         self.add_leaf = _prototype(quick.nitro_add_leaf, number, pointer, ctypes.POINTER(Leaf))
         self.limit_features = _prototype(quick.nitro_limit_features, number, pointer)
         self.stop = _prototype(quick.nitro_stop, None, pointer)

@@ -24,6 +24,7 @@ class NativeEngine:
         library: The native part.
         uc: The engine, whose layout is proved and whose RAM is mapped.
         bus: Where accesses go that are not to RAM.
+        ram: The RAM's addresses, and where each is in this process.
         holes: The addresses without RAM.
         leaves: CPUID.
 
@@ -36,6 +37,8 @@ class NativeEngine:
         library: Library,
         uc: unicorn.Uc,
         bus: Bus,
+        *,
+        ram: Sequence[tuple[RamRange, int]],
         holes: Sequence[RamRange],
         leaves: dict[int, Leaf],
     ) -> None:
@@ -52,6 +55,9 @@ class NativeEngine:
         self._machine = library.attach(engine_address(uc), self._board, reason)
         if not self._machine:
             raise mismatch((reason.value or b"").decode())
+        for (address, size), host in ram:
+            if not library.add_ram(self._machine, address, size, host):
+                raise mismatch("no memory for the state of pages")
         for address, size in holes:
             if error := library.map_hole(self._machine, address, size):
                 raise mismatch(error.decode())

@@ -65,7 +65,8 @@ class Cpu:
         leaves = identity.leaves(tsc_hz)
         self._engine: Engine
         if native.LIBRARY is not None:
-            self._engine = NativeEngine(native.LIBRARY, uc, bus, holes, leaves)
+            places = [(where, ctypes.addressof(pin)) for (where, _), pin in zip(ram, self._pins, strict=True)]
+            self._engine = NativeEngine(native.LIBRARY, uc, bus, ram=places, holes=holes, leaves=leaves)
         else:
             views = [(where, memoryview(buffer)) for where, buffer in ram]
             self._engine = PythonEngine(uc, self._private, bus, holes=holes, ram=views, leaves=leaves)
