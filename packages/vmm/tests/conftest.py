@@ -1,4 +1,4 @@
-"""An image whose kernel is a few bytes."""
+"""Images whose kernels are a few bytes."""
 
 from pathlib import Path
 
@@ -10,15 +10,26 @@ from nitro_vmm.testing import tiny_kernel
 METADATA = Metadata(image_name="test", build=BuildMetadata(build_time="2026-01-31T12:00:00+00:00")).pack()
 # mov dx,0x3f8; mov al,'h'; out dx,al; mov al,'i'; out dx,al; cli; hlt
 SAY_HI_AND_HALT = bytes.fromhex("66baf803 b068ee b069ee faf4")
+# The same, and then jmp $.
+SAY_HI_AND_SPIN = SAY_HI_AND_HALT[:-2] + bytes.fromhex("ebfe")
+
+
+@pytest.fixture
+def spinning_image(image: Path) -> Path:
+    """An image that prints "hi" and then computes for ever."""
+    return make_image(image.with_name("spinning.eif"), SAY_HI_AND_SPIN)
 
 
 @pytest.fixture
 def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An image that prints "hi" and halts for good."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    path = tmp_path / "small.eif"
+    return make_image(tmp_path / "small.eif", SAY_HI_AND_HALT)
+
+
+def make_image(path: Path, code: bytes) -> Path:
     contents = Contents(
-        kernel=tiny_kernel(SAY_HI_AND_HALT),
+        kernel=tiny_kernel(code),
         cmdline=b"quiet",
         ramdisks=[bytes(1 << 20)],
         metadata=METADATA,

@@ -3,10 +3,18 @@
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from nitro_nsm import InstanceId, RoleArn
 from nitro_vmm.defaults import BOOT_TIMEOUT_S_DEFAULT, CID_DEFAULT, MEMORY_MIB_MIN
+
+
+def _encodable(text: str) -> str:
+    text.encode()  # arguments of a command line need not be UTF-8, and Python keeps what is not
+    return text
+
+
+Utf8 = Annotated[str, AfterValidator(_encodable)]
 
 
 class EnclaveConfig(BaseModel):
@@ -25,7 +33,7 @@ class EnclaveConfig(BaseModel):
     cid: Annotated[int, Field(ge=4, lt=0xFFFF_FFFF)] = CID_DEFAULT
     """The enclave's vsock address; 0 to 2 and 2**32-1 are reserved, 3 is the parent's."""
 
-    cmdline_append: str = ""
+    cmdline_append: Utf8 = ""
     """Added to the image's kernel command line, and not measured."""
 
     vsock_path: Path | None = None

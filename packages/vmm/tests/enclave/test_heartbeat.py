@@ -63,3 +63,16 @@ def test_only_the_first_heartbeat_counts() -> None:
 
     assert heartbeat.at_s == 1.0
     assert said == ["heartbeat after 1.00 s"]
+
+
+async def test_wrong_heartbeats_are_reported_a_few_times_only() -> None:
+    said: list[str] = []
+    heartbeat = Heartbeat(said.append, lambda: 1.5)
+
+    for _ in range(1000):
+        enclave, parent = trio.testing.memory_stream_pair()
+        await enclave.send_eof()
+        await heartbeat.answer(parent)
+
+    assert len(said) == 3
+    assert said[-1].endswith("; more of these are not reported")

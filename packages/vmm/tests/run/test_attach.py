@@ -56,3 +56,23 @@ def test_what_cannot_be_launched_is_one_error(image: Path) -> None:
 
     with pytest.raises(UsageError, match="four times"):
         attach(EnclaveConfig(eif_path=image, memory_mib=64))
+
+
+@pytest.mark.parametrize(("raw", "printed"), [(False, b"a\x1b[31mb"), (True, b"a\x1b[31m\x1b]0;title\x07b")])
+def test_a_terminal_gets_colours_and_the_rest_on_request(image: Path, raw: bool, printed: bytes) -> None:
+    def speak(vcpu: FakeVcpu) -> Exit:
+        vcpu.print(b"a\x1b[31m\x1b]0;title\x07b")
+        return Exit(ExitReason.HALTED)
+
+    controller, terminal = os.openpty()
+    attach(
+        EnclaveConfig(eif_path=image),
+        console_fd=terminal,
+        raw_console=raw,
+        accelerator=FakeAccelerator(speak),
+    )
+    os.close(terminal)
+    seen = os.read(controller, 100)
+    os.close(controller)
+
+    assert seen == printed

@@ -1,9 +1,9 @@
 """What the commands share: names, messages, and the parser's place for them."""
 
-import sys
 from typing import TYPE_CHECKING, Final
 
 from nitro_vmm.cli.exit_code import ExitCode
+from nitro_vmm.cli.streams import tell
 
 if TYPE_CHECKING:
     import argparse
@@ -15,7 +15,7 @@ PROGRAM: Final = "vmm"
 
 def complain(message: object, *, hint: str = "", code: ExitCode) -> int:
     """Print an error and what to do about it; returns the code to exit with."""
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    tell(f"{PROGRAM}: error: {message}")
     if hint:
-        print(f"  hint: {hint}", file=sys.stderr)
+        tell(f"  hint: {hint}")
     return code

@@ -25,7 +25,7 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
     """Ctrl-C."""
     TERMINATED = 143
-    """SIGTERM."""
+    """SIGTERM; other signals give 128 and their number as well."""
 
 
 EXIT_CODES = """\
@@ -38,6 +38,6 @@ exit codes:
     5  no heartbeat within --boot-timeout-s
    10  the enclave's kernel panicked
    11  the enclave crashed: a triple fault, or code where there is no memory
-  130  Ctrl-C; 143  SIGTERM
+  130  Ctrl-C; 143  SIGTERM; other signals likewise 128 and their number
 """
 """For ``--help``."""

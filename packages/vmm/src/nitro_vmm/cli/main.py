@@ -7,10 +7,14 @@ import time
 from collections.abc import Sequence
 
 from nitro_vmm.cli import completion, run
-from nitro_vmm.cli.command import PROGRAM
+from nitro_vmm.cli.command import PROGRAM, complain
 from nitro_vmm.cli.exit_code import EXIT_CODES, ExitCode
+from nitro_vmm.cli.streams import give_up, open_closed_streams
 
 COMMANDS = (run, completion)
+
+DEBUG = "VMM_DEBUG"
+"""The environment variable that brings the traceback of an error that should not be."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,15 +47,36 @@ class _Version(argparse.Action):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     started_s = time.monotonic()
+    open_closed_streams()
     try:
         try:
-            arguments = parser().parse_args(argv)
-            code: int = arguments.execute(arguments, started_s)
+            code = _execute(argv, started_s)
         finally:
             sys.stdout.flush()  # here, where a reader who has gone is no traceback
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        give_up(sys.stdout.fileno())
         return ExitCode.FAILED
+    except OSError as error:  # of the answer itself: commands explain their own
+        give_up(sys.stdout.fileno())
+        return complain(f"standard output: {error.strerror}", code=ExitCode.HOST)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     return code
+
+
+def _execute(argv: Sequence[str] | None, started_s: float) -> int:
+    try:
+        arguments = parser().parse_args(argv)
+        return int(arguments.execute(arguments, started_s))
+    except OSError:
+        raise
+    except MemoryError:
+        return complain("there is not enough memory", hint="ulimit -v", code=ExitCode.HOST)
+    except Exception as error:
+        if DEBUG in os.environ:
+            raise
+        return complain(
+            f"this is a bug of {PROGRAM}'s: {type(error).__name__}: {error}",
+            hint=f"set {DEBUG}=1 for the traceback, and please report it",
+            code=ExitCode.FAILED,
+        )

@@ -1,6 +1,7 @@
 """``vmm run``."""
 
 import argparse
+import errno
 import json
 import logging
 import sys
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from nitro_vmm.cli.command import PROGRAM, complain
 from nitro_vmm.cli.exit_code import EXIT_CODES, ExitCode
+from nitro_vmm.cli.streams import Told, tell
 from nitro_vmm.defaults import BOOT_TIMEOUT_S_DEFAULT, CID_DEFAULT, MEMORY_MIB_DEFAULT
 
 if TYPE_CHECKING:
@@ -39,6 +41,17 @@ OPTIONS: Final = {
     "seqpacket": "--seqpacket",
 }
 """The fields of `EnclaveConfig` that options set, and how these are spelled in messages."""
+
+LIMITS: Final = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "the whole system has too many open files",
+    errno.ENOMEM: "give the enclave less memory (--memory-mib), or raise the limit (ulimit -v)",
+    errno.ENOSPC: "the disk is full",
+}
+"""What to do about errors that are not about the file that they name."""
+
+NAMES: Final = {int(code): code.name for code in ExitCode}
+"""What `--json` calls the exit codes."""
 
 
 def add(commands: "Subparsers") -> None:
@@ -100,6 +113,11 @@ def add(commands: "Subparsers") -> None:
     run.add_argument(
         "--json", action="store_true", help="report the end as JSON; the console then goes to standard error"
     )
+    run.add_argument(
+        "--raw-console",
+        action="store_true",
+        help="let all escape sequences of the guest through to a terminal, not only colours",
+    )
     run.add_argument("--quiet", "-q", action="store_true", help="say nothing but errors")
 
 
@@ -116,11 +134,11 @@ def execute(arguments: argparse.Namespace, started_s: float) -> int:
         return complain("give one image", hint="vmm run IMAGE.eif", code=ExitCode.USAGE)
     path: Path = arguments.eif or arguments.eif_path
     level = logging.ERROR if arguments.quiet else logging.WARNING
-    logging.basicConfig(format=f"{PROGRAM}: %(message)s", level=level)
+    logging.basicConfig(format=f"{PROGRAM}: %(message)s", level=level, handlers=[Told()])
 
     def say(text: str) -> None:
         if not arguments.quiet:
-            print(f"{PROGRAM}: {text}", file=sys.stderr, flush=True)
+            tell(f"{PROGRAM}: {text}")
 
     # Imported here, so that --help and --version need not wait for the machine.
     from pydantic import ValidationError  # noqa: PLC0415
@@ -132,7 +150,13 @@ def execute(arguments: argparse.Namespace, started_s: float) -> int:
     console = sys.stderr if arguments.json else sys.stdout
     try:
         config = EnclaveConfig(eif_path=path, **given)
-        attached = attach(config, console_fd=console.fileno(), say=say, started_s=started_s)
+        attached = attach(
+            config,
+            console_fd=console.fileno(),
+            raw_console=arguments.raw_console,
+            say=say,
+            started_s=started_s,
+        )
     except ValidationError as error:
         return _complain_of_options(error)
     except Exception as error:  # noqa: BLE001 - what is not known there is raised again
@@ -171,6 +195,9 @@ def _complain_of(error: Exception, path: Path, *, daemon: bool) -> int:
         case ImageError():
             hint = f"eif describe --findings {path} explains the file; if it was copied, copy it again"
             return complain(f"{path}: {error}", hint=error.hint or hint, code=ExitCode.IMAGE)
+        case EifError() if isinstance(error.__cause__, OSError):
+            code = ExitCode.HOST if error.__cause__.errno in LIMITS else ExitCode.IMAGE
+            return complain(error, hint=_hint(error.__cause__) or "give the path of an EIF", code=code)
         case EifError():
             hint = f"was {path} copied whole? eif describe {path}"
             return complain(error, hint=hint, code=ExitCode.IMAGE)
@@ -185,13 +212,15 @@ def _complain_of(error: Exception, path: Path, *, daemon: bool) -> int:
             hint = "give the path of an EIF"
             return complain(f"{path}: {error.strerror}", hint=hint, code=ExitCode.IMAGE)
         case OSError():
-            return complain(error, code=ExitCode.HOST)
+            return complain(error, hint=_hint(error), code=ExitCode.HOST)
     raise error
 
 
-def _exit_code(attached: "Attached") -> ExitCode:
-    import signal  # noqa: PLC0415
+def _hint(error: OSError) -> str:
+    return LIMITS.get(error.errno or 0, "")
 
+
+def _exit_code(attached: "Attached") -> int:
     from nitro_vmm.enclave import Outcome  # noqa: PLC0415
 
     match attached.result.outcome:
@@ -204,14 +233,14 @@ def _exit_code(attached: "Attached") -> ExitCode:
         case Outcome.CRASH:
             return ExitCode.CRASH
         case Outcome.STOPPED:
-            return ExitCode.TERMINATED if attached.signal is signal.SIGTERM else ExitCode.INTERRUPTED
+            return ExitCode.INTERRUPTED if attached.signal is None else 128 + attached.signal
 
 
-def _as_json(attached: "Attached", code: ExitCode, config: "EnclaveConfig") -> dict[str, object]:
+def _as_json(attached: "Attached", code: int, config: "EnclaveConfig") -> dict[str, object]:
     result = attached.result
     return {
         "ExitCode": int(code),
-        "Outcome": code.name,
+        "Outcome": NAMES.get(code, ExitCode.TERMINATED.name),
         "Reason": result.reason,
         "Seconds": round(result.seconds, 3),
         "HeartbeatSeconds": None if result.heartbeat_s is None else round(result.heartbeat_s, 3),

@@ -113,6 +113,7 @@ def assemble(
             )
         else:
             engine = VsockEngine(_vsock_config(config), services=services, host_side=host_side)
+            resources.callback(engine.close)  # should the next line fail: the device closes it, too
             vsock = VsockDevice(engine, memory.guest, locked=machine.locked)
         resources.callback(vsock.close)
         machine.add_virtio("vsock", vsock)

@@ -10,6 +10,8 @@ import trio
 
 HEARTBEAT_PORT: Final = 9000
 HEARTBEAT: Final = b"\xb7"
+FAILURES_SAID_MAX: Final = 3
+"""How many wrong heartbeats are reported, because a guest can send them for ever."""
 
 
 class Heartbeat:
@@ -27,6 +29,7 @@ class Heartbeat:
         """Set when it has come."""
         self._say = say
         self._seconds = seconds
+        self._failures = 0
 
     def note(self) -> None:
         """The enclave has booted: the first time counts."""
@@ -49,6 +52,12 @@ class Heartbeat:
                     self.note()
                 else:
                     got = bytes(byte).hex() or "empty"
-                    self._say(f"the enclave's heartbeat was {got}, not {HEARTBEAT.hex()}")
+                    self._fail(f"the enclave's heartbeat was {got}, not {HEARTBEAT.hex()}")
             except trio.BrokenResourceError:
-                self._say("the enclave broke off its heartbeat")
+                self._fail("the enclave broke off its heartbeat")
+
+    def _fail(self, how: str) -> None:
+        self._failures += 1
+        if self._failures <= FAILURES_SAID_MAX:
+            more = "; more of these are not reported" if self._failures == FAILURES_SAID_MAX else ""
+            self._say(how + more)

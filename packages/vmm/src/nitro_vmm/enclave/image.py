@@ -1,10 +1,20 @@
 """What is asked of an image file before it boots."""
 
+import stat
+from typing import Final
+
 from nitro_eif import Architecture, Eif, Measurements, measure_and_checksum, refusals
 from nitro_vmm.address_map import MIB
 from nitro_vmm.config import EnclaveConfig
 from nitro_vmm.defaults import MEMORY_MIB_DEFAULT, MEMORY_PER_IMAGE_BYTE
 from nitro_vmm.errors import ImageError, UsageError
+
+KINDS: Final = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 def choose_memory_mib(config: EnclaveConfig) -> int:
@@ -12,9 +22,15 @@ def choose_memory_mib(config: EnclaveConfig) -> int:
 
     Raises:
         UsageError: It is less than the image needs.
+        ImageError: The image is a device or a pipe, which opening might wait for.
         OSError: There is no image.
     """
-    image_bytes = config.eif_path.stat().st_size
+    status = config.eif_path.stat()
+    if kind := KINDS.get(stat.S_IFMT(status.st_mode)):
+        raise ImageError(
+            f"this is {kind}", section="file type", hint="give the path of a regular file, an EIF"
+        )
+    image_bytes = status.st_size
     needed_mib = -(-MEMORY_PER_IMAGE_BYTE * image_bytes // MIB)
     if config.memory_mib is None:
         return max(MEMORY_MIB_DEFAULT, needed_mib)

@@ -13,6 +13,13 @@ PANIC: Final = re.compile(rb"(?:^|\] )Kernel panic - not syncing: ?(.*)")
 PANIC_IS_OVER: Final = re.compile(rb"(?:^|\] )(?:Rebooting in \d+ seconds\.\.|---\[ end Kernel panic)")
 
 
+def printable(text: str) -> str:
+    """Text of a guest's that may stand in a line of ours, on a terminal: without escape sequences."""
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
+    )
+
+
 class PanicWatch:
     """Reads the console's output line by line."""
 
@@ -34,6 +41,6 @@ class PanicWatch:
     def _finish_line(self, line: bytes) -> bool:
         if self.reason is None:
             if match := PANIC.search(line):
-                self.reason = match[1].decode(errors="replace")
+                self.reason = printable(match[1].decode(errors="replace"))
             return False
         return bool(PANIC_IS_OVER.search(line))

@@ -15,12 +15,20 @@ from nitro_vmm.config import EnclaveConfig
 from nitro_vmm.enclave import Enclave, Result
 from nitro_vmm.enclave.tasks import ungrouped
 from nitro_vmm.run.console_writer import ConsoleWriter
+from nitro_vmm.run.escapes import EscapeFilter
 from nitro_vmm.run.terminal import may_read, pollable, stdin_fd, terminal_without_echo
 
 logger = logging.getLogger(__name__)
 
 INPUT_CHUNK_BYTES: Final = 4096
-SIGNAL_NAMES: Final = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+"""End the enclave, even where they were ignored, as a shell's background jobs ignore Ctrl-C."""
+OTHER_SIGNALS: Final = (
+    *(signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM),
+    *(signal.SIGPROF, signal.SIGXCPU, signal.SIGIO),
+)
+"""Would end this process and leave its sockets behind, so they end the enclave first; unless they were
+ignored, as under nohup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,7 @@ def attach(
     config: EnclaveConfig,
     *,
     console_fd: int = 1,
+    raw_console: bool = False,
     accelerator: Accelerator | None = None,
     say: Callable[[str], None] = logger.info,
     started_s: float | None = None,
@@ -46,6 +55,7 @@ def attach(
     Args:
         config: What to launch.
         console_fd: Where the console goes. The guest waits for its reader, and nothing is lost.
+        raw_console: Let all escape sequences through to a terminal; otherwise it gets text and colours.
         accelerator: See `Enclave`.
         say: Told what happens, for people.
         started_s: See `Enclave`.
@@ -53,7 +63,8 @@ def attach(
     Raises:
         VmmError, EifError, VsockError, NsmError, OSError: See `Enclave`.
     """
-    with closing(ConsoleWriter(console_fd)) as writer, terminal_without_echo():
+    clean = bytes if raw_console or not os.isatty(console_fd) else EscapeFilter().feed
+    with closing(ConsoleWriter(console_fd, clean=clean)) as writer, terminal_without_echo():
         enclave = Enclave(config, console_sink=writer, accelerator=accelerator, say=say, started_s=started_s)
         return trio.run(_see_through, enclave)
 
@@ -67,9 +78,11 @@ async def _see_through(enclave: Enclave) -> Attached:
             # The first one counts: the enclave is ending already, and nothing ends it faster.
             if received is None:
                 received = signal.Signals(number)
-                enclave.terminate(f"ended by {SIGNAL_NAMES[received]}")
+                name = "Ctrl-C" if received is signal.SIGINT else received.name
+                enclave.terminate(f"ended by {name}")
 
-    with ungrouped(), trio.open_signal_receiver(*SIGNAL_NAMES) as signals:
+    others = [number for number in OTHER_SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    with ungrouped(), trio.open_signal_receiver(*SIGNALS, *others) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(obey, signals)
             async with enclave:

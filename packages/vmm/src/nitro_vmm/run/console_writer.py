@@ -4,6 +4,7 @@ import os
 import select
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 BUFFER_BYTES_MAX: Final = 256 << 10
@@ -16,10 +17,15 @@ class ConsoleWriter:
     """Writes to a file descriptor in a thread of its own, so that a slow reader stops nobody but the guest.
 
     Nothing is lost: a guest that prints faster than the reader reads waits, until `abandon`.
+
+    Args:
+        fd: Where it goes.
+        clean: Applied to all output, in order, such as `EscapeFilter.feed`.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, clean: Callable[[bytes], bytes] = bytes) -> None:
         self._fd = fd
+        self._clean = clean
         self._buffer = bytearray()
         self._changed = threading.Condition()
         self._closing = self._abandoned = False
@@ -58,8 +64,9 @@ class ConsoleWriter:
             if not self._closing:
                 time.sleep(BATCH_S)
             with self._changed:
-                data, self._buffer = self._buffer, bytearray()
+                printed, self._buffer = bytes(self._buffer), bytearray()
                 self._changed.notify_all()
+            data = bytearray(self._clean(printed))
             try:
                 while data:
                     try:

@@ -251,7 +251,7 @@ class _Mapped:
     def __init__(self) -> None:
         self._readable: list[tuple[int, int]] = []
         self._code: list[tuple[int, int]] = []
-        for line in Path("/proc/self/maps").read_text().splitlines():
+        for line in Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines():
             fields = line.split(None, 5)
             start, end = (int(part, 16) for part in fields[0].split("-"))
             if fields[1].startswith("r"):

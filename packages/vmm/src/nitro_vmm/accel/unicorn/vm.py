@@ -1,5 +1,6 @@
 """A virtual machine on Unicorn: one emulated processor, and interrupt controllers in software."""
 
+import mmap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,16 @@ from nitro_vmm.accel.unicorn.interrupts import Interrupts
 from nitro_vmm.accel.unicorn.private import SAVED_BYTES, UNICORN_VERSION
 from nitro_vmm.accel.unicorn.tsc import measure_tsc_hz, read_tsc
 from nitro_vmm.accel.unicorn.vcpu import Cpu
-from nitro_vmm.address_map import IO_APIC, LOCAL_APIC, PAGE_BITS
+from nitro_vmm.address_map import IO_APIC, LOCAL_APIC, MIB, PAGE_BITS
 from nitro_vmm.devices.io_apic import IoApic, IoApicState
 from nitro_vmm.devices.local_apic import LocalApic, LocalApicState
 from nitro_vmm.devices.state import require_bytes, require_flags, require_whole
-from nitro_vmm.errors import StateError
+from nitro_vmm.errors import HostError, StateError
 
 OFFSET_MASK: Final = (1 << PAGE_BITS) - 1
+ADDRESS_SPACE_BYTES: Final = 1088 * MIB
+"""What Unicorn reserves: 1 GiB for translated code, which it takes up as it needs it, and some for threads.
+Where it gets less, the library prints a line and exits the process, so we look first."""
 
 
 class Unicorn:
@@ -39,8 +43,9 @@ class Unicorn:
         """See `Accelerator.create_vm`.
 
         Raises:
-            HostError: Unicorn is not the one that we know.
+            HostError: Unicorn is not the one that we know, or there is not enough address space.
         """
+        _check_address_space()
         return UnicornVm(ram, bus, tsc_hz=measure_tsc_hz(self._tsc), clock_ns=self._clock_ns)
 
 
@@ -131,6 +136,18 @@ class UnicornVm:
     def close(self) -> None:
         """See `Vm.close`."""
         self._interrupts.close()
+
+
+def _check_address_space() -> None:
+    try:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        mmap.mmap(-1, ADDRESS_SPACE_BYTES, flags=flags, prot=0).close()
+    except OSError:
+        raise HostError(
+            f"the emulated processor needs {ADDRESS_SPACE_BYTES // MIB} MiB of address space besides the "
+            "enclave's memory, and this process may not have as much",
+            hint="raise the limit (ulimit -v), or give the enclave less memory",
+        ) from None
 
 
 class UnicornVcpu:

@@ -1,0 +1,67 @@
+"""What of a guest's output reaches a terminal."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nitro_vmm.run.escapes import PASSING, EscapeFilter
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"plain\r\n\ttext\b\a",
+        b"\x1b[0m\x1b[1;31mred\x1b[m",
+        b"\x1b[38;2;1;2;3mcolour\x1b[K\x1b[2C\x1b[D\x1b[J",
+        "umlauts äöü, 漢字, \N{GRINNING FACE}".encode(),
+    ],
+)
+def test_text_and_colours_pass(text: bytes) -> None:
+    assert EscapeFilter().feed(text) == text
+
+
+@pytest.mark.parametrize(
+    "sequence",
+    [
+        pytest.param(b"\x1b]0;title\x07", id="title"),
+        pytest.param(b"\x1b]52;c;aGk=\x1b\\", id="clipboard"),
+        pytest.param(b"\x1b[6n", id="cursor report"),
+        pytest.param(b"\x1b[c", id="device attributes"),
+        pytest.param(b"\x1b[2J\x1b[H\x1b[A", id="clear and move"),
+        pytest.param(b"\x1b[?1049h", id="alternate screen"),
+        pytest.param(b'\x1bP$q"p\x1b\\', id="DCS"),
+        pytest.param(b"\x1b_payload\x1b\\", id="APC"),
+        pytest.param(b"\x1bc", id="reset"),
+        pytest.param(b"\x1b(0", id="character set"),
+        pytest.param(b"\x9b6n"[:1], id="CSI of 8 bits"),
+        pytest.param("\x9b".encode(), id="CSI as UTF-8"),
+        pytest.param(b"\x05\x0e\x0f\x7f", id="controls"),
+        pytest.param(b"\x1b[" + b"1;" * 1000 + b"m", id="long"),
+        pytest.param(b"\xff\xc0", id="no UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("piece_bytes", [1, 1000])
+def test_other_sequences_do_not(sequence: bytes, piece_bytes: int) -> None:
+    text = b"a" + sequence + b"b"
+    pieces = [text[at : at + piece_bytes] for at in range(0, len(text), piece_bytes)]
+
+    clean = EscapeFilter()
+
+    assert b"".join(clean.feed(piece) for piece in pieces) == b"ab"
+
+
+FRAGMENTS = st.sampled_from(
+    [b"\x1b", b"[", b"]", b"P", b"\\", b"\x07", b"1", b"m", b"n", b"\xc2", b"\x9b", b"!"]
+)
+
+
+@given(st.lists(st.one_of(FRAGMENTS, st.binary(max_size=4))))
+def test_whatever_comes_only_what_passes_gets_through(pieces: list[bytes]) -> None:
+    clean = EscapeFilter()
+
+    out = b"".join(clean.feed(piece) for piece in pieces)
+
+    assert out == EscapeFilter().feed(b"".join(pieces))
+    rest = PASSING.sub(b"", out)
+    assert b"\x1b" not in rest
+    assert not any(0x80 <= ord(character) < 0xA0 for character in rest.decode())
