@@ -1,37 +1,157 @@
-"""What can be chosen about one enclave."""
+"""What can be chosen about one enclave: one frozen model, whoever fills it.
+
+Flags, environment variables, files and Python build the same object, see `nitro_vmm.config_sources`. What
+excludes what is decided here.
+"""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from nitro_nsm import InstanceId, RoleArn
 from nitro_vmm.defaults import BOOT_TIMEOUT_S_DEFAULT, CID_DEFAULT, MEMORY_MIB_MIN
 
 
 def _encodable(text: str) -> str:
-    text.encode()  # arguments of a command line need not be UTF-8, and Python keeps what is not
+    try:
+        text.encode()  # arguments of a command line need not be UTF-8, and Python keeps what is not
+    except UnicodeEncodeError:
+        raise ValueError("must be UTF-8") from None
     return text
 
 
+def _cid(cid: int) -> int:
+    if cid in {1, 2, 3}:
+        raise ValueError("must be 0, for a free one, or at least 4: 1 and 2 are reserved, 3 is the parent's")
+    return cid
+
+
+def _host(name: str) -> str:
+    try:
+        name.encode("idna")  # as the resolver will
+    except UnicodeError:
+        raise ValueError(f"{name!r} is no host name") from None
+    return name
+
+
 Utf8 = Annotated[str, AfterValidator(_encodable)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]
+VsockPort = Annotated[int, Field(ge=1, lt=0xFFFF_FFFF)]
+TcpPort = Annotated[int, Field(ge=1, le=0xFFFF)]
 
 
-class EnclaveConfig(BaseModel):
-    """One enclave, as ``vmm run`` launches it."""
-
+class _Frozen(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True
     )
 
+
+class Endpoint(_Frozen):
+    """A TCP endpoint."""
+
+    host: Annotated[Utf8, AfterValidator(_host)]
+    """Name or address; IPv6 addresses stand in brackets in the text form."""
+    port: TcpPort
+    """TCP port."""
+
+    @classmethod
+    def parse(cls, value: object) -> object:
+        """``HOST:PORT``; what is no text is returned as it is.
+
+        Raises:
+            ValueError: It is some other text.
+        """
+        if not isinstance(value, str):
+            return value
+        host, separator, port = value.rpartition(":")
+        if not separator or not host or not port.isdecimal():
+            raise ValueError("must be HOST:PORT")
+        return {"host": host.removeprefix("[").removesuffix("]"), "port": int(port)}
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Proxied(_Frozen):
+    """A port of the parent through which the enclave reaches a TCP endpoint."""
+
+    port: VsockPort
+    """What the enclave connects to, at CID 3."""
+    target: Annotated[Endpoint, BeforeValidator(Endpoint.parse)]
+    """Where that leads."""
+
+    @classmethod
+    def parse(cls, value: object) -> object:
+        """``PORT=HOST:PORT``; what is no text is returned as it is.
+
+        Raises:
+            ValueError: It is some other text.
+        """
+        if not isinstance(value, str):
+            return value
+        port, separator, target = value.partition("=")
+        if not separator or not port.isdecimal():
+            raise ValueError("must be PORT=HOST:PORT")
+        return {"port": int(port), "target": target}
+
+
+class Published(_Frozen):
+    """A port of the enclave that this machine's programs reach."""
+
+    listen: Endpoint | Path
+    """Where they connect: a TCP endpoint, whose port 0 is a free one, or a unix socket."""
+    port: VsockPort
+    """The enclave's."""
+
+    @classmethod
+    def parse(cls, value: object) -> object:
+        """``[ADDRESS:]PORT:ENCLAVE_PORT`` or ``unix:PATH:ENCLAVE_PORT``; what is no text is returned.
+
+        The address is 127.0.0.1 where none is given, because an enclave under test is nobody else's business.
+
+        Raises:
+            ValueError: It is some other text.
+        """
+        if not isinstance(value, str):
+            return value
+        listen, separator, port = value.rpartition(":")
+        if not separator or not port.isdecimal():
+            raise ValueError("must be [ADDRESS:]PORT:ENCLAVE_PORT or unix:PATH:ENCLAVE_PORT")
+        if listen.startswith("unix:"):
+            return {"listen": Path(listen.removeprefix("unix:")), "port": int(port)}
+        if listen.isdecimal():
+            listen = f"127.0.0.1:{listen}"
+        return {"listen": Endpoint.parse(listen), "port": int(port)}
+
+
+class EnclaveConfig(_Frozen):
+    """One enclave, as ``vmm run`` launches it."""
+
     eif_path: Path
     """The image."""
+
+    name: Name | None = None
+    """What ``vmm ps`` and the others call it; `None`: the image's file name without .eif, and a number if
+    that is taken."""
 
     memory_mib: Annotated[int, Field(ge=MEMORY_MIB_MIN, le=1 << 20)] | None = None
     """The enclave's memory; `None`: 512 MiB, or four times the image's size if that is more."""
 
-    cid: Annotated[int, Field(ge=4, lt=0xFFFF_FFFF)] = CID_DEFAULT
-    """The enclave's vsock address; 0 to 2 and 2**32-1 are reserved, 3 is the parent's."""
+    processors: Annotated[int, Field(ge=1, le=64)] = 1
+    """How many processors it asks for. The emulated machine has one, whatever is asked."""
+
+    cid: Annotated[int, Field(ge=0, lt=0xFFFF_FFFF), AfterValidator(_cid)] = CID_DEFAULT
+    """The enclave's vsock address; 0: a free one from 16 on. 1, 2 and 2**32-1 are reserved, 3 is the
+    parent's."""
 
     cmdline_append: Utf8 = ""
     """Added to the image's kernel command line, and not measured."""
@@ -47,11 +167,25 @@ class EnclaveConfig(BaseModel):
     vhost_user_path: Path | None = None
     """A vhost-user-vsock daemon's socket: it serves vsock, instead of this process."""
 
+    publish: tuple[Annotated[Published, BeforeValidator(Published.parse)], ...] = ()
+    """Ports of the enclave that this machine's programs reach over TCP or unix sockets."""
+
+    proxy: tuple[Annotated[Proxied, BeforeValidator(Proxied.parse)], ...] = ()
+    """Ports of the parent through which the enclave reaches TCP endpoints."""
+
+    allow: tuple[Annotated[Endpoint, BeforeValidator(Endpoint.parse)], ...] = ()
+    """TCP endpoints that the enclave may reach by name through an HTTP proxy (CONNECT) on port 3128 of its
+    parent. A name that begins with ``*.`` allows all names that end so. None: there is no such proxy."""
+
     boot_timeout_s: Annotated[float, Field(gt=0)] = BOOT_TIMEOUT_S_DEFAULT
     """How long the heartbeat may take, as long as nitro-cli waits at least."""
 
     debug_mode: bool = False
     """Report PCR0, PCR1, PCR2 and PCR8 as zero, as AWS does for an enclave with a console."""
+
+    console: bool = True
+    """Show the console to the user. AWS shows it in debug mode only; here it is shown unless this is false,
+    which is production mode as on hardware."""
 
     role_arn: RoleArn | None = None
     """The parent instance's IAM role, measured into PCR3."""
@@ -59,12 +193,43 @@ class EnclaveConfig(BaseModel):
     instance_id: InstanceId | None = None
     """The parent instance, measured into PCR4."""
 
+    enclave_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
+    """The enclave's own part of its name, 16 hexadecimal digits; `None`: made of the time and chance."""
+
+    region: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,20}$")] = "us-east-1"
+    """The AWS region that the security module's certificates name."""
+
+    root_key: Path | None = None
+    """PEM file of the private key that documents are signed under, instead of the test root; its certificate
+    stands in the same file, or in that of ``root_cert``."""
+
+    root_cert: Path | None = None
+    """PEM file of the certificate that belongs to ``root_key``."""
+
     @model_validator(mode="after")
     def _one_vsock(self) -> Self:
-        if self.vhost_user_path is not None and self.vsock_path is not None:
+        if self.vhost_user_path is None:
+            return self
+        if self.vsock_path is not None:
             raise ValueError(
                 "vhost_user_path and vsock_path exclude each other: give the daemon its own --uds-path"
             )
-        if self.vhost_user_path is not None and self.seqpacket:
+        if self.seqpacket:
             raise ValueError("vhost_user_path and seqpacket exclude each other: give the daemon --seqpacket")
+        for field in ("publish", "proxy", "allow"):
+            if getattr(self, field):
+                raise ValueError(f"vhost_user_path and {field} exclude each other: give it to the daemon")
+        return self
+
+    @model_validator(mode="after")
+    def _one_use_of_a_port(self) -> Self:
+        ports = [proxied.port for proxied in self.proxy]
+        if len(set(ports)) != len(ports):
+            raise ValueError("proxy leads from one port to two endpoints: give each port once")
+        return self
+
+    @model_validator(mode="after")
+    def _certificate_of_a_key(self) -> Self:
+        if self.root_cert is not None and self.root_key is None:
+            raise ValueError("root_cert needs root_key: the key that documents are signed with")
         return self

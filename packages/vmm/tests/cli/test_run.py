@@ -55,7 +55,7 @@ def test_help_loads_no_processor() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["walk"], ["run", "a.eif", "--memory-mib", "much"], ["run", "--vsock", "tcp:1", "a.eif"]],
+    [[], ["walk"], ["run", "a.eif", "--colour"], ["run", "--vsock", "tcp:1", "a.eif"]],
 )
 def test_bad_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -72,8 +72,14 @@ def test_bad_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> 
         (["run", "a.eif", "--eif-path", "b.eif"], "give one image"),
         (["run", "a.eif", "--vsock", "vhost-user:/x", "--vsock-path", "/y"], "exclude each other"),
         (["run", "a.eif", "--vsock", "vhost-user:/x", "--seqpacket"], "give the daemon --seqpacket"),
-        (["run", "a.eif", "--memory", "1"], "--memory-mib 1: "),
-        (["run", "a.eif", "--enclave-cid", "2"], "--cid 2: "),
+        (["run", "a.eif", "--memory", "1"], "--memory-mib 1: must be at least 64"),
+        (["run", "a.eif", "--memory", "much"], "--memory-mib much: must be a whole number"),
+        (["run", "a.eif", "--enclave-cid", "2"], "--cid 2: must be 0, for a free one, or at least 4"),
+        (["run", "a.eif", "--publish", "web"], "--publish web: must be [ADDRESS:]PORT:ENCLAVE_PORT"),
+        (["run", "a.eif", "--proxy", "80"], "--proxy 80: must be PORT=HOST:PORT"),
+        (["run", "a.eif", "--root-cert", "c.pem"], "--root-cert needs root_key"),
+        (["run", "a.eif", "--name", "../x"], "--name ../x: must match"),
+        (["run", "a.eif", "--config", "/nowhere.toml"], "/nowhere.toml is not a file"),
         (["run", "a.eif", "--instance-id", "server"], "--instance-id server: "),
     ],
 )
@@ -107,7 +113,11 @@ def test_nitro_cli_spellings() -> None:
         ["run", "--eif-path", "a.eif", "--memory", "256", "--enclave-cid", "7", "--debug-mode"]
     )
 
-    assert (arguments.eif_path, arguments.memory_mib, arguments.cid) == (Path("a.eif"), 256, 7)
+    assert (arguments.eif_path, arguments.memory_mib, arguments.cid) == (
+        Path("a.eif"),
+        "256",
+        "7",
+    )
 
 
 def test_the_console_is_the_output(image: Path) -> None:

@@ -58,8 +58,15 @@ def test_what_cannot_be_launched_is_one_error(image: Path) -> None:
         attach(EnclaveConfig(eif_path=image, memory_mib=64))
 
 
-@pytest.mark.parametrize(("raw", "printed"), [(False, b"a\x1b[31mb"), (True, b"a\x1b[31m\x1b]0;title\x07b")])
-def test_a_terminal_gets_colours_and_the_rest_on_request(image: Path, raw: bool, printed: bytes) -> None:
+@pytest.mark.parametrize(
+    ("raw", "printed"),
+    [(False, b"a\x1b[31mb"), (True, b"a\x1b[31m\x1b]0;title\x07b")],
+)
+def test_a_terminal_gets_colours_and_the_rest_on_request(
+    image: Path,
+    raw: bool,  # noqa: FBT001 - a parameter of the test
+    printed: bytes,
+) -> None:
     def speak(vcpu: FakeVcpu) -> Exit:
         vcpu.print(b"a\x1b[31m\x1b]0;title\x07b")
         return Exit(ExitReason.HALTED)
@@ -68,11 +75,26 @@ def test_a_terminal_gets_colours_and_the_rest_on_request(image: Path, raw: bool,
     attach(
         EnclaveConfig(eif_path=image),
         console_fd=terminal,
-        raw_console=raw,
         accelerator=FakeAccelerator(speak),
+        raw_console=raw,
     )
     os.close(terminal)
     seen = os.read(controller, 100)
     os.close(controller)
 
     assert seen == printed
+
+
+def test_a_console_that_is_not_shown(image: Path) -> None:
+    def speak(vcpu: FakeVcpu) -> Exit:
+        vcpu.print(b"secret")
+        return Exit(ExitReason.HALTED)
+
+    read_end, write_end = os.pipe()
+    config = EnclaveConfig(eif_path=image, console=False)
+    attach(config, console_fd=write_end, accelerator=FakeAccelerator(speak))
+    os.close(write_end)
+    printed = os.read(read_end, 100)
+    os.close(read_end)
+
+    assert printed == b""

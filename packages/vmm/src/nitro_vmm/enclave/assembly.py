@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from nitro_eif import Eif, Measurements
-from nitro_nsm import Nsm, NsmConfig, ensure_test_root
 from nitro_vmm.accel import Accelerator, EntryState
 from nitro_vmm.address_map import MIB
 from nitro_vmm.boot.loader import load
@@ -18,6 +17,7 @@ from nitro_vmm.devices.vhost_user_vsock import VhostUserVsockDevice
 from nitro_vmm.devices.virtio_mmio import VirtioDevice
 from nitro_vmm.devices.vsock import VsockDevice
 from nitro_vmm.enclave.image import choose_memory_mib, measure_bootable
+from nitro_vmm.enclave.security import security_module
 from nitro_vmm.machine.machine import Machine
 from nitro_vmm.machine.memory import Memory
 from nitro_vsock import HostSide, Service, VsockConfig, VsockEngine
@@ -103,7 +103,7 @@ def assemble(
 
         machine = Machine(memory, accelerator, console=console, console_ready=console_ready)
         resources.callback(machine.close)
-        nsm = _security_module(config, measurements)
+        nsm = security_module(config, measurements)
         machine.add_virtio("nsm", NsmDevice(nsm, memory.guest))
         engine: VsockEngine | None = None
         vsock: VsockBackEnd
@@ -143,19 +143,6 @@ def _allocate(memory_bytes: int, resources: ExitStack, *, shared: bool) -> tuple
         regions.append(SharedRegion(address, size, fd, offset))
         offset += size
     return memory, regions
-
-
-def _security_module(config: EnclaveConfig, measurements: Measurements) -> Nsm:
-    pcrs = {0: measurements.pcr0, 1: measurements.pcr1, 2: measurements.pcr2}
-    if measurements.pcr8 is not None:
-        pcrs[8] = measurements.pcr8
-    nsm_config = NsmConfig(
-        pcrs=pcrs,
-        role_arn=config.role_arn,
-        instance_id=config.instance_id,
-        debug_mode=config.debug_mode,
-    )
-    return Nsm(nsm_config, root=ensure_test_root())
 
 
 def _vsock_config(config: EnclaveConfig) -> VsockConfig:

@@ -4,6 +4,7 @@ The guest runs in a thread. Tasks of the caller's loop move its vsock data, answ
 when it does not boot in time. Several enclaves may run in one loop.
 """
 
+import itertools
 import logging
 import math
 import socket
@@ -18,6 +19,7 @@ import trio
 from nitro_eif import Measurements
 from nitro_vmm.accel import Accelerator, open_accelerator
 from nitro_vmm.config import EnclaveConfig
+from nitro_vmm.defaults import CID_DEFAULT
 from nitro_vmm.enclave.assembly import Assembly, assemble
 from nitro_vmm.enclave.console import Console, ConsoleSink
 from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT, Heartbeat
@@ -30,6 +32,10 @@ from nitro_vmm.machine.machine import End, Ending
 from nitro_vsock import UnixHostSide
 
 logger = logging.getLogger(__name__)
+
+free_cids = itertools.count(CID_DEFAULT)
+"""Vsock addresses of this process's enclaves that want a free one; each has a vsock of its own, so an address
+that another enclave was given is no clash."""
 
 
 class Enclave:
@@ -63,7 +69,7 @@ class Enclave:
         say: Callable[[str], None] = logger.info,
         started_s: float | None = None,
     ) -> None:
-        self.config = config
+        self.config = config if config.cid else config.model_copy(update={"cid": next(free_cids)})
         """What was launched."""
         self.console: Console = Console(console_sink)
         """What the enclave prints."""
@@ -304,6 +310,7 @@ class Enclave:
             measurements=assembly.measurements,
             module_id=assembly.module_id,
             memory_mib=assembly.memory_mib,
+            cid=self.config.cid,
         )
         self.console.close()
         self._input_wanted.set()

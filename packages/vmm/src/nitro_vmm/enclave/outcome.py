@@ -51,6 +51,8 @@ class Result:
     """The security module's, which is the enclave's own as well."""
     memory_mib: int
     """How much it had."""
+    cid: int
+    """Its vsock address."""
 
 
 class EnclaveEndedError(VmmError):

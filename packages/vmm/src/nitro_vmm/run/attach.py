@@ -65,7 +65,8 @@ def attach(
     """
     clean = bytes if raw_console or not os.isatty(console_fd) else EscapeFilter().feed
     with closing(ConsoleWriter(console_fd, clean=clean)) as writer, terminal_without_echo():
-        enclave = Enclave(config, console_sink=writer, accelerator=accelerator, say=say, started_s=started_s)
+        sink = writer if config.console else None
+        enclave = Enclave(config, console_sink=sink, accelerator=accelerator, say=say, started_s=started_s)
         return trio.run(_see_through, enclave)
 
 

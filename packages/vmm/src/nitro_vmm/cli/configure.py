@@ -1,0 +1,142 @@
+"""The options that choose an enclave, and the configuration that they make."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from nitro_vmm.defaults import BOOT_TIMEOUT_S_DEFAULT, CID_DEFAULT, MEMORY_MIB_DEFAULT
+
+if TYPE_CHECKING:
+    from nitro_vmm.config import EnclaveConfig
+
+SPELLINGS: Final = {
+    "eif_path": "EIF",
+    "name": "--name",
+    "memory_mib": "--memory-mib",
+    "processors": "--processors",
+    "cid": "--cid",
+    "cmdline_append": "--cmdline-append",
+    "vsock_path": "--vsock-path",
+    "seqpacket": "--seqpacket",
+    "vhost_user_path": "--vsock",
+    "publish": "--publish",
+    "proxy": "--proxy",
+    "allow": "--allow",
+    "boot_timeout_s": "--boot-timeout-s",
+    "debug_mode": "--debug-mode",
+    "console": "--console",
+    "role_arn": "--role-arn",
+    "instance_id": "--instance-id",
+    "enclave_id": "--enclave-id",
+    "region": "--region",
+    "root_key": "--root-key",
+    "root_cert": "--root-cert",
+}
+"""The fields of `EnclaveConfig` that options set, and how these are spelled in messages."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which enclave."""
+    add = parser.add_argument
+    add("eif", metavar="EIF", nargs="?", type=Path, help="the image")
+    add("--eif-path", metavar="EIF", type=Path, help="the same, as nitro-cli spells it")
+    add("--config", metavar="FILE", type=Path, help="settings (JSON, TOML, YAML), also nitro-cli's --config")
+    add("--name", *("--enclave-name",), metavar="NAME", help="what vmm ps calls it (default: the image's)")
+    add(
+        *("--memory-mib", "--memory"),
+        metavar="N",
+        help=f"memory, MiB (default: {MEMORY_MIB_DEFAULT}, or four times the image's size if that is more)",
+    )
+    add("--processors", "--cpu-count", metavar="N", help="noted only: the machine has one processor")
+    add(
+        *("--cid", "--enclave-cid"),
+        metavar="N",
+        help=f"the enclave's vsock address, 0 for a free one (default: {CID_DEFAULT})",
+    )
+    add("--cmdline-append", metavar="TEXT", help="add to the kernel's command line; it is not measured")
+    add(
+        "--vsock-path",
+        metavar="PREFIX",
+        help="unix sockets of the parent: PREFIX leads into the enclave, PREFIX_PORT gets its connections",
+    )
+    add(
+        "--seqpacket",
+        action="store_const",
+        const=True,
+        help="offer SEQPACKET vsock connections as well, unlike AWS; PREFIX.seqpacket leads into the enclave",
+    )
+    add(
+        "--vsock",
+        dest="vhost_user_path",
+        metavar="vhost-user:PATH",
+        type=_vhost_user,
+        help="let a vhost-user-vsock daemon serve vsock",
+    )
+    add(
+        *("--publish", "-p"),
+        metavar="[ADDR:]PORT:EPORT",
+        action="append",
+        help="let this machine's programs reach the enclave's port EPORT at TCP PORT, or at unix:PATH",
+    )
+    add(
+        "--proxy",
+        metavar="PORT=HOST:PORT",
+        action="append",
+        help="let the enclave reach a TCP endpoint at a port of its parent",
+    )
+    add(
+        "--allow",
+        metavar="HOST:PORT",
+        action="append",
+        help="let the enclave reach it by name, through an HTTP proxy on port 3128 of its parent",
+    )
+    add(
+        "--boot-timeout-s",
+        metavar="S",
+        help=f"how long the heartbeat may take (default: {BOOT_TIMEOUT_S_DEFAULT:g})",
+    )
+    add(
+        "--debug-mode",
+        action="store_const",
+        const=True,
+        help="report PCR0, PCR1, PCR2 and PCR8 as zero, as AWS does",
+    )
+    add(
+        "--console",
+        action=argparse.BooleanOptionalAction,
+        help="show the console, or not, as AWS without --debug-mode (default: shown)",
+    )
+    add("--role-arn", metavar="ARN", help="the parent's IAM role, measured into PCR3")
+    add("--instance-id", metavar="ID", help="the parent instance (i-...), measured into PCR4")
+    add("--enclave-id", metavar="HEX", help="the enclave's id, 16 hexadecimal digits (default: made up)")
+    add("--region", metavar="REGION", help="the AWS region in certificates (default: us-east-1)")
+    add("--root-key", metavar="PEM", help="sign documents under this key, and not the test root's")
+    add("--root-cert", metavar="PEM", help="the certificate of --root-key, if it is in a file of its own")
+
+
+def _vhost_user(value: str) -> Path:
+    kind, _, path = value.partition(":")
+    if kind != "vhost-user" or not path:
+        raise argparse.ArgumentTypeError(f"{value!r} is not vhost-user:PATH")
+    return Path(path)
+
+
+def config_of(arguments: argparse.Namespace) -> "EnclaveConfig":
+    """The configuration that was asked for, of all its sources.
+
+    Raises:
+        UsageError: It cannot be.
+    """
+    from nitro_vmm.config_sources import load_config  # noqa: PLC0415 - so that --help need not wait for it
+    from nitro_vmm.errors import UsageError  # noqa: PLC0415
+
+    given = {name: value for name in SPELLINGS if (value := getattr(arguments, name, None)) is not None}
+    if arguments.eif is not None and arguments.eif_path is not None:
+        raise UsageError("give one image", hint="vmm run IMAGE.eif")
+    nowhere = arguments.config is None and "NITRO_VMM_EIF_PATH" not in os.environ
+    if arguments.eif is None and arguments.eif_path is None and nowhere:
+        raise UsageError("give one image", hint="vmm run IMAGE.eif")
+    if arguments.eif is not None:
+        given["eif_path"] = arguments.eif
+    return load_config(given, spellings=SPELLINGS, path=arguments.config)

@@ -1,0 +1,65 @@
+"""The enclave's security module: its registers, and the root that it signs under."""
+
+import stat
+from pathlib import Path
+from typing import Final
+
+from nitro_eif import Measurements
+from nitro_nsm import HostError as RootHostError
+from nitro_nsm import InputError, Nsm, NsmConfig, Root, ensure_test_root
+from nitro_vmm.config import EnclaveConfig
+from nitro_vmm.errors import HostError, UsageError
+
+PEM_BYTES_MAX: Final = 1 << 16
+"""A key and a certificate have some two thousand bytes."""
+
+
+def security_module(config: EnclaveConfig, measurements: Measurements) -> Nsm:
+    """Make the module of an enclave.
+
+    Raises:
+        UsageError: The root of the configuration is none.
+        HostError: The root cannot be read or made.
+    """
+    pcrs = {0: measurements.pcr0, 1: measurements.pcr1, 2: measurements.pcr2}
+    if measurements.pcr8 is not None:
+        pcrs[8] = measurements.pcr8
+    nsm_config = NsmConfig(
+        pcrs=pcrs,
+        role_arn=config.role_arn,
+        instance_id=config.instance_id,
+        enclave_id=config.enclave_id,
+        region=config.region,
+        debug_mode=config.debug_mode,
+    )
+    return Nsm(nsm_config, root=_root(config))
+
+
+def _root(config: EnclaveConfig) -> Root:
+    if config.root_key is None:
+        try:
+            return ensure_test_root()
+        except RootHostError as error:
+            raise HostError(
+                str(error),
+                hint="set XDG_DATA_HOME to a directory that can be written, or give a root with --root-key",
+            ) from error
+    pem = _read(config.root_key)
+    if config.root_cert is not None:
+        pem += b"\n" + _read(config.root_cert)
+    try:
+        return Root.load(str(config.root_key), pem)
+    except InputError as error:
+        raise UsageError(
+            str(error), hint="nsm pki makes a root; --root-cert names its certificate"
+        ) from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe might never end
+            raise UsageError(f"{path} is not a regular file", hint="give a file of PEM")
+        with path.open("rb") as file:
+            return file.read(PEM_BYTES_MAX)
+    except OSError as error:
+        raise HostError(f"{path}: {error.strerror}") from error

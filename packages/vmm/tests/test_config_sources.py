@@ -1,0 +1,150 @@
+"""Where a configuration comes from, and what is said when it cannot be."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nitro_vmm import UsageError
+from nitro_vmm.cli.configure import SPELLINGS
+from nitro_vmm.config import EnclaveConfig, Endpoint, Proxied, Published
+from nitro_vmm.config_sources import load_config
+
+DOCS = Path(__file__).parents[3] / "docs" / "configuration.md"
+
+
+def load(
+    path: Path | None = None, environment: dict[str, str] | None = None, **flags: object
+) -> EnclaveConfig:
+    return load_config(flags, path=path, environment=environment or {})
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    path = tmp_path / "enclave.toml"
+    path.write_text('eif_path = "a.eif"\nmemory_mib = 100\ncid = 20\nname = "file"\n')
+
+    config = load(path, {"NITRO_VMM_MEMORY_MIB": "200", "NITRO_VMM_CID": "30", "HOME": "/"}, cid=40)
+
+    assert (config.name, config.memory_mib, config.cid) == ("file", 200, 40)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("enclave.json", '{"eif_path": "a.eif", "publish": ["8080:5000"], "debug_mode": true}'),
+        ("enclave.toml", 'eif_path = "a.eif"\npublish = ["8080:5000"]\ndebug_mode = true\n'),
+        ("enclave.yaml", "eif_path: a.eif\npublish: ['8080:5000']\ndebug_mode: true\n"),
+    ],
+)
+def test_kinds_of_files(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+
+    config = load(tmp_path / name)
+
+    assert config == EnclaveConfig.model_validate(
+        {"eif_path": "a.eif", "publish": ["8080:5000"], "debug_mode": True}
+    )
+
+
+def test_a_configuration_of_nitro_cli(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps(
+            {
+                "enclave_name": "hello",
+                "eif_path": "a.eif",
+                "enclave_cid": 0,
+                "memory_mib": 512,
+                "cpu_ids": [1, 3],
+                "debug_mode": False,
+                "attach_console": True,
+            }
+        )
+    )
+
+    config = load(path)
+
+    assert (config.name, config.cid, config.memory_mib) == ("hello", 0, 512)
+    assert (config.processors, config.debug_mode) == (2, True)
+
+
+def test_lists_in_the_environment_have_commas() -> None:
+    config = load(environment={"NITRO_VMM_EIF_PATH": "a.eif", "NITRO_VMM_ALLOW": "example.com:443,[::1]:80"})
+
+    assert config.allow == (Endpoint(host="example.com", port=443), Endpoint(host="::1", port=80))
+
+
+def test_ports_as_text() -> None:
+    config = EnclaveConfig.model_validate(
+        {
+            "eif_path": "a.eif",
+            "publish": ["8080:5000", "0.0.0.0:80:81", "unix:/run/a:b:7"],
+            "proxy": ["8000=kms.us-east-1.amazonaws.com:443"],
+        }
+    )
+
+    assert config.publish == (
+        Published(listen=Endpoint(host="127.0.0.1", port=8080), port=5000),
+        Published(listen=Endpoint(host="0.0.0.0", port=80), port=81),  # noqa: S104 - a user's wish
+        Published(listen=Path("/run/a:b"), port=7),
+    )
+    assert config.proxy == (
+        Proxied(port=8000, target=Endpoint(host="kms.us-east-1.amazonaws.com", port=443)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.toml", "memory_mib = ", "a.toml: "),
+        ("a.json", "[1]", "a.json is not a table"),
+        ("a.json", "{", "a.json: "),
+        ("a.yaml", "&a [*a]", "a.yaml is not a table"),
+        ("a.yaml", "a: b: c", "a.yaml: "),
+        ("a.yaml", "[" * 10_000, "a.yaml: "),
+        ("a.json", '{"memory_mb": 1}', "memory_mb: there is no such setting"),
+        ("a.json", '{"eif_path": "a", "memory_mib": "much"}', "memory_mib much: must be a whole number"),
+        ("a.json", '{"cid": 5, "enclave_cid": 6}', "enclave_cid and cid say the same"),
+        ("a.json", '{"eif_path": "a", "proxy": 1}', "proxy 1: must be a list"),
+        ("a.json", "{}", "eif_path: must be given"),
+    ],
+)
+def test_files_that_cannot_be(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path / name)
+
+    assert said in str(caught.value)
+
+
+def test_did_you_mean(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"eif_path": "a", "memory_mb": 1}')
+
+    with pytest.raises(UsageError) as in_file:
+        load(tmp_path / "a.json")
+    with pytest.raises(UsageError, match="no setting NITRO_VMM_MEMORY_MB") as in_environment:
+        load(environment={"NITRO_VMM_MEMORY_MB": "1"})
+
+    assert in_file.value.hint == "did you mean memory_mib?"
+    assert in_environment.value.hint == "did you mean NITRO_VMM_MEMORY_MIB?"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"vhost_user_path": "/x", "publish": ["1:2"]}, "vhost_user_path and publish exclude each other"),
+        ({"proxy": ["1=a:1", "1=b:1"]}, "one port to two endpoints"),
+        ({"root_cert": "c.pem"}, "root_cert needs root_key"),
+    ],
+)
+def test_exclusions_are_in_the_model(options: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        EnclaveConfig.model_validate({"eif_path": "a.eif", **options})
+
+
+def test_every_setting_is_an_option_and_in_the_docs() -> None:
+    documented = DOCS.read_text()
+
+    assert set(SPELLINGS) == set(EnclaveConfig.model_fields)
+    assert [name for name in EnclaveConfig.model_fields if f"| `{name}` |" not in documented] == []
