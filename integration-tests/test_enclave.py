@@ -1,5 +1,6 @@
 """Enclaves of a real kernel in a trio program: connections both ways, several at once, pauses."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,38 @@ async def test_an_enclave_that_never_sends_a_heartbeat(agent_image: Path) -> Non
             vm.terminate("enough")
             with pytest.raises(EnclaveEndedError, match="enough"):
                 await vm.booted()
+
+
+@pytest.mark.usefixtures("home")
+async def test_published_and_proxied_ports(agent_image: Path) -> None:
+    async def echo(stream: trio.SocketStream) -> None:
+        async with stream:
+            async for piece in stream:
+                await stream.send_all(piece)
+
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            (server, *_) = await nursery.start(partial(trio.serve_tcp, echo, 0, host="127.0.0.1"))
+            config = EnclaveConfig.model_validate(
+                {
+                    "eif_path": agent_image,
+                    "memory_mib": 128,
+                    "publish": [f"0:{ECHO_PORT}"],
+                    "proxy": [f"8000=127.0.0.1:{server.socket.getsockname()[1]}"],
+                }
+            )
+            vm = Enclave(config)
+            with vm.listen(CONTROL_PORT) as listener:
+                async with vm, await listener.accept() as stream:
+                    agent = Agent(stream)
+                    assert (await agent.do(f"echo {ECHO_PORT}")).startswith("ok")
+                    ((endpoint, _),) = vm.published
+                    assert not isinstance(endpoint, Path)
+                    async with await trio.open_tcp_stream(endpoint.host, endpoint.port) as client:
+                        await client.send_all(b"published")
+                        published = bytes(await client.receive_some())
+                    proxied = await agent.do("sequence 3 8000 2")
+            nursery.cancel_scope.cancel()
+
+    assert published == b"published"
+    assert proxied.startswith("ok 2 of 2")

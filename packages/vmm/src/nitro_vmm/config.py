@@ -46,7 +46,7 @@ def _host(name: str) -> str:
 Utf8 = Annotated[str, AfterValidator(_encodable)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]
 VsockPort = Annotated[int, Field(ge=1, lt=0xFFFF_FFFF)]
-TcpPort = Annotated[int, Field(ge=1, le=0xFFFF)]
+TcpPort = Annotated[int, Field(ge=0, le=0xFFFF)]
 
 
 class _Frozen(BaseModel):
@@ -61,7 +61,7 @@ class Endpoint(_Frozen):
     host: Annotated[Utf8, AfterValidator(_host)]
     """Name or address; IPv6 addresses stand in brackets in the text form."""
     port: TcpPort
-    """TCP port."""
+    """TCP port; where this machine listens, 0 is a free one."""
 
     @classmethod
     def parse(cls, value: object) -> object:

@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from nitro_vmm import UsageError
+from nitro_vmm.enclave.egress import Egress
 from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT
 from nitro_vmm.enclave.parent import BACKLOG, ParentSide
 from nitro_vsock import SocketType
@@ -24,7 +25,7 @@ class Elsewhere:
 
 
 def parent_side(inner: Elsewhere | None = None, heartbeat: Callable[[], None] = lambda: None) -> ParentSide:
-    return ParentSide(inner, heartbeat)
+    return ParentSide(inner, Egress([], []), heartbeat)
 
 
 async def test_a_listener_gets_the_connection() -> None:

@@ -24,6 +24,7 @@ from nitro_vsock import HostSide, Service, VsockConfig, VsockEngine
 from nitro_vsock.vhost_user import SharedRegion
 
 RNG_SEED_BYTES: Final = 64
+PARENT_CID: Final = 3
 
 
 class VsockBackEnd(VirtioDevice, Protocol):
@@ -146,4 +147,7 @@ def _allocate(memory_bytes: int, resources: ExitStack, *, shared: bool) -> tuple
 
 
 def _vsock_config(config: EnclaveConfig) -> VsockConfig:
-    return VsockConfig(guest_cid=config.cid, uds_path=config.vsock_path, seqpacket=config.seqpacket)
+    # AWS documents that a parent's connections come from CID 3; the vsock device by itself would say 2.
+    return VsockConfig(
+        guest_cid=config.cid, uds_path=config.vsock_path, seqpacket=config.seqpacket, source_cid=PARENT_CID
+    )

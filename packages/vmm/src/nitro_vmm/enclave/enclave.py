@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -18,18 +19,20 @@ import trio
 
 from nitro_eif import Measurements
 from nitro_vmm.accel import Accelerator, open_accelerator
-from nitro_vmm.config import EnclaveConfig
+from nitro_vmm.config import EnclaveConfig, Endpoint
 from nitro_vmm.defaults import CID_DEFAULT
 from nitro_vmm.enclave.assembly import Assembly, assemble
 from nitro_vmm.enclave.console import Console, ConsoleSink
+from nitro_vmm.enclave.egress import HTTP_PROXY_PORT, Egress
 from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT, Heartbeat
 from nitro_vmm.enclave.outcome import EnclaveEndedError, Outcome, Result, Verdict, judge, late
 from nitro_vmm.enclave.panic import PanicWatch
 from nitro_vmm.enclave.parent import ParentListener, ParentSide
+from nitro_vmm.enclave.published import PublishedPorts
 from nitro_vmm.enclave.tasks import either, ungrouped
 from nitro_vmm.errors import UsageError
 from nitro_vmm.machine.machine import End, Ending
-from nitro_vsock import UnixHostSide
+from nitro_vsock import Service, UnixHostSide
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +82,9 @@ class Enclave:
         self._heartbeat = Heartbeat(say, self._seconds)
         self._panic = PanicWatch()
         unix = None if config.vsock_path is None else UnixHostSide(config.vsock_path)
-        self._parent = ParentSide(unix, self._heartbeat.note)
+        self._egress = Egress(config.proxy, config.allow)
+        self._parent = ParentSide(unix, self._egress, self._heartbeat.note)
+        self._published: PublishedPorts | None = None
         self._verdict: Verdict | None = None
         self._result: Result | None = None
         self._ended = trio.Event()
@@ -97,7 +102,9 @@ class Enclave:
         except BaseException:
             self._resources.close()
             raise
-        self._nursery = await self._tasks.enter_async_context(trio.open_nursery())
+        self._nursery = self._egress.nursery = await self._tasks.enter_async_context(trio.open_nursery())
+        if self._published is not None and self._assembly.engine is not None:
+            self._published.start(self._nursery, self._assembly.engine)
         for task in (self._run_guest, self._watch_boot, self._move_vsock):
             self._nursery.start_soon(task, self._assembly)
         return self
@@ -131,6 +138,11 @@ class Enclave:
     def memory_mib(self) -> int:
         """How much memory the enclave has."""
         return self._running.memory_mib
+
+    @property
+    def published(self) -> list[tuple[Endpoint | Path, int]]:
+        """Where the published ports are, with the enclave's port; a TCP port that was 0 is the one found."""
+        return [] if self._published is None else self._published.endpoints
 
     # The enclave's life.
 
@@ -247,6 +259,10 @@ class Enclave:
         return time.monotonic() - self._started_s
 
     def _assemble(self) -> Assembly:
+        services: dict[int, Service] = {HEARTBEAT_PORT: self._on_heartbeat}
+        if self.config.allow:
+            services[HTTP_PROXY_PORT] = self._egress.serve_http
+        self._published = PublishedPorts(self.config.publish, self._resources, self._say)
         return assemble(
             self.config,
             self._accelerator or open_accelerator("unicorn"),
@@ -254,7 +270,7 @@ class Enclave:
             console=self._on_console,
             console_ready=self._on_console_ready,
             host_side=self._parent,
-            services={HEARTBEAT_PORT: self._on_heartbeat},
+            services=services,
             say=self._say,
         )
 

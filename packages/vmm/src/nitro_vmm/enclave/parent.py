@@ -1,7 +1,7 @@
 """The parent's side of an enclave's vsock: who gets the connections that the enclave opens.
 
-Python programs that called `Enclave.listen` come first, then unix sockets, and the heartbeat's port has a
-server of its own where neither is there.
+Python programs that called `Enclave.listen` come first, then the configuration's proxied ports, then unix
+sockets, and the heartbeat's port has a server of its own where none of these is there.
 """
 
 import socket
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 import trio
 
+from nitro_vmm.enclave.egress import Egress
 from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT
 from nitro_vmm.errors import UsageError
 from nitro_vsock import HostSide, SocketType
@@ -85,12 +86,14 @@ class ParentSide:
 
     Args:
         inner: Where a connection goes that no listener of this process wants.
+        egress: The ports that lead to TCP endpoints.
         heartbeat: Called when a program of the user's has taken a connection to the heartbeat's port: such a
             program answers the heartbeat itself.
     """
 
-    def __init__(self, inner: HostSide | None, heartbeat: Callable[[], None]) -> None:
+    def __init__(self, inner: HostSide | None, egress: Egress, heartbeat: Callable[[], None]) -> None:
         self._inner = inner
+        self._egress = egress
         self._heartbeat = heartbeat
         self._listeners: dict[int, ParentListener] = {}
 
@@ -116,6 +119,8 @@ class ParentSide:
     def connect(self, port: int, socket_type: SocketType) -> "socket.socket | Future[socket.socket]":
         """See `HostSide.connect`."""
         listener = self._listeners.get(port)
+        if listener is None and socket_type is SocketType.STREAM and port in self._egress.targets:
+            return self._egress.dial(self._egress.targets[port])
         if listener is None or socket_type is not SocketType.STREAM:
             if self._inner is None:
                 raise FileNotFoundError(port)
