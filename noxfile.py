@@ -233,6 +233,13 @@ def userland(session: nox.Session) -> None:
     session.run("python", "tools/userland.py", *session.posargs)
 
 
+@nox.session(name="machine-fuzz")
+def machine_fuzz(session: nox.Session) -> None:
+    """Run random guests on whole machines; ``-- --count 100000 --seed 1``, ``-- --replay FILE``."""
+    install_once(session)
+    session.run("python", "tools/fuzz_machines.py", *session.posargs)
+
+
 @nox.session
 def isa(session: nox.Session) -> None:
     """Compare every instruction with this machine's processor; ``-- --inputs 1500 --seed 7``."""
