@@ -40,6 +40,8 @@ RESIDENT_MIB_MAX: Final = 300
 """How much the process may have grown beyond what it began with."""
 UNSTOPPABLE, FAILED = 90, 91
 
+open_accelerator("unicorn")  # its library is loaded once, here, and not in every child
+
 
 class Verdict(StrEnum):
     """What became of a guest's process."""
