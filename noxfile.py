@@ -272,3 +272,12 @@ def fuzz(session: nox.Session, package: str) -> None:
     session.install(*local(package), *group("test"), *group("fuzz"))
     for target in sorted(Path("packages", package, "fuzz").glob("*.py")):
         session.run("python", str(target), *(session.posargs or ["-runs=100000"]))
+
+
+@nox.session
+@nox.parametrize("package", PACKAGES, ids=PACKAGES)
+def mutants(session: nox.Session, package: str) -> None:
+    """Change a package at random places; count what its tests do not notice; ``-- --seed 2 --count 100``."""
+    stand_ins = group(f"test-{package}") if f"test-{package}" in ROOT["dependency-groups"] else []
+    session.install(*local(package, extras=True), *group("test"), *stand_ins, *group("mutants"))
+    session.run("python", "tools/mutants.py", package, *session.posargs)

@@ -57,6 +57,13 @@ def public_names(path: Path) -> list[str]:
     raise ValueError(f"{path} has no __all__ that lists its public names")
 
 
+def decisions() -> str:
+    """A list of the decisions, by their titles."""
+    paths = sorted((ROOT / "docs/decisions").glob("[0-9]*.md"))
+    titles = {path.name: path.read_text().partition("\n")[0].removeprefix("# ") for path in paths}
+    return "\n" + "".join(f"- [{title}]({name})\n" for name, title in titles.items())
+
+
 def sources() -> dict[str, str]:
     """Each page of the site, and the file of the repository that it is."""
     own = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
@@ -93,6 +100,7 @@ def main() -> int:
     shutil.rmtree(WORK, ignore_errors=True)
     pages = sources()
     contents = {page: translated(page, pages) for page in pages}
+    contents["decisions/index.md"] += decisions()
     contents |= {f"reference/nitro_{package}.md": reference(f"nitro_{package}") for package in PACKAGES}
     for page, content in contents.items():
         path = WORK / "pages" / page
