@@ -7,7 +7,6 @@ rest is free choice.
 
 from typing import Final, NamedTuple
 
-KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 PAGE_BITS: Final = 12

@@ -1,0 +1,66 @@
+"""What CPUID answers in a guest on KVM: the host's processor, less what a guest must not use.
+
+Sources: Intel SDM vol. 2A, "CPUID", and AMD APM vol. 3, appendix E. KVM says what it can offer. Nested
+virtualization and the performance counters are taken out of that, and the topology is the guest's own: each
+of its processors is a core of one package.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from nitro_vmm.accel.kvm.ioctl import CpuidEntry
+
+BASIC: Final = 1
+CACHES: Final = 4
+POWER: Final = 6
+PERFORMANCE: Final = 0xA
+TOPOLOGIES: Final = (0xB, 0x1F)
+EXTENDED: Final = 0x8000_0001
+ADDRESS_SIZES: Final = 0x8000_0008
+SVM: Final = 0x8000_000A
+ENCRYPTION: Final = 0x8000_001F
+
+ECX_VMX: Final = 1 << 5
+ECX_TSC_DEADLINE: Final = 1 << 24
+ECX_HYPERVISOR: Final = 1 << 31
+EDX_MULTI_THREADING: Final = 1 << 28
+EXTENDED_ECX_SVM: Final = 1 << 2
+
+
+def for_guest(
+    supported: Iterable[CpuidEntry], *, apic_id: int, processors: int, tsc_deadline: bool
+) -> Iterator[CpuidEntry]:
+    """The answers for one of a guest's processors.
+
+    Args:
+        supported: What KVM can offer.
+        apic_id: The processor's number, from 0.
+        processors: How many there are.
+        tsc_deadline: Whether the kernel's local APIC has a timer that compares with the time stamp counter.
+    """
+    for entry in supported:
+        match entry.function:
+            case 1:
+                yield entry._replace(
+                    ebx=entry.ebx & 0xFFFF | processors << 16 | apic_id << 24,
+                    ecx=entry.ecx & ~ECX_VMX | ECX_HYPERVISOR | (ECX_TSC_DEADLINE if tsc_deadline else 0),
+                    edx=entry.edx | EDX_MULTI_THREADING
+                    if processors > 1
+                    else entry.edx & ~EDX_MULTI_THREADING,
+                )
+            case 4 if entry.eax & 0x1F:
+                # How many cores there are in the package; and no cache is shared by threads of one core.
+                shared = entry.eax >> 5 & 7 == 3
+                users = processors - 1 if shared else 0
+                yield entry._replace(eax=entry.eax & 0x3FFF | users << 14 | processors - 1 << 26)
+            case 6 | 0xA | 0x8000_000A | 0x8000_001F:
+                yield entry._replace(eax=0, ebx=0, ecx=0, edx=0)
+            case 0xB | 0x1F:
+                # Without levels; Linux then takes the topology from leaves 1 and 4.
+                yield entry._replace(eax=0, ebx=0, ecx=entry.ecx & 0xFF, edx=apic_id)
+            case 0x8000_0001:
+                yield entry._replace(ecx=entry.ecx & ~EXTENDED_ECX_SVM)
+            case 0x8000_0008:
+                yield entry._replace(ecx=entry.ecx & ~0xFFFF | processors - 1)
+            case _:
+                yield entry

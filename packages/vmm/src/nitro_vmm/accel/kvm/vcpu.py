@@ -1,0 +1,203 @@
+"""One processor on KVM: runs the guest, carries its accesses to the bus, and stops when asked.
+
+**How it is stopped.** A signal ends the kernel's run of the guest. The thread keeps that signal blocked, and
+the kernel unblocks it only while the guest runs. So a signal that comes at another moment stays pending, and
+the next run ends at once. No handler is needed, which only a program's main thread could install. The signal
+is SIGURG, because it does no harm to a thread that does not expect it.
+
+**HLT with interrupts off.** The kernel lets a processor sleep in HLT without telling, even if nothing can
+wake it any more. `look_for_halt` interrupts a processor that has been quiet for a while, to see whether that
+is so.
+"""
+
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Final
+
+from nitro_vmm.accel import Bus
+from nitro_vmm.accel.kvm import ioctl
+from nitro_vmm.accel.kvm.ioctl import Registers, Segment, Table, VcpuFile
+from nitro_vmm.accel.state import EntryState, Exit, ExitReason
+
+KICK: Final = signal.SIGURG
+
+CR0: Final = 0x8005_0033
+"""PG, AM, WP, NE, ET, MP and PE (Intel SDM vol. 3A, "Control Registers")."""
+CR4: Final = 0x20
+"""Physical address extension, which 64-bit mode needs."""
+EFER: Final = 0x500
+"""64-bit mode, enabled and active."""
+CODE: Final = 0xB
+"""The type of a code segment: execute, read, accessed."""
+DATA: Final = 3
+"""The type of a data segment: read, write, accessed."""
+BUSY_TASK: Final = 0xB
+"""The type of a 64-bit task state segment that is in use."""
+FLAT_LIMIT: Final = 0xFFFF_FFFF
+RFLAGS_ALWAYS_SET: Final = 1 << 1
+RFLAGS_INTERRUPTS: Final = 1 << 9
+
+INTERNAL_ERRORS: Final = {
+    1: "an instruction that KVM cannot emulate",
+    2: "an exception while another one was delivered, which KVM cannot emulate",
+    3: "an exit of the host's processor while an event was delivered",
+    4: "an exit of the host's processor that KVM does not know",
+}
+"""``KVM_INTERNAL_ERROR_...`` (Linux, uapi/linux/kvm.h)."""
+
+
+class KvmVcpu:
+    """A `Vcpu`.
+
+    Args:
+        file: The kernel's side of it.
+        bus: Everything that is not RAM.
+        lock: The bus lock.
+        halted: Says whether all processors have halted for good; asked when this one seems to.
+    """
+
+    def __init__(
+        self, file: VcpuFile, bus: Bus, lock: AbstractContextManager[bool], halted: Callable[[], bool]
+    ) -> None:
+        self.exits = 0
+        """How often the kernel has come back from the guest."""
+        self.looks_asleep = 0
+        """How often in a row it was seen in HLT with interrupts off, or waiting for its start."""
+        self._file = file
+        self._bus = bus
+        self._lock = lock
+        self._halted = halted
+        self._asked = threading.Lock()
+        self._kicked = False
+        self._thread: int | None = None
+        file.set_signals(set(range(1, 65)) - {KICK})
+
+    def enter(self, entry: EntryState) -> None:
+        """See `Vcpu.enter`."""
+        code = Segment(0, FLAT_LIMIT, entry.code_selector, CODE, present=1, s=1, l=1, g=1)
+        data = Segment(0, FLAT_LIMIT, entry.data_selector, DATA, present=1, db=1, s=1, g=1)
+        task = Segment(0, 0xFFFF, 0, BUSY_TASK, present=1)
+        self._file.set_system_registers(
+            replace(
+                self._file.system_registers(),
+                segments=(code, data, data, data, data, data, task, Segment(unusable=1)),
+                gdt=Table(entry.gdt_address, entry.gdt_limit),
+                idt=Table(),
+                cr0=CR0,
+                cr3=entry.cr3,
+                cr4=CR4,
+                efer=EFER,
+            )
+        )
+        self._file.set_registers(
+            Registers(rip=entry.rip, rsi=entry.rsi, rsp=entry.rsp, rflags=RFLAGS_ALWAYS_SET)
+        )
+
+    def run(self) -> Exit:
+        """See `Vcpu.run`."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {KICK})
+        with self._asked:
+            self._thread = threading.get_ident()
+            if self._kicked:
+                signal.pthread_kill(self._thread, KICK)  # for a kick that came when nothing ran
+        try:
+            while True:
+                try:
+                    reason = self._file.run()
+                except InterruptedError:
+                    if (exit_ := self._interrupted()) is not None:
+                        return exit_
+                    continue
+                self.exits += 1
+                self.looks_asleep = 0
+                if reason == ioctl.EXIT_IO:
+                    self._access_port()
+                elif reason == ioctl.EXIT_MMIO:
+                    self._access_memory()
+                elif (exit_ := self._ended(reason)) is not None:
+                    return exit_
+        finally:
+            with self._asked:
+                self._thread = None
+            signal.sigtimedwait({KICK}, 0)  # one that came too late must not hit what the thread does next
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def kick(self) -> None:
+        """See `Vcpu.kick`."""
+        with self._asked:
+            self._kicked = True
+            self._interrupt()
+
+    def look_for_halt(self) -> None:
+        """Let `run` see whether the guest sleeps for good; from any thread, now and then."""
+        with self._asked:
+            self._interrupt()
+
+    def close(self) -> None:
+        """Give back what the kernel gave."""
+        self._file.close()
+
+    def _interrupt(self) -> None:
+        if self._thread is not None:
+            signal.pthread_kill(self._thread, KICK)
+
+    def _interrupted(self) -> Exit | None:
+        signal.sigtimedwait({KICK}, 0)
+        with self._asked:
+            kicked, self._kicked = self._kicked, False
+        if kicked:
+            return Exit(ExitReason.KICKED)
+        state = self._file.mp_state()
+        asleep = state == ioctl.MP_STATE_UNINITIALIZED or (
+            state == ioctl.MP_STATE_HALTED and not self._file.registers().rflags & RFLAGS_INTERRUPTS
+        )
+        self.looks_asleep = self.looks_asleep + 1 if asleep else 0
+        return Exit(ExitReason.HALTED) if asleep and self._halted() else None
+
+    def _access_port(self) -> None:
+        """IN or OUT, of one element or, with REP, of several."""
+        shared, bus = self._file.shared, self._bus
+        direction, size, port, count, start = ioctl.RUN_IO.unpack_from(shared, ioctl.RUN_EXIT)
+        for place in range(start, start + size * count, size):
+            if direction == ioctl.IO_OUT:
+                value = int.from_bytes(shared[place : place + size], "little")
+                with self._lock:
+                    bus.write_port(port, size, value)
+                bus.finish_output()
+            else:
+                with self._lock:
+                    value = bus.read_port(port, size)
+                shared[place : place + size] = value.to_bytes(size, "little")
+
+    def _access_memory(self) -> None:
+        shared = self._file.shared
+        address, data, size, is_write = ioctl.RUN_MMIO.unpack_from(shared, ioctl.RUN_EXIT)
+        with self._lock:
+            if is_write:
+                self._bus.write_memory(address, size, int.from_bytes(data[:size], "little"))
+                return
+            value = self._bus.read_memory(address, size)
+        place = ioctl.RUN_MMIO_DATA
+        shared[place : place + size] = value.to_bytes(size, "little")
+
+    def _ended(self, reason: int) -> Exit | None:
+        """What an exit means that is no access."""
+        shared = self._file.shared
+        match reason:
+            case ioctl.EXIT_INTR:
+                return None
+            case ioctl.EXIT_SHUTDOWN:
+                return Exit(ExitReason.TRIPLE_FAULT)
+            case ioctl.EXIT_FAIL_ENTRY:
+                (code,) = ioctl.RUN_FAIL_ENTRY.unpack_from(shared, ioctl.RUN_EXIT)
+                return self._crash(f"the host's processor refused to run the guest (reason {code:#x})")
+            case ioctl.EXIT_INTERNAL_ERROR:
+                (code,) = ioctl.RUN_INTERNAL.unpack_from(shared, ioctl.RUN_EXIT)
+                return self._crash(INTERNAL_ERRORS.get(code, f"an error within KVM ({code})"))
+        return self._crash(f"an exit that is not known here ({reason})")
+
+    def _crash(self, what: str) -> Exit:
+        return Exit(ExitReason.CRASHED, f"{what}, at {self._file.registers().rip:#x}")

@@ -1,0 +1,155 @@
+"""A virtual machine on KVM: the host's processor, and the interrupt controllers of the host's kernel."""
+
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from nitro_vmm.accel import Bus, Line, Ram
+from nitro_vmm.accel.kvm import cpuid, ioctl
+from nitro_vmm.accel.kvm.ioctl import System, VmFile
+from nitro_vmm.accel.kvm.vcpu import KvmVcpu
+from nitro_vmm.accel.state import VmState
+from nitro_vmm.address_map import IO_APIC_PINS
+
+TSS_ADDRESS: Final = 0xFFFB_D000
+"""Three pages below the PC's BIOS at the end of 32-bit addresses, where nothing else is."""
+
+LOOK_S_MIN: Final = 0.02
+LOOK_S_MAX: Final = 1.0
+"""How long processors may be quiet before it is looked whether they sleep for good, seconds. It is short
+after an exit, so that a halt is noticed soon, and doubles with each look, so that a guest that computes is
+left alone."""
+
+
+class Kvm:
+    """The accelerator.
+
+    Args:
+        system: The kernel's KVM; opened if not given.
+
+    Raises:
+        HostError: This host has no KVM, or does not let this user have it.
+    """
+
+    name: Final = "kvm"
+
+    def __init__(self, system: System | None = None) -> None:
+        self._system = system or System()
+
+    def create_vm(self, ram: Ram, bus: Bus, *, processors: int = 1) -> "KvmVm":
+        """See `Accelerator.create_vm`.
+
+        Args:
+            ram: The guest's memory.
+            bus: Everything else that it can reach.
+            processors: How many processors it gets.
+
+        Raises:
+            HostError: The kernel refuses.
+        """
+        return KvmVm(self._system, ram, bus, processors=processors)
+
+
+class KvmVm:
+    """One guest; a `Vm`.
+
+    Args:
+        system: The kernel's KVM.
+        ram: The guest's memory.
+        bus: Everything else that it can reach, but for the interrupt controllers.
+        processors: How many it gets.
+
+    Raises:
+        HostError: The kernel refuses.
+    """
+
+    def __init__(self, system: System, ram: Ram, bus: Bus, *, processors: int = 1) -> None:
+        self._lock = threading.RLock()
+        self._file = system.create_vm()
+        self._closing = threading.Event()
+        self.vcpus: list[KvmVcpu] = []
+        """The processors; the first one boots, and the guest starts the others."""
+        try:
+            self._build(system, ram, bus, processors)
+        except BaseException:
+            self._give_back()
+            raise
+        self._watch = threading.Thread(target=self._look_for_halts, name="halt watch", daemon=True)
+        self._watch.start()
+
+    def _build(self, system: System, ram: Ram, bus: Bus, processors: int) -> None:
+        vm = self._file
+        vm.set_tss_address(TSS_ADDRESS)
+        vm.create_irqchip()
+        # Only to the IO-APIC: the kernel's PC also has a PIC, of which this machine's guest does not know.
+        vm.route_to_io_apic(IO_APIC_PINS)
+        for slot, (place, memory) in enumerate(ram):
+            vm.set_memory(slot, place.address, memory)
+        supported = system.supported_cpuid()
+        tsc_deadline = bool(system.extension(ioctl.CAP_TSC_DEADLINE_TIMER))
+        for number in range(processors):
+            file = vm.create_vcpu(number)
+            self.vcpus.append(KvmVcpu(file, bus, self._lock, self._all_sleep))
+            file.set_cpuid(
+                list(
+                    cpuid.for_guest(
+                        supported, apic_id=number, processors=processors, tsc_deadline=tsc_deadline
+                    )
+                )
+            )
+            self.tsc_hz = file.tsc_khz() * 1000
+            """The frequency of the guest's time stamp counter."""
+
+    def line(self, irq: int) -> Line:
+        """See `Vm.line`."""
+        vm: VmFile = self._file
+
+        def set_level(level: bool) -> None:  # noqa: FBT001 - the shape of a line
+            if not self._closing.is_set():
+                vm.set_irq_line(irq, int(level))
+
+        return set_level
+
+    def locked(self, function: Callable[[], None]) -> None:
+        """See `Vm.locked`."""
+        with self._lock:
+            function()
+
+    def state(self) -> VmState:
+        """See `Vm.state`."""
+        raise NotImplementedError
+
+    def restore(self, state: VmState) -> None:
+        """See `Vm.restore`."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """See `Vm.close`."""
+        self._closing.set()
+        self._watch.join()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        with self._lock:
+            self._closing.set()
+            for vcpu in self.vcpus:
+                vcpu.close()
+            self._file.close()
+
+    def _all_sleep(self) -> bool:
+        # One that was seen asleep may have been woken by one that was looked at later. If that was so, the
+        # next look sees it awake.
+        looks = 1 if len(self.vcpus) == 1 else 2
+        return all(vcpu.looks_asleep >= looks for vcpu in self.vcpus)
+
+    def _look_for_halts(self) -> None:
+        delay_s = LOOK_S_MIN
+        exits = -1
+        while not self._closing.wait(delay_s):
+            exits, before = sum(vcpu.exits for vcpu in self.vcpus), exits
+            if exits != before:
+                delay_s = LOOK_S_MIN
+                continue
+            delay_s = min(2 * delay_s, LOOK_S_MAX)
+            for vcpu in self.vcpus:
+                vcpu.look_for_halt()
