@@ -30,7 +30,7 @@ __all__ = [
     "open_accelerator",
 ]
 
-ACCELERATORS: Final = ("unicorn",)
+ACCELERATORS: Final = ("kvm", "unicorn")
 """The names that `open_accelerator` knows."""
 
 Line = Callable[[bool], None]
@@ -167,4 +167,8 @@ def open_accelerator(name: str) -> Accelerator:
         from nitro_vmm.accel.unicorn import Unicorn  # noqa: PLC0415 - nobody else needs to load the library
 
         return Unicorn()
+    if name == "kvm":
+        from nitro_vmm.accel.kvm import Kvm  # noqa: PLC0415 - nobody else needs the kernel's interface
+
+        return Kvm()
     raise UsageError(f"there is no accelerator {name!r}", hint=f"one of: {', '.join(ACCELERATORS)}")

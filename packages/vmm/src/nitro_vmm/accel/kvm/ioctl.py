@@ -66,8 +66,8 @@ RUN_MMIO: Final = struct.Struct("<Q8sIB")
 RUN_MMIO_DATA: Final = RUN_EXIT + 8
 # hardware_entry_failure_reason
 RUN_FAIL_ENTRY: Final = struct.Struct("<Q")
-# suberror
-RUN_INTERNAL: Final = struct.Struct("<I")
+# suberror ndata; for an instruction that was not emulated: flags insn_size insn_bytes
+RUN_INTERNAL: Final = struct.Struct("<I4xQB15s")
 
 assert (MEMORY_REGION.size, IRQ_LEVEL.size, ROUTING_ENTRY.size, IOEVENTFD.size) == (32, 8, 48, 64)  # noqa: S101
 assert (CPUID_ENTRY.size, REGS.size, SEGMENT.size, TABLE.size, SREGS_BYTES) == (40, 144, 24, 16, 312)  # noqa: S101
@@ -130,6 +130,9 @@ EXIT_INTERNAL_ERROR: Final = 17
 EXIT_SYSTEM_EVENT: Final = 24
 
 IO_OUT: Final = 1
+INTERNAL_EMULATION: Final = 1
+INTERNAL_HAS_BYTES: Final = 1
+"""In the flags: the instruction's bytes are there."""
 IOEVENTFD_DATAMATCH: Final = 1
 ROUTING_IRQCHIP: Final = 1
 IRQCHIP_IOAPIC: Final = 2

@@ -195,8 +195,11 @@ class KvmVcpu:
                 (code,) = ioctl.RUN_FAIL_ENTRY.unpack_from(shared, ioctl.RUN_EXIT)
                 return self._crash(f"the host's processor refused to run the guest (reason {code:#x})")
             case ioctl.EXIT_INTERNAL_ERROR:
-                (code,) = ioctl.RUN_INTERNAL.unpack_from(shared, ioctl.RUN_EXIT)
-                return self._crash(INTERNAL_ERRORS.get(code, f"an error within KVM ({code})"))
+                code, flags, size, data = ioctl.RUN_INTERNAL.unpack_from(shared, ioctl.RUN_EXIT)
+                what = INTERNAL_ERRORS.get(code, f"an error within KVM ({code})")
+                if code == ioctl.INTERNAL_EMULATION and flags & ioctl.INTERNAL_HAS_BYTES:
+                    what = f"{what} ({data[:size].hex(' ')})"
+                return self._crash(what)
         return self._crash(f"an exit that is not known here ({reason})")
 
     def _crash(self, what: str) -> Exit:
