@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from nitro_eif import BuildMetadata, Contents, Metadata, Node, write_cpio, write_eif
-from test_vmm_lifecycle import ROOT, elf
+from nitro_vmm.testing import tiny_kernel
+from test_vmm_lifecycle import ROOT
 
 sys.path.append(str(ROOT / "tools"))
 
@@ -58,7 +59,7 @@ def kernel_image(name: str, directory: Path) -> Path:
     thing, code = directory / "kernel.o", directory / "kernel"
     subprocess.run(["as", "--64", "-o", thing, source], check=True)
     subprocess.run(["ld", "-Ttext", "0x200000", "--oformat", "binary", "-o", code, thing], check=True)
-    return write_image(target, elf(code.read_bytes(), memory_bytes=0x10000))
+    return write_image(target, tiny_kernel(code.read_bytes(), memory_bytes=0x10000))
 
 
 def write_image(path: Path, kernel: bytes, *ramdisks: bytes, cmdline: str = "") -> Path:
