@@ -127,7 +127,7 @@ def test_reserved_addresses_are_refused(capsys: pytest.CaptureFixture[str], cid:
         (["--socket=s", "--connections-max=0"], "--connections-max: must be at least 1"),
         (["--socket=s", "--half-open-max=0"], "--half-open-max: must be at least 1"),
         (["--socket=s", "--buffered-bytes-max=1"], "--buffered-bytes-max: must be at least 1048576"),
-        (["--socket=s", "--allowed-uids=-1"], "--allowed-uids: must be at least 0"),
+        (["--socket=s", "--allow-uid=-1"], "--allow-uid: must be at least 0"),
         (["--socket=s", "--proxy=1=a b:443"], "not HOST:PORT"),
         (["--socket=s", "--proxy=1=a..b:443"], "'a..b' is not a host name"),
         (["--socket=s", "--proxy=1=\udcff:443"], "is not a host name"),
@@ -266,18 +266,18 @@ def test_what_was_chosen_goes_before_what_the_daemon_would_choose(
 ) -> None:
     vm = VmConfig(guest_cid=3, spin_us=chosen)
 
-    assert vm.engine(allowed_uids=frozenset(), spin_us=30).spin_us == microseconds
+    assert vm.engine(allow_uid=frozenset(), spin_us=30).spin_us == microseconds
 
 
 def test_a_forwarding_guest_finds_the_host_at_every_cid() -> None:
-    vm = VmConfig(guest_cid=16, forward_cid=77, allowed_uids=frozenset({1}))
+    vm = VmConfig(guest_cid=16, forward_cid=77, allow_uid=frozenset({1}))
 
-    engine = vm.engine(allowed_uids=frozenset({2}), spin_us=0)
+    engine = vm.engine(allow_uid=frozenset({2}), spin_us=0)
 
     assert engine.any_cid
     assert engine.host_cids == {2, 3, 77}
-    assert engine.allowed_uids == {1, 2}
+    assert engine.allow_uid == {1, 2}
 
 
 def test_there_is_a_flag_for_each_setting_of_a_guest() -> None:
-    assert set(SINGLE) == set(VmConfig.model_fields) - {"allowed_uids"}
+    assert set(SINGLE) == set(VmConfig.model_fields) - {"allow_uid"}

@@ -48,7 +48,7 @@ def test_allowed_users_get_in_and_others_do_not() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as name:  # where others can reach it
         open_to_all = Path(name)
         open_to_all.chmod(0o755)
-        options = [f"--allowed-uids={NOBODY}", f"--uds-path={name}/u", f"--stats={name}/c"]
+        options = [f"--allow-uid={NOBODY}", f"--uds-path={name}/u", f"--stats={name}/c"]
         with start(open_to_all, *options, f"--publish=unix:{name}/p=80"):
             assert mode(open_to_all / "c") == 0o600, "the counters are for the owner"
             assert not answers(open_to_all / "s", OTHER)

@@ -24,7 +24,7 @@ GROUPS = {4: "a", 5: "b", 6: "a+c", 7: "d"}
 
 def config(groups: dict[int, str]) -> DaemonConfig:
     vms = [{"guest_cid": cid, "socket": f"/run/{cid}", "groups": names} for cid, names in groups.items()]
-    return DaemonConfig.model_validate({"vms": vms, "stats": "/run/stats", "allowed_uids": [1000]})
+    return DaemonConfig.model_validate({"vms": vms, "stats": "/run/stats", "allow_uid": [1000]})
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def config(groups: dict[int, str]) -> DaemonConfig:
 def test_guests_that_reach_each_other_stay_together(groups: dict[int, str], parts: list[list[int]]) -> None:
     found = supervisor.split(config(groups))
     assert [[vm.guest_cid for vm in part.vms] for part in found] == parts
-    assert all(part.stats is None and part.allowed_uids == {1000} for part in found)
+    assert all(part.stats is None and part.allow_uid == {1000} for part in found)
 
 
 @contextlib.contextmanager

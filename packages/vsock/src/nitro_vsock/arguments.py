@@ -184,9 +184,10 @@ def parser() -> argparse.ArgumentParser:
     )
     general.add_argument("--stats", metavar="PATH", help="unix socket that tells the counters")
     general.add_argument(
-        "--allowed-uids",
-        metavar="U1+U2",
-        help="more users whose programs may connect to all sockets but --stats",
+        "--allow-uid",
+        action="append",
+        metavar="UID",
+        help="another user whose programs may connect to all sockets but --stats; repeatable",
     )
     general.add_argument("--log-format", choices=["text", "json"], default="text")
     general.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")

@@ -81,7 +81,7 @@ class VsockConfig(BaseModel):
     worth it. Some 30 make answers quicker, where a processor is to spare. An idle guest costs nothing either
     way. `None`: 0 here; the daemon chooses."""
 
-    allowed_uids: frozenset[int] = frozenset()
+    allow_uid: frozenset[int] = frozenset()
     """Users besides root and the one we run as whose programs may connect to the unix sockets."""
 
     @model_validator(mode="after")

@@ -72,7 +72,7 @@ class VmConfig(VsockConfig):
     """Guests that share a group reach each other by CID."""
     host_cids: Cids = DEFAULT_HOST_CIDS
     """Addresses at which guests reach the host: 2 everywhere, 3 in Nitro enclaves."""
-    allowed_uids: Uids = frozenset()
+    allow_uid: Uids = frozenset()
     """More users whose programs may connect to this guest's unix sockets."""
     publish: tuple[Annotated[Published, BeforeValidator(Published.parse)], ...] = ()
     """Ports of the guest that are reached over TCP or plain unix sockets."""
@@ -90,14 +90,14 @@ class VmConfig(VsockConfig):
             raise ValueError("proxy has a port twice")
         return self
 
-    def engine(self, *, allowed_uids: frozenset[int], spin_us: int) -> VsockConfig:
+    def engine(self, *, allow_uid: frozenset[int], spin_us: int) -> VsockConfig:
         """What this guest's engine is told.
 
         Args:
-            allowed_uids: Users who may connect to the sockets of all guests.
+            allow_uid: Users who may connect to the sockets of all guests.
             spin_us: How long to look for work before sleep, if that was not chosen.
         """
-        update: dict[str, object] = {"allowed_uids": self.allowed_uids | allowed_uids}
+        update: dict[str, object] = {"allow_uid": self.allow_uid | allow_uid}
         if self.spin_us is None:
             update["spin_us"] = spin_us
         if self.forward_cid is not None:
@@ -114,7 +114,7 @@ class DaemonConfig(FrozenModel):
     """The guests."""
     stats: SocketPath | None = None
     """Unix socket that tells the counters: JSON, or Prometheus text to HTTP requests."""
-    allowed_uids: Uids = frozenset()
+    allow_uid: Uids = frozenset()
     """Users besides root and our own whose programs may connect to all unix sockets but ``stats``."""
     proxy_allowlist: Allowlist | None = None
     """If given, every target of ``proxy`` must be in it."""

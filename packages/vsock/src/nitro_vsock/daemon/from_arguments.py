@@ -38,8 +38,8 @@ def configured(arguments: argparse.Namespace) -> DaemonConfig:
         content["vms"] = [single]
     if arguments.stats is not None:
         content["stats"] = arguments.stats
-    if arguments.allowed_uids:
-        content["allowed_uids"] = arguments.allowed_uids
+    if arguments.allow_uid:
+        content["allow_uid"] = arguments.allow_uid
     allowlist = arguments.proxy_allowlist or content.get("proxy_allowlist")
     if isinstance(allowlist, str | Path):
         content["proxy_allowlist"] = read_allowlist(Path(allowlist))

@@ -44,7 +44,7 @@ class Guest:
         config: Its settings.
         router: The other guests of this process.
         nursery: Where its proxies and published ports run.
-        allowed_uids: Users who may connect to the sockets of all guests.
+        allow_uid: Users who may connect to the sockets of all guests.
         alone: Whether it is the only guest of this process.
 
     Raises:
@@ -57,12 +57,12 @@ class Guest:
         router: VsockRouter,
         nursery: trio.Nursery,
         *,
-        allowed_uids: frozenset[int],
+        allow_uid: frozenset[int],
         alone: bool,
     ) -> None:
         self.config = config
-        engine_config = config.engine(allowed_uids=allowed_uids, spin_us=default_spin_us(alone=alone))
-        self._users = allowed_users(engine_config.allowed_uids)
+        engine_config = config.engine(allow_uid=allow_uid, spin_us=default_spin_us(alone=alone))
+        self._users = allowed_users(engine_config.allow_uid)
         self._nursery = nursery
         self._listener: trio.socket.SocketType | None = None
         self._connection: trio.socket.SocketType | None = None

@@ -164,9 +164,7 @@ async def _serve_here(
             router = VsockRouter()
             guests = []
             for vm in config.vms:
-                guest = Guest(
-                    vm, router, nursery, allowed_uids=config.allowed_uids, alone=len(config.vms) == 1
-                )
+                guest = Guest(vm, router, nursery, allow_uid=config.allow_uid, alone=len(config.vms) == 1)
                 stack.callback(guest.close)
                 guest.listen(descriptor)
                 guests.append(guest)

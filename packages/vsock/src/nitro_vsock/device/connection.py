@@ -230,7 +230,8 @@ class Connection:
 
     def receive(self, op: int, flags: int, buf_alloc: int, fwd_cnt: int) -> int:
         """Take in any packet but RW; returns a `Verdict`."""
-        self.update_credit(buf_alloc, fwd_cnt)
+        if fwd_cnt != self.peer_fwd_cnt or buf_alloc != self.peer_buf_alloc:
+            self.update_credit(buf_alloc, fwd_cnt)
         event = op if op <= Op.CREDIT_REQUEST else 0  # `Event` has the greater numbers
         if op == Op.SHUTDOWN and self.state != State.REQUESTED:
             # The flags of several packets add up (virtio 1.3 §5.10.6.5).

@@ -53,7 +53,7 @@ class FrontDoor:
         self._half_open_max = config.half_open_max
         self._handshake_timeout_s = config.handshake_timeout_s
         self._ok_names_guest_port = config.ok_port == "guest"
-        self._users = allowed_users(config.allowed_uids)
+        self._users = allowed_users(config.allow_uid)
         self.deadline: float | None = None
         """When to accept again, see `nitro_vsock.device.timers`."""
         self.listeners: dict[int, UnixListener] = {}
