@@ -1,0 +1,99 @@
+"""Descriptors of any layout, good and bad."""
+
+import os
+import socket
+
+import pytest
+
+from engine_bench import PORT, Bench, data, drain, readable, words
+from nitro_vsock.device.packet import Op
+
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
+
+
+@pytest.mark.parametrize(
+    "pieces", [[44], [44, 32768], [44, 4096, 4096, 4096], [10, 20, 14], [1] * 43, [50], [65580], [44, 1, 1]]
+)
+def test_a_packet_may_be_cut_anywhere(bench: Bench, pieces: list[int]) -> None:
+    guest = bench.start()
+    host = bench.guest_opens()
+    payload = os.urandom(64 << 10)
+    guest.send(Op.RW, 99, 5000, payload, pieces=pieces)
+    assert drain(host, guest, len(payload)) == payload
+
+
+@pytest.mark.parametrize("shape", [[4140], [4096], [44, 4096], [65580], [44, 100, 100], [20, 10, 100], [50]])
+def test_receive_buffers_may_have_any_shape(bench: Bench, shape: list[int]) -> None:
+    guest = bench.start()
+    bench.engine.detach()
+    guest = bench.another_guest(receive_buffers=shape, queue_size=128)
+    host = bench.guest_opens()
+    payload = os.urandom(10_000 if sum(shape) > 100 else 1000)
+    host.sendall(payload)
+    got = guest.packets()
+    assert data(got) == payload
+    assert all(packet.header.len == len(packet.data) <= sum(shape) - 44 for packet in got)
+
+
+def test_bad_chains_go_back_and_the_device_goes_on(bench: Bench) -> None:
+    guest = bench.start()
+    host = bench.guest_opens()
+    for _ in range(100):
+        guest.transmit.write_descriptor(5, 2**40, 0xFFFF_FFFF, 0)
+        guest.transmit.make_available(5)
+        guest.send(Op.RW, 99, 5000, b"x")
+    assert drain(host, guest, 100) == b"x" * 100
+    assert bench.engine.counters().bad_chains == 100
+    assert bench.engine.failure is None
+
+
+def test_a_driver_of_nothing_but_bad_chains_is_given_up(bench: Bench) -> None:
+    guest = bench.start()
+    host = bench.guest_opens()
+    for _ in range(1024):
+        guest.transmit.write_descriptor(5, 2**40, 0xFFFF_FFFF, 0)
+        guest.transmit.make_available(5)
+        os.eventfd_write(guest.kick_fds[1], 1)
+        guest.run()
+    assert bench.engine.failure is not None
+    assert host.recv(10) == b""
+    assert not readable(bench.engine)
+
+
+def test_a_broken_ring_ends_the_device_with_a_reason(bench: Bench) -> None:
+    guest = bench.start()
+    host = bench.guest_opens()
+    guest.transmit.set_available_index(30_000)
+    os.eventfd_write(guest.kick_fds[1], 1)
+    guest.run()
+    assert "chains are available" in str(bench.engine.failure)
+    assert host.recv(10) == b""
+
+
+def test_receive_buffers_without_room_go_back_unused(bench: Bench) -> None:
+    guest = bench.start()
+    bench.engine.detach()
+    guest = bench.another_guest(buffers=0)
+    guest.receive.offer(writable=[44])
+    guest.receive.offer(readable=[b"x" * 100])
+    guest.send(Op.RW, 99, 5000)
+    assert [chain.length for chain in guest.receive.used_chains()] == [0, 0]
+    guest.receive.offer(writable=[100])
+    assert guest.receive.used_chains() == []
+    os.eventfd_write(guest.kick_fds[0], 1)
+    guest.run()
+    assert [chain.length for chain in guest.receive.used_chains()] == [44]
+
+
+def test_buffers_of_many_pieces_take_a_lot_at_once(bench: Bench) -> None:
+    ends = bench.serve(PORT)
+    pieces = [44, *[64] * 17]
+    guest = bench.start(queue_size=2048, receive_buffers=pieces, buf_alloc=1 << 20)
+    guest.send(Op.REQUEST, 99, PORT)
+    assert words(guest) == [(Op.RESPONSE, b"")]
+    data = os.urandom(300_000)
+    ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    ends[0].sendall(data)
+    received = words(guest)
+    assert {op for op, _ in received} == {Op.RW}
+    assert b"".join(part for _, part in received) == data
