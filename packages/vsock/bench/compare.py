@@ -23,13 +23,13 @@ from pathlib import Path
 
 import peer
 
+from nitro_vsock import F_EVENT_IDX, F_VERSION_1, QueueLayout
 from nitro_vsock.vhost_user import FrontendSocket, SharedRegion, SharedRing
-from nitro_vsock.virtio.split_queue import QueueLayout
 
 HERE = Path(__file__).parent
 MEMORY_BYTES = 64 << 20
 RING_STRIDE, AVAILABLE, USED = 0x10000, 0x2000, 0x4000  # as in load.c
-FEATURES = 1 << 32 | 1 << 29
+FEATURES = F_VERSION_1 | F_EVENT_IDX
 EXIT_UNAVAILABLE = 4
 KIB = 1024
 

@@ -18,14 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from nitro_vsock.addresses import SocketType
+from nitro_vsock import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, SocketType
 from nitro_vsock.device.packet import Op, Shutdown
 from nitro_vsock.errors import HostError
 from nitro_vsock.vhost_user import FrontendSocket
 from vhost_user_guest import (
-    F_EVENT_IDX,
-    F_INDIRECT_DESC,
-    F_VERSION_1,
     PATIENCE_S,
     QUEUE_SIZE,
     RX_BUFFERS,
@@ -56,21 +53,24 @@ class Daemon:
     def descriptors(self) -> int:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
-    def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    def sleeps(self) -> bool:
+        """Whether none of its threads runs, or would if it were given a processor."""
+        threads = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return all((thread / "stat").read_text().rpartition(")")[2].split()[0] == "S" for thread in threads)
 
     def assert_idle(self) -> None:
-        """It uses no CPU while nothing happens: a spin would use as much as there is."""
-        before = self.cpu_s()
-        time.sleep(0.4)
-        assert self.cpu_s() - before < 0.1
+        """It sleeps once it has done what there is to do: a thread that spins never would."""
+        deadline = time.monotonic() + PATIENCE_S
+        looks = 0
+        while looks < 100:
+            looks = looks + 1 if self.sleeps() else 0
+            assert time.monotonic() < deadline, "a thread never sleeps"
 
     def assert_descriptors(self, expected: int) -> None:
         """As many descriptors as before; those of a close that is under way may take a moment."""
         deadline = time.monotonic() + PATIENCE_S
         while self.descriptors() != expected and time.monotonic() < deadline:
-            time.sleep(0.01)
+            os.sched_yield()
         assert self.descriptors() == expected
 
 

@@ -74,7 +74,7 @@ def eventually(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        os.sched_yield()
 
 
 def gone(pid: int) -> bool:

@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from nitro_vsock import F_EVENT_IDX, F_VERSION_1
 from nitro_vsock.errors import QueueError
 from nitro_vsock.vhost_user import messages
 from nitro_vsock.vhost_user.backend import Backend, Ring, _RingState
@@ -20,9 +21,7 @@ from nitro_vsock.vhost_user.messages import HEADER, U64, MemoryRegion, Message, 
 from nitro_vsock.virtio.guest_memory import GuestMemory
 from vhost_user_strategies import SIZE, unsent
 
-EVENT_IDX = 1 << 29
-VERSION_1 = 1 << 32
-FEATURES = EVENT_IDX | VERSION_1
+FEATURES = F_EVENT_IDX | F_VERSION_1
 FRONTEND = 0x7000_0000
 
 
@@ -186,7 +185,7 @@ def test_the_sequence_of_qemu_on_pci_starts_the_device(session: Session) -> None
 
 def test_the_legacy_features_of_microvm_are_enough(session: Session) -> None:
     session.realize()
-    session(Request.SET_FEATURES, U64.pack(EVENT_IDX | messages.PROTOCOL_FEATURES))
+    session(Request.SET_FEATURES, U64.pack(F_EVENT_IDX | messages.PROTOCOL_FEATURES))
     session.share()
     session.rings()
     session.enable()

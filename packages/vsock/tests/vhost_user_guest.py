@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nitro_vsock.addresses import HOST_CID, SocketType
+from nitro_vsock import F_EVENT_IDX, F_VERSION_1, HOST_CID, SocketType
 from nitro_vsock.device.packet import HEADER, HEADER_BYTES, Header, Op
 from nitro_vsock.testing import FakeDriver, UsedChain
 from nitro_vsock.vhost_user import FrontendSocket, SharedRegion, SharedRing
@@ -24,9 +24,6 @@ RX_BUFFERS = 64
 PATIENCE_S = 20.0
 """How long anything may take before a test fails; nothing waits for it when all is well."""
 
-F_INDIRECT_DESC = 1 << 28
-F_EVENT_IDX = 1 << 29
-F_VERSION_1 = 1 << 32
 FEATURES = F_VERSION_1 | F_EVENT_IDX
 
 Packet = tuple[Header, bytes]
