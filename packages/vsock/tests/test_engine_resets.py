@@ -1,5 +1,7 @@
 """What is answered with RST, and what never is."""
 
+from typing import Any
+
 import pytest
 
 from engine_bench import CID, WINDOW, Bench, drain, ops
@@ -63,7 +65,7 @@ def test_another_guests_cid_as_sender_is_dropped(bench: Bench) -> None:
         (Op.RW, {"len": len(b"data") + 1}),
     ],
 )
-def test_what_makes_no_sense_in_a_connection_resets_it(bench: Bench, op: int, fields: dict[str, int]) -> None:
+def test_what_makes_no_sense_in_a_connection_resets_it(bench: Bench, op: int, fields: dict[str, Any]) -> None:
     guest = bench.start()
     host = bench.guest_opens()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nitro_vsock import F_EVENT_IDX, F_VERSION_1, HOST_CID, SocketType
+from nitro_vsock import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, HOST_CID, SocketType
 from nitro_vsock.device.packet import HEADER, HEADER_BYTES, Header, Op
 from nitro_vsock.testing import FakeDriver, UsedChain
 from nitro_vsock.vhost_user import FrontendSocket, SharedRegion, SharedRing
