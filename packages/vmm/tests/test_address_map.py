@@ -12,7 +12,7 @@ def test_a_pc_has_its_parts_where_software_looks_for_them() -> None:
     assert (at.I8042_DATA, at.I8042_COMMAND) == (0x60, 0x64)
     assert (at.CMOS_INDEX, at.CMOS_DATA) == (0x70, 0x71)
     assert (at.IO_APIC, at.LOCAL_APIC) == (0xFEC0_0000, 0xFEE0_0000)
-    assert (at.IO_APIC_PINS, at.IO_APIC_ID, at.LOCAL_APIC_ID) == (24, 1, 0)
+    assert (at.IO_APIC_PINS, at.IO_APIC_ID, at.LOCAL_APIC_ID) == (24, 15, 0)
     assert at.BIOS_RESET == 0xFFFF0
     assert (at.LOW_RAM_END, at.BIOS_AREA_END) == (0x9FC00, 0x100000)
 

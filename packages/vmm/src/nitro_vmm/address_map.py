@@ -57,8 +57,11 @@ ACPI_SLEEP_TYPE_S5: Final = 5
 
 # Interrupt lines: IO-APIC pins, one to one with ISA's numbers.
 IO_APIC_PINS: Final = 24
-IO_APIC_ID: Final = 1
+IO_APIC_ID: Final = 15
+"""The largest of four bits, so that processors can have the lower ones."""
 LOCAL_APIC_ID: Final = 0
+"""Of the first processor; the next ones follow."""
+PROCESSORS_MAX: Final = IO_APIC_ID
 COM1_IRQ: Final = 4
 VIRTIO_IRQ: Final = 5
 """Of the first virtio device; the next ones follow."""

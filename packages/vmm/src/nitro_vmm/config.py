@@ -5,7 +5,7 @@ excludes what is decided here.
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from nitro_nsm import InstanceId, RoleArn
+from nitro_vmm.address_map import PROCESSORS_MAX
 from nitro_vmm.defaults import BOOT_TIMEOUT_S_DEFAULT, CID_DEFAULT, MEMORY_MIB_MIN
 
 
@@ -146,8 +147,13 @@ class EnclaveConfig(_Frozen):
     memory_mib: Annotated[int, Field(ge=MEMORY_MIB_MIN, le=1 << 20)] | None = None
     """The enclave's memory; `None`: 512 MiB, or four times the image's size if that is more."""
 
-    processors: Annotated[int, Field(ge=1, le=64)] = 1
-    """How many processors it asks for. The emulated machine has one, whatever is asked."""
+    processors: Annotated[int, Field(ge=1, le=PROCESSORS_MAX)] | None = None
+    """How many processors it gets; `None`: two with KVM, as on Nitro. The emulated machine has one, and says
+    so where more are asked for."""
+
+    accelerator: Literal["auto", "kvm", "unicorn"] = "auto"
+    """What runs the guest: the host's processor (KVM), or an emulated one (Unicorn). "auto" takes KVM where
+    it can run Linux, and says why where it cannot."""
 
     cid: Annotated[int, Field(ge=0, lt=0xFFFF_FFFF), AfterValidator(_cid)] = CID_DEFAULT
     """The enclave's vsock address; 0: a free one from 16 on. 1, 2 and 2**32-1 are reserved, 3 is the

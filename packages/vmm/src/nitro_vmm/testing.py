@@ -108,12 +108,18 @@ class FakeAccelerator:
     """
 
     name: Final = "fake"
+    processors_max: Final = 15
 
     def __init__(self, *programs: Callable[[FakeVcpu], Exit]) -> None:
         self._programs = programs
 
-    def create_vm(self, ram: Ram, bus: Bus) -> "FakeVm":  # noqa: ARG002 - the programs are given
-        """See `Accelerator.create_vm`."""
+    @property
+    def processors_default(self) -> int:
+        """See `Accelerator.processors_default`."""
+        return len(self._programs)
+
+    def create_vm(self, ram: Ram, bus: Bus, *, processors: int = 1) -> "FakeVm":  # noqa: ARG002
+        """See `Accelerator.create_vm`; there is a processor for each program."""
         return FakeVm(self._programs, bus)
 
 

@@ -13,20 +13,20 @@ IMAGE = acpi.build([virtio_slot(0), virtio_slot(1)])
 NAMES = {b"DSDT": "dsdt", b"FACP": "fadt", b"APIC": "madt", b"XSDT": "xsdt"}
 
 
-def at(address: int) -> bytes:
+def at(address: int, image: bytes = IMAGE) -> bytes:
     """The table at a guest-physical address."""
     start = address - address_map.ACPI_RSDP
-    (length,) = struct.unpack_from("<I", IMAGE, start + 4)
-    return IMAGE[start : start + length]
+    (length,) = struct.unpack_from("<I", image, start + 4)
+    return image[start : start + length]
 
 
-def pointed_to() -> dict[bytes, bytes]:
+def pointed_to(image: bytes = IMAGE) -> dict[bytes, bytes]:
     """All tables, found as an operating system finds them: from the RSDP on."""
-    (xsdt,) = struct.unpack_from("<Q", IMAGE, 24)
-    tables = [at(xsdt)]
-    tables += [at(address) for (address,) in struct.iter_unpack("<Q", at(xsdt)[36:])]
+    (xsdt,) = struct.unpack_from("<Q", image, 24)
+    tables = [at(xsdt, image)]
+    tables += [at(address, image) for (address,) in struct.iter_unpack("<Q", at(xsdt, image)[36:])]
     fadt = next(table for table in tables if table[:4] == b"FACP")
-    tables.append(at(*struct.unpack_from("<Q", fadt, 140)))
+    tables.append(at(*struct.unpack_from("<Q", fadt, 140), image))
     return {table[:4]: table for table in tables}
 
 
@@ -77,6 +77,13 @@ def test_the_madt_has_one_processor_and_one_io_apic() -> None:
         address_map.IO_APIC,
         0,
     )
+
+
+def test_each_processor_has_an_id_of_its_own() -> None:
+    madt = pointed_to(acpi.build([], processors=4))[b"APIC"]
+
+    found = [struct.unpack_from("<BBBBI", madt, 44 + 8 * number) for number in range(4)]
+    assert found == [(0, 8, number, number, 1) for number in range(4)]
 
 
 needs_iasl = pytest.mark.skipif(shutil.which("iasl") is None, reason="iasl (acpica-tools) is not installed")

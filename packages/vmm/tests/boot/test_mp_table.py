@@ -55,3 +55,16 @@ def test_interrupts_are_one_to_one_and_virtio_ones_level_triggered() -> None:
     assert {pin[4] for pin in pins if pin[2] == 0b1101} == {5, 6}
     assert {pin[2] for pin in pins} == {0, 0b1101}
     assert {pin[5] for pin in pins} == {address_map.IO_APIC_ID}
+
+
+def test_each_processor_has_an_id_of_its_own_and_the_first_one_boots() -> None:
+    found = [entry for entry in entries(mp_table.build((), processors=4)) if entry[0] == 0]
+
+    assert [(entry[1], entry[3]) for entry in found] == [(0, 3), (1, 1), (2, 1), (3, 1)]
+
+
+def test_the_most_processors_fit_the_last_kilobyte_and_none_has_the_io_apics_id() -> None:
+    table = mp_table.build((), processors=address_map.PROCESSORS_MAX)
+
+    assert address_map.MP_TABLE + len(table) <= 0xA0000
+    assert address_map.IO_APIC_ID not in [entry[1] for entry in entries(table) if entry[0] == 0]

@@ -143,12 +143,23 @@ class Accelerator(Protocol):
         """One of `ACCELERATORS`."""
         ...
 
-    def create_vm(self, ram: Ram, bus: Bus) -> Vm:
+    @property
+    def processors_default(self) -> int:
+        """How many processors a guest gets when nobody asks for a number."""
+        ...
+
+    @property
+    def processors_max(self) -> int:
+        """How many processors a guest can have."""
+        ...
+
+    def create_vm(self, ram: Ram, bus: Bus, *, processors: int = 1) -> Vm:
         """Make the processors of one guest.
 
         Args:
             ram: The guest's memory, as `address_map.ram_ranges` lays it out.
             bus: Everything else that the guest can reach.
+            processors: How many it gets, up to `processors_max`.
 
         Raises:
             HostError: The host cannot run it.
@@ -156,19 +167,36 @@ class Accelerator(Protocol):
         ...
 
 
-def open_accelerator(name: str) -> Accelerator:
-    """Open an accelerator by its name.
+def open_accelerator(name: str, *, say: Callable[[str], None] = lambda _text: None) -> Accelerator:
+    """Open an accelerator.
+
+    Args:
+        name: One of `ACCELERATORS`, or "auto": KVM where it can run Linux, else Unicorn.
+        say: Told why "auto" does not use KVM, for people.
 
     Raises:
         UsageError: There is none of this name.
         HostError: This host does not have it.
     """
-    if name == "unicorn":
-        from nitro_vmm.accel.unicorn import Unicorn  # noqa: PLC0415 - nobody else needs to load the library
+    match name:
+        case "auto":
+            return _open_best(say)
+        case "unicorn":
+            from nitro_vmm.accel.unicorn import Unicorn  # noqa: PLC0415 - nobody else needs to load the library
 
-        return Unicorn()
-    if name == "kvm":
-        from nitro_vmm.accel.kvm import Kvm  # noqa: PLC0415 - nobody else needs the kernel's interface
+            return Unicorn()
+        case "kvm":
+            from nitro_vmm.accel.kvm import Kvm  # noqa: PLC0415 - nobody else needs the kernel's interface
 
-        return Kvm()
-    raise UsageError(f"there is no accelerator {name!r}", hint=f"one of: {', '.join(ACCELERATORS)}")
+            return Kvm()
+    raise UsageError(f"there is no accelerator {name!r}", hint=f"one of: auto, {', '.join(ACCELERATORS)}")
+
+
+def _open_best(say: Callable[[str], None]) -> Accelerator:
+    from nitro_vmm.accel.kvm.probe import probe  # noqa: PLC0415 - only here
+
+    verdict = probe()
+    if verdict.usable:
+        return open_accelerator("kvm")
+    say(f"the processor is emulated: {verdict.reason}")
+    return open_accelerator("unicorn")

@@ -47,11 +47,12 @@ ALL_PROCESSORS = 0xFF
 NMI_LINT = 1
 
 
-def build(virtio: Sequence[VirtioSlot]) -> bytes:
+def build(virtio: Sequence[VirtioSlot], *, processors: int = 1) -> bytes:
     """The tables, to be written at `ACPI_RSDP`: the root pointer (RSDP), and all that it leads to.
 
     Args:
         virtio: Where the virtio-mmio devices are, in the order of their unit numbers.
+        processors: How many there are.
     """
     image = bytearray(RSDP.size)
 
@@ -64,7 +65,7 @@ def build(virtio: Sequence[VirtioSlot]) -> bytes:
 
     dsdt = add(b"DSDT", 2, _dsdt(virtio))
     fadt = add(b"FACP", 6, _fadt(dsdt))
-    madt = add(b"APIC", 5, _madt())
+    madt = add(b"APIC", 5, _madt(processors))
     xsdt = add(b"XSDT", 1, struct.pack("<QQ", fadt, madt))
 
     rsdp = bytearray(RSDP.pack(b"RSD PTR ", 0, OEM_ID, 2, 0, RSDP.size, xsdt, 0))
@@ -101,10 +102,16 @@ def _fadt(dsdt: int) -> bytes:
     )
 
 
-def _madt() -> bytes:
+def _madt(processors: int) -> bytes:
+    local_apics = (
+        MADT_LOCAL_APIC.pack(
+            0, MADT_LOCAL_APIC.size, number, address_map.LOCAL_APIC_ID + number, PROCESSOR_ENABLED
+        )
+        for number in range(processors)
+    )
     return (
         MADT.pack(address_map.LOCAL_APIC, 0)
-        + MADT_LOCAL_APIC.pack(0, MADT_LOCAL_APIC.size, 0, address_map.LOCAL_APIC_ID, PROCESSOR_ENABLED)
+        + b"".join(local_apics)
         + MADT_IO_APIC.pack(1, MADT_IO_APIC.size, address_map.IO_APIC_ID, 0, address_map.IO_APIC, 0)
         + MADT_LOCAL_APIC_NMI.pack(4, MADT_LOCAL_APIC_NMI.size, ALL_PROCESSORS, 0, NMI_LINT)
     )

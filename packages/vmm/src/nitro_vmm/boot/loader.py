@@ -27,6 +27,7 @@ def load(
     ramdisks: Sequence[Bytes],
     rng_seed: bytes,
     virtio_slots: Sequence[VirtioSlot] = (),
+    processors: int = 1,
     append: Sequence[bytes] = (),
 ) -> EntryState:
     """Load a kernel, its ramdisks, and the tables that describe the machine to it.
@@ -39,6 +40,7 @@ def load(
         ramdisks: Archives that together become the initramfs.
         rng_seed: For the guest's random number generator; with 32 bytes or more it is ready at once.
         virtio_slots: Where the machine has virtio-mmio devices.
+        processors: How many processors it has.
         append: More arguments for the command line.
 
     Raises:
@@ -62,8 +64,8 @@ def load(
         rng_seed=rng_seed,
     )
     for address, table in (
-        (MP_TABLE, mp_table.build({slot.irq for slot in virtio_slots})),
-        (ACPI_RSDP, acpi.build(virtio_slots)),
+        (MP_TABLE, mp_table.build({slot.irq for slot in virtio_slots}, processors=processors)),
+        (ACPI_RSDP, acpi.build(virtio_slots, processors=processors)),
         (BIOS_RESET, bios.RESET_CODE),
     ):
         ram.slice(address, len(table))[:] = table

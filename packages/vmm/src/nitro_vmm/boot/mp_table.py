@@ -1,4 +1,4 @@
-"""The Intel MultiProcessor Specification's tables (version 1.4, chapter 4): one processor, one IO-APIC.
+"""The Intel MultiProcessor Specification's tables (version 1.4, chapter 4): processors, one IO-APIC.
 
 Kernels without ACPI, as AWS ships them, find the interrupt controllers here.
 """
@@ -37,7 +37,7 @@ LEVEL_ACTIVE_HIGH = 3 << 2 | 1
 ALL_LOCAL_APICS = 0xFF
 
 
-def build(level_irqs: Collection[int]) -> bytes:
+def build(level_irqs: Collection[int], *, processors: int = 1) -> bytes:
     """The floating pointer, and behind it the configuration table, to be written at `MP_TABLE`.
 
     Each pin of the IO-APIC gets the ISA interrupt of its own number.
@@ -45,15 +45,19 @@ def build(level_irqs: Collection[int]) -> bytes:
     Args:
         level_irqs: Interrupts that are level-triggered. The others are edge-triggered, as is usual for ISA.
             All are active high.
+        processors: How many there are.
     """
     entries = [
-        PROCESSOR.pack(
-            0,
-            LOCAL_APIC_ID,
-            LOCAL_APIC_VERSION,
-            ENABLED | BOOT_PROCESSOR,
-            PROCESSOR_SIGNATURE,
-            PROCESSOR_FEATURES,
+        *(
+            PROCESSOR.pack(
+                0,
+                LOCAL_APIC_ID + number,
+                LOCAL_APIC_VERSION,
+                ENABLED if number else ENABLED | BOOT_PROCESSOR,
+                PROCESSOR_SIGNATURE,
+                PROCESSOR_FEATURES,
+            )
+            for number in range(processors)
         ),
         BUS.pack(1, ISA_BUS_ID, b"ISA   "),
         IO_APIC_ENTRY.pack(2, IO_APIC_ID, IO_APIC_VERSION, ENABLED, IO_APIC),

@@ -15,6 +15,7 @@ SPELLINGS: Final = {
     "name": "--name",
     "memory_mib": "--memory-mib",
     "processors": "--processors",
+    "accelerator": "--accel",
     "cid": "--cid",
     "cmdline_append": "--cmdline-append",
     "vsock_path": "--vsock-path",
@@ -48,7 +49,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"memory, MiB (default: {MEMORY_MIB_DEFAULT}, or four times the image's size if that is more)",
     )
-    add("--processors", "--cpu-count", metavar="N", help="noted only: the machine has one processor")
+    add(
+        *("--processors", "--cpu-count"),
+        metavar="N",
+        help="processors (default: 2 with KVM; an emulated machine has one)",
+    )
+    add(
+        "--accel",
+        dest="accelerator",
+        metavar="NAME",
+        help="what runs the guest: kvm, unicorn (emulated), or auto (the default): KVM if it can run Linux",
+    )
     add(
         *("--cid", "--enclave-cid"),
         metavar="N",

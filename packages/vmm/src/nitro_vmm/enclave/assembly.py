@@ -61,6 +61,8 @@ class Assembly:
     """The security module's."""
     memory_mib: int
     """How much memory there is."""
+    processors: int
+    """How many there are."""
 
 
 def assemble(
@@ -102,7 +104,10 @@ def assemble(
         image_mib = config.eif_path.stat().st_size / MIB
         say(f"booting {config.eif_path} ({image_mib:.1f} MiB) in {memory_mib} MiB")
 
-        machine = Machine(memory, accelerator, console=console, console_ready=console_ready)
+        processors = _choose_processors(config, accelerator, say)
+        machine = Machine(
+            memory, accelerator, console=console, console_ready=console_ready, processors=processors
+        )
         resources.callback(machine.close)
         nsm = security_module(config, measurements)
         machine.add_virtio("nsm", NsmDevice(nsm, memory.guest))
@@ -127,9 +132,20 @@ def assemble(
             ramdisks=eif.ramdisks,
             rng_seed=os.urandom(RNG_SEED_BYTES),
             virtio_slots=machine.board.virtio_slots,
+            processors=processors,
             append=[config.cmdline_append.encode()] if config.cmdline_append else [],
         )
-    return Assembly(machine, entry, vsock, engine, measurements, nsm.module_id, memory_mib)
+    return Assembly(machine, entry, vsock, engine, measurements, nsm.module_id, memory_mib, processors)
+
+
+def _choose_processors(config: EnclaveConfig, accelerator: Accelerator, say: Callable[[str], None]) -> int:
+    if config.processors is None:
+        return accelerator.processors_default
+    if config.processors > accelerator.processors_max:
+        most = accelerator.processors_max
+        say(f"the enclave has {most} processor, not {config.processors}: {accelerator.name} has no more")
+        return most
+    return config.processors
 
 
 def _allocate(memory_bytes: int, resources: ExitStack, *, shared: bool) -> tuple[Memory, list[SharedRegion]]:

@@ -144,6 +144,11 @@ class Enclave:
         """Where the published ports are, with the enclave's port; a TCP port that was 0 is the one found."""
         return [] if self._published is None else self._published.endpoints
 
+    @property
+    def processors(self) -> int:
+        """How many processors the enclave has."""
+        return self._running.processors
+
     # The enclave's life.
 
     async def booted(self) -> float:
@@ -265,7 +270,7 @@ class Enclave:
         self._published = PublishedPorts(self.config.publish, self._resources, self._say)
         return assemble(
             self.config,
-            self._accelerator or open_accelerator("unicorn"),
+            self._accelerator or open_accelerator(self.config.accelerator, say=self._say),
             self._resources,
             console=self._on_console,
             console_ready=self._on_console_ready,

@@ -66,6 +66,7 @@ class Machine:
         console: Called with what the guest prints, in a processor's thread; it may wait, because the bus lock
             is not held.
         console_ready: Called when the console takes input again after it has refused some.
+        processors: How many processors it has.
         wall_clock_ns: Nanoseconds since 1970.
 
     Raises:
@@ -79,10 +80,11 @@ class Machine:
         *,
         console: Callable[[bytes], None],
         console_ready: Callable[[], None],
+        processors: int = 1,
         wall_clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         bus = AddressSpace()
-        self._vm = accelerator.create_vm(memory.ram, bus)
+        self._vm = accelerator.create_vm(memory.ram, bus, processors=processors)
         self.board = Board(
             bus,
             self._vm.line,

@@ -9,7 +9,7 @@ from nitro_vmm.accel.kvm import cpuid, ioctl
 from nitro_vmm.accel.kvm.ioctl import System, VmFile
 from nitro_vmm.accel.kvm.vcpu import KvmVcpu
 from nitro_vmm.accel.state import VmState
-from nitro_vmm.address_map import IO_APIC_PINS
+from nitro_vmm.address_map import IO_APIC_PINS, PROCESSORS_MAX
 
 TSS_ADDRESS: Final = 0xFFFB_D000
 """Three pages below the PC's BIOS at the end of 32-bit addresses, where nothing else is."""
@@ -32,6 +32,9 @@ class Kvm:
     """
 
     name: Final = "kvm"
+    processors_default: Final = 2
+    """As many as an enclave on Nitro gets at least: one core with its two threads."""
+    processors_max: Final = PROCESSORS_MAX
 
     def __init__(self, system: System | None = None) -> None:
         self._system = system or System()

@@ -30,17 +30,23 @@ class Unicorn:
 
     Args:
         clock_ns: A monotonic clock, nanoseconds.
+
+    Raises:
+        HostError: There is not enough address space.
     """
 
     name: Final = "unicorn"
+    processors_default: Final = 1
+    processors_max: Final = 1
 
     def __init__(self, *, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        _check_address_space()
         self._clock_ns = clock_ns
         # The counter's frequency is had from two looks at it. The image is loaded in between.
         self._tsc = read_tsc()
 
-    def create_vm(self, ram: Ram, bus: Bus) -> "UnicornVm":
-        """See `Accelerator.create_vm`.
+    def create_vm(self, ram: Ram, bus: Bus, *, processors: int = 1) -> "UnicornVm":  # noqa: ARG002
+        """See `Accelerator.create_vm`; there is one processor.
 
         Raises:
             HostError: Unicorn is not the one that we know, or there is not enough address space.
