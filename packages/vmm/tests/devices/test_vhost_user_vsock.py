@@ -231,6 +231,12 @@ def test_a_restored_guest_hears_that_its_connections_are_gone_and_goes_on(bench:
         assert connection.recv(1) == b""
         bench.connect(1025).close()
 
+    guest.transport.pause()
+    state = guest.transport.state()
+    guest.transport.resume()
+    guest.transport.restore(state)
+    assert guest.events.used() == [bytes(4)], "the next buffer"
+
 
 def test_a_state_without_a_queue_that_must_be_there_is_refused(bench: Bench) -> None:
     bench.guest.start()
