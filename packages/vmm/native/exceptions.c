@@ -106,6 +106,7 @@ bool x86_cpu_exec_interrupt_x86_64(cpu *processor, int request)
         original.uc_emu_stop(machine->engine);
         return true; /* the loop then forgets an exception index that an instruction may have left behind */
     }
+    refresh_clock(machine);
     env *registers = machine->registers;
     if (!(request & REQUEST_VIRQ) || !(ENV_EFLAGS(registers) & FLAG_IF)
         || (ENV_HFLAGS(registers) & HFLAGS_INHIBIT_IRQ))

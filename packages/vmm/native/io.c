@@ -53,6 +53,13 @@ static void write_board(struct machine *machine, write_device write, uint64_t ad
     enter_mxcsr(machine->registers);
 }
 
+void arm_timer(struct machine *machine, int64_t ticks)
+{
+    leave_mxcsr(machine->registers);
+    machine->board.arm_timer(ticks);
+    enter_mxcsr(machine->registers);
+}
+
 static uint64_t in(struct machine *machine, uint32_t port, int size, uintptr_t return_address)
 {
     check_permission(machine->registers, port, size, return_address);

@@ -81,6 +81,11 @@ enum { TRANSLATE_INSTRUCTION = 4, TRANSLATOR_OPERATIONS = 7 };
 #define ENV_EXCEPTION_IS_INT(e) FIELD(int32_t, e, 5388)
 #define ENV_VENDOR(e) (&FIELD(uint32_t, e, 5616)) /* EBX EDX ECX of leaf 0 */
 #define ENV_FEATURES(e) (&FIELD(uint64_t, e, 5632))
+#define ENV_TSC_ADJUST(e) FIELD(uint64_t, e, 4880)
+#define ENV_TSC_DEADLINE(e) FIELD(uint64_t, e, 4888)
+#define ENV_SYSTEM_TIME(e) FIELD(uint64_t, e, 5336) /* kvm-clock's registers, which QEMU keeps for KVM */
+#define ENV_WALL_CLOCK(e) FIELD(uint64_t, e, 5344)
+#define ENV_TSC_OFFSET(e) FIELD(uint64_t, e, 5512)
 #define ENV_UC(e) FIELD(uc *, e, 7000)
 
 /* One segment register with its hidden part; `flags` is the high half of the descriptor, as in memory. */

@@ -59,6 +59,7 @@ EXPORTED int nitro_run(struct machine *machine)
     if (machine->stop)
         return ASKED;
     forget_regions(machine);
+    resume_clock(machine);
     machine->running = 1;
     enter_mxcsr(machine->registers);
     int error = original.uc_emu_start(machine->engine, ENV_EIP(machine->registers), 0, 0, 0);

@@ -5,6 +5,7 @@
 
 #include <stddef.h>
 
+#include "clock.h"
 #include "layout.h"
 #include "table.h"
 
@@ -28,12 +29,15 @@ struct hole {
 /* The board. Python's frames end before these return, so nothing of QEMU ever jumps over one. */
 typedef uint64_t (*read_device)(uint64_t address, int size);
 typedef void (*write_device)(uint64_t address, int size, uint64_t value);
+/* Has the local APIC's timer interrupt in so many ticks of the time stamp counter; -1 disarms it. */
+typedef void (*arm_deadline)(int64_t ticks);
 
 struct board {
     read_device read_port;
     write_device write_port;
     read_device read_memory;
     write_device write_memory;
+    arm_deadline arm_timer;
 };
 
 /* RAM comes in two stretches at most. */
@@ -68,6 +72,7 @@ struct machine {
     char crash[160];  /* why the machine cannot go on, or empty */
     int hole_count;
     struct hole holes[HOLES_MAX];
+    struct clock clock;
     int ram_count;
     struct ram ram[RAM_MAX];
     struct region regions[REGIONS];
@@ -93,6 +98,9 @@ bool probe_sse(void);
 
 /* Called by QEMU for an access that is not aligned as its translation demands. Does not return. */
 void on_unaligned_access(cpu *processor, uint64_t address, int access, int mmu_index, uintptr_t return_address);
+
+/* As `arm_deadline`. */
+void arm_timer(struct machine *machine, int64_t ticks);
 
 void free_ram(struct machine *machine);
 

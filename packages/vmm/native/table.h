@@ -33,6 +33,9 @@
     X(void, helper_sysenter_x86_64, (env *, int))                          /* Unicorn's does nothing */          \
     /* cpuid.c */                                                                                                \
     X(void, helper_cpuid_x86_64, (env *))                                  /* our identity */                    \
+    /* msr.c */                                                                                                  \
+    X(void, helper_rdmsr_x86_64, (env *))                                  /* kvm-clock, TSC deadline */         \
+    X(void, helper_wrmsr_x86_64, (env *))                                                                        \
     /* io.c */                                                                                                   \
     X(uint64_t, helper_inb_x86_64, (env *, uint32_t))                      /* permission, our devices */         \
     X(uint64_t, helper_inw_x86_64, (env *, uint32_t))                                                            \

@@ -1,5 +1,6 @@
 """The native part: that it is in force, and guests that only it can hold."""
 
+import struct
 import subprocess
 import sys
 import threading
@@ -247,3 +248,80 @@ def test_sysenter_without_a_segment_is_a_protection_fault(guest: Guest) -> None:
     assert guest.run(f"{LIDT} 90 0f34") is Stopped.HALTED
 
     assert guest.result == CODE + len(bytes.fromhex(LIDT)) + 1
+
+
+# Ports, from a program.
+
+USER_CODE, USER_STACK, TSS = RESULT + 0x800, STACK - 0x100, RESULT + 0x200
+
+
+def enter_user_mode(guest: Guest, code: str, *, iopl: int = 0, permitted: bool = False) -> str:
+    """Code that runs ``code`` in ring 3, with a TSS whose bitmap permits port 0x64 or nothing."""
+    for table in (0xA000, 0xB000, 0xC000):  # the boot page tables: everything is the user's, too
+        for index in range(4):
+            (entry,) = struct.unpack("<Q", guest.ram.slice(table + 8 * index, 8))
+            guest.ram.slice(table + 8 * index, 8)[:] = struct.pack("<Q", entry | 4 if entry else 0)
+    guest.put(USER_CODE, code)
+    bitmap = bytearray(b"\xff" * 32)
+    if permitted:
+        bitmap[0x64 // 8] &= ~(1 << 0x64 % 8)
+    tss = bytearray(104) + bitmap
+    tss[4:12] = struct.pack("<Q", STACK)
+    tss[102:104] = struct.pack("<H", 104)
+    guest.ram.slice(TSS, len(tss))[:] = tss
+    descriptors = struct.pack(
+        "<8Q",
+        *(0, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x00AF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF),
+        TSS << 16 & 0xFF_FFFF_0000 | TSS << 32 & 0xFF << 56 | 0x8900 << 32 | len(tss) - 1,
+        0,
+    )
+    guest.ram.slice(RESULT + 0x100, len(descriptors))[:] = descriptors
+    guest.put(RESULT + 0x80, "3f00 00312000 00000000")
+    flags = 0x2 | iopl << 12
+    return (
+        f"{LIDT} 0f011425 80302000 66b83000 0f00d8"  # lgdt; ltr 0x30
+        f"6a2b 68{USER_STACK.to_bytes(4, 'little').hex()} 68{flags.to_bytes(4, 'little').hex()}"
+        f"6a23 68{USER_CODE.to_bytes(4, 'little').hex()} 48cf"
+    )
+
+
+@pytest.mark.parametrize("code", ["e664", "e464", "66ba6400 ee", "66ba6400 ed", "66ba6400 6e"])
+def test_a_program_may_not_use_ports(guest: Guest, code: str) -> None:
+    guest.gate(13, f"58 {STORE_RAX} b801000000 48890425 08302000 {HLT}")
+
+    assert guest.run(enter_user_mode(guest, code)) is Stopped.HALTED
+
+    assert struct.unpack("<2Q", guest.ram.slice(RESULT, 16)) == (0, 1)
+    assert guest.bus.asked == []
+
+
+def test_a_program_may_use_a_port_that_the_bitmap_permits(guest: Guest) -> None:
+    guest.gate(13, HLT)
+
+    assert guest.run(enter_user_mode(guest, "e664 e665", permitted=True)) is Stopped.HALTED
+
+    assert guest.bus.asked == [("out", 0x64, 1, 0x30)]
+
+
+def test_a_program_with_the_privilege_may_use_all_ports(guest: Guest) -> None:
+    guest.gate(3, HLT, kind=0xEE00)
+
+    assert guest.run(enter_user_mode(guest, "e664 e665 cc", iopl=3)) is Stopped.HALTED
+
+    assert guest.bus.asked == [("out", 0x64, 1, 0x30), ("out", 0x65, 1, 0x30)]
+
+
+# What the guest's arithmetic must not do to ours.
+
+
+def test_a_device_computes_with_the_host_s_rounding(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(guest.bus, "write_port", lambda *_: seen.append(0.1 + 0.2))
+    guest.ram.slice(RESULT, 4)[:] = struct.pack("<I", 0xFFC0)  # round to zero, flush denormals
+
+    # mov eax,cr4; or eax,0x600; mov cr4,eax; ldmxcsr [RESULT]; out
+    stopped = guest.run(f"0f20e0 0d00060000 0f22e0 0fae1425 00302000 {OUT} 0fae1c25 08302000 {HLT}")
+
+    assert stopped is Stopped.HALTED
+    assert seen == [0.1 + 0.2]
+    assert struct.unpack("<I", guest.ram.slice(RESULT + 8, 4)) == (0xFFC0,)

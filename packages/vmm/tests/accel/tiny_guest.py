@@ -53,6 +53,9 @@ class RememberingBus:
     def write_memory(self, address: int, size: int, value: int) -> None:
         self.asked.append(("store", address, size, value))
 
+    def arm_timer(self, ticks: int) -> None:
+        self.asked.append(("timer", ticks))
+
 
 class Guest:
     """A processor in 64-bit mode with an IDT that is empty, and some code."""

@@ -252,12 +252,64 @@ def test_writing_zero_stops_the_timer() -> None:
     assert bench.apic.deadline_ns is None
 
 
-def test_tsc_deadline_mode_is_not_offered() -> None:
+DEADLINE_MODE = 1 << 18
+
+
+def test_a_deadline_of_the_time_stamp_counter() -> None:
+    bench = Bench()
+    bench.put(LVT_TIMER, DEADLINE_MODE | 0x30)
+
+    bench.apic.arm_deadline(5)
+
+    assert bench.get(LVT_TIMER) == DEADLINE_MODE | 0x30
+    assert bench.apic.deadline_ns == bench.now_ns + 5_000
+    bench.at(bench.now_ns + 5_000)
+    assert bench.apic.pending_vector() == 0x30
+    assert bench.apic.deadline_ns is None
+
+
+def test_a_deadline_can_be_taken_back() -> None:
+    bench = Bench()
+    bench.put(LVT_TIMER, DEADLINE_MODE | 0x30)
+    bench.apic.arm_deadline(5)
+
+    bench.apic.arm_deadline(-1)
+
+    assert bench.apic.deadline_ns is None
+
+
+def test_deadlines_and_counts_are_for_their_own_modes() -> None:
     bench = Bench()
 
-    bench.put(LVT_TIMER, 1 << 18 | 0x30)
+    bench.put(LVT_TIMER, DEADLINE_MODE | 0x30)
+    bench.put(INITIAL_COUNT, 100)
+    assert bench.apic.deadline_ns is None
+    assert bench.get(CURRENT_COUNT) == 0
+    bench.put(LVT_TIMER, 0x30)
+    bench.apic.arm_deadline(5)
 
-    assert bench.get(LVT_TIMER) == 0x30
+    assert bench.apic.deadline_ns is None
+
+
+def test_a_change_of_mode_disarms_the_timer() -> None:
+    bench = Bench()
+    bench.put(LVT_TIMER, DEADLINE_MODE | 0x30)
+    bench.apic.arm_deadline(5)
+
+    bench.put(LVT_TIMER, 0x30)
+
+    assert bench.apic.deadline_ns is None
+
+
+def test_a_deadline_is_saved_and_restored() -> None:
+    bench = Bench()
+    bench.put(LVT_TIMER, DEADLINE_MODE | 0x30)
+    bench.apic.arm_deadline(5_000_000)
+
+    other = Bench(now_ns=7_000)
+    other.apic.restore(bench.apic.state())
+
+    assert other.apic.deadline_ns == 7_000 + 5_000_000_000
 
 
 def test_only_a_nearer_deadline_wakes_the_machine() -> None:

@@ -128,8 +128,9 @@ LOCAL_APIC = {
     "LVT_ERROR": 0x370,
     "LVT_MASKED": 0x1_0000,
     "LVT_PERIODIC": 0x2_0000,
+    "LVT_DEADLINE": 0x4_0000,
     "LVT_WRITABLE": {
-        0x320: 0x3_00FF,
+        0x320: 0x7_00FF,
         0x330: 0x1_07FF,
         0x340: 0x1_07FF,
         0x350: 0x1_A7FF,

@@ -15,7 +15,7 @@ How an interrupt vector gets through:
 The processor may take a vector long before `acknowledge` is called. Until then IRR says that an interrupt is
 pending which in truth is being served, so `acknowledge` has to come before any other call.
 
-Not offered: x2APIC, TSC-deadline mode, NMI, SMI and start-up messages, suppression of EOI broadcasts. The
+Not offered: x2APIC, NMI, SMI and start-up messages, suppression of EOI broadcasts. The
 guest reaches TPR through its register here only, because its CR8 stays within the processor.
 """
 
@@ -71,8 +71,10 @@ LVT_ERROR: Final = 0x370
 
 LVT_MASKED: Final = 1 << 16
 LVT_PERIODIC: Final = 1 << 17
+LVT_DEADLINE: Final = 1 << 18
+"""The timer waits for a value of the time stamp counter (section "TSC-Deadline Mode")."""
 LVT_WRITABLE: Final = {
-    LVT_TIMER: 0x3_00FF,
+    LVT_TIMER: 0x7_00FF,
     LVT_THERMAL: 0x1_07FF,
     LVT_PERFORMANCE: 0x1_07FF,
     LVT_LINT0: 0x1_A7FF,
@@ -238,7 +240,8 @@ class LocalApic:
         divisor = _divisor(state.divide)
         expires_in_ns = state.expires_in_ns
         longest_ns = max(PERIOD_NS_MIN, self._counts_to_ns(state.initial_count, divisor))
-        if expires_in_ns is not None and expires_in_ns > longest_ns:
+        by_deadline = state.local_vectors[0] & LVT_DEADLINE
+        if expires_in_ns is not None and expires_in_ns > longest_ns and not by_deadline:
             raise StateError(
                 f"the saved timer has {expires_in_ns} ns to go, but its whole count takes {longest_ns} ns"
             )
@@ -347,6 +350,17 @@ class LocalApic:
         """When the timer will interrupt, on the given clock, so when to call `tick`; or `None`."""
         return None if self._lvt[LVT_TIMER] & LVT_MASKED else self._expires_ns
 
+    def arm_deadline(self, ticks: int) -> None:
+        """Fire in ``ticks`` of the time stamp counter, which counts at the timer's frequency; -1 disarms.
+
+        Without a meaning unless the timer is in TSC-deadline mode.
+        """
+        if not self._lvt[LVT_TIMER] & LVT_DEADLINE:
+            return
+        before_ns = self.deadline_ns
+        self._expires_ns = None if ticks < 0 else self._clock_ns() + self._counts_to_ns(ticks, 1)
+        self._announce_deadline(before_ns)
+
     def tick(self, now_ns: int) -> None:
         """Let the timer fire if its time has come. Several missed periods make one interrupt."""
         expires_ns = self._expires_ns
@@ -374,12 +388,14 @@ class LocalApic:
     def _read_current_count(self) -> int:
         now_ns = self._clock_ns()
         self.tick(now_ns)
-        if self._expires_ns is None:
+        if self._expires_ns is None or self._lvt[LVT_TIMER] & LVT_DEADLINE:
             return 0
         left = -((now_ns - self._expires_ns) * self._timer_hz // (self._divisor * NS_PER_S))
         return min(left, self._initial_count)
 
     def _write_initial_count(self, value: int) -> None:
+        if self._lvt[LVT_TIMER] & LVT_DEADLINE:
+            return
         self._initial_count = value
         self._arm(self._initial_count)
 
@@ -493,6 +509,8 @@ class LocalApic:
         if offset == LVT_TIMER:
             # What the timer should have done until now, it does as it was told before.
             self.tick(self._clock_ns())
+            if (value ^ self._lvt[offset]) & LVT_DEADLINE:
+                self._expires_ns, self._initial_count = None, 0
         before_ns = self.deadline_ns
         self._lvt[offset] = value & LVT_WRITABLE[offset]
         if not self._spurious & SOFTWARE_ENABLED:

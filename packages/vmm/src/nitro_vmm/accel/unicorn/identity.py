@@ -6,11 +6,16 @@ The identity is chosen for a short boot, and is no lie about what programs can u
   timer, and nothing is calibrated against a timer chip that is not there; leaf 0x16 for the processor's own.
 * An Atom of the first generation (family 6, model 0x1C): it executes in order, so Linux knows it to be
   immune to speculation and leaves its mitigations out. An emulator does not speculate.
-* A KVM signature with no features: Linux then skips the test of the IO-APIC's timer pin, which has none.
-* TSC_ADJUST and an invariant time stamp counter: Linux then trusts the counter and starts no watchdog.
+* A KVM signature: Linux then skips the test of the IO-APIC's timer pin, which has none. With the native part
+  there is kvm-clock, as on Nitro: the guest's time is the host's from the first moment on. The time stamp
+  counter is not called invariant then, because Linux would prefer it as its clock.
+* Without the native part, an invariant time stamp counter: Linux then trusts it and starts no watchdog.
+* The timer by the time stamp counter's deadline with the native part, because a kernel with kvm-clock does
+  not take the timer's frequency from leaf 0x15, and measures it for a tenth of a second.
 * A timer of the local APIC that runs in every sleep (ARAT): else Linux, which has no other timer to wake it,
   keeps a periodic tick, and a guest that waits keeps the host busy.
-* No x2APIC, TSC deadline, XSAVE or AVX: Unicorn does not have them. No BMI1 or BMI2: it has them wrong.
+* No x2APIC, XSAVE or AVX: Unicorn does not have them. No BMI1 or BMI2: it has them wrong, and so it has the
+  string compares of SSE4.2 without the native part. They cannot be hidden alone, so SSE4.2 goes.
 """
 
 from typing import Final
@@ -38,33 +43,42 @@ EXTENDED_ECX: Final = sum(1 << bit for bit in (0, 5))
 EXTENDED_EDX: Final = sum(1 << bit for bit in (11, 20, 27, 29))
 ALWAYS_RUNNING_APIC_TIMER: Final = 1 << 2
 INVARIANT_TSC: Final = 1 << 8
+SSE42: Final = 1 << 20
+TSC_DEADLINE: Final = 1 << 24
+# Leaf 0x40000001, EAX: kvm-clock by old and new registers, no delays between port accesses, a stable clock.
+KVM_FEATURES: Final = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24
 ADDRESS_BITS: Final = 48 << 8 | 40
 """Linear and physical."""
 
 PHYSICAL_ADDRESS_END: Final = 1 << 40
 
 
-def leaves(tsc_hz: int) -> dict[int, Leaf]:
+def leaves(tsc_hz: int, *, native: bool) -> dict[int, Leaf]:
     """EAX, EBX, ECX and EDX by leaf; all others are zero, and so are all subleaves but 0.
 
     Args:
         tsc_hz: What the time stamp counter and the local APIC's timer count at; below 2**32.
+        native: Whether the native part is there, and with it what Unicorn alone does not have.
     """
+    features_ecx = FEATURES_ECX | TSC_DEADLINE if native else FEATURES_ECX & ~SSE42
+    power = 0 if native else INVARIANT_TSC
+    kvm_features = KVM_FEATURES if native else 0
     mhz = tsc_hz // 1_000_000
     brand = {0x8000_0002 + index: _words(BRAND[16 * index : 16 * index + 16]) for index in range(3)}
     signature = FAMILY_6_MODEL_1C_STEPPING_A
     return {
         0: (0x16, *_vendor(VENDOR)),
-        1: (signature, CLFLUSH_64_BYTES | ONE_LOGICAL_PROCESSOR, FEATURES_ECX, FEATURES_EDX),
+        1: (signature, CLFLUSH_64_BYTES | ONE_LOGICAL_PROCESSOR, features_ecx, FEATURES_EDX),
         6: (ALWAYS_RUNNING_APIC_TIMER, 0, 0, 0),
         7: (0, STRUCTURED_EBX, 0, 0),
         0x15: (1, 1, tsc_hz, 0),
         0x16: (mhz, mhz, 0, 0),
         0x4000_0000: (0x4000_0001, *_words(HYPERVISOR)),
+        0x4000_0001: (kvm_features, 0, 0, 0),
         0x8000_0000: (0x8000_0008, 0, 0, 0),
         0x8000_0001: (0, 0, EXTENDED_ECX, EXTENDED_EDX),
         **brand,
-        0x8000_0007: (0, 0, 0, INVARIANT_TSC),
+        0x8000_0007: (0, 0, 0, power),
         0x8000_0008: (ADDRESS_BITS, 0, 0, 0),
     }
 

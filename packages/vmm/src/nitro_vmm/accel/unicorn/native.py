@@ -16,6 +16,7 @@ PATH: Final = Path(__file__).with_name("libnitro.so")
 
 ReadDevice: Final = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int)
 WriteDevice: Final = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_int, ctypes.c_uint64)
+ArmTimer: Final = ctypes.CFUNCTYPE(None, ctypes.c_int64)
 
 
 class Board(ctypes.Structure):
@@ -26,6 +27,7 @@ class Board(ctypes.Structure):
         ("write_port", WriteDevice),
         ("read_memory", ReadDevice),
         ("write_memory", WriteDevice),
+        ("arm_timer", ArmTimer),
     )
 
 
@@ -56,6 +58,7 @@ class Library:
             quick.nitro_add_ram, number, pointer, ctypes.c_uint64, ctypes.c_uint64, pointer
         )
         self.add_leaf = _prototype(quick.nitro_add_leaf, number, pointer, ctypes.POINTER(Leaf))
+        self.set_tsc_frequency = _prototype(quick.nitro_set_tsc_frequency, None, pointer, ctypes.c_uint64)
         self.limit_features = _prototype(quick.nitro_limit_features, number, pointer)
         self.stop = _prototype(quick.nitro_stop, None, pointer)
         self.forget_stop = _prototype(quick.nitro_forget_stop, None, pointer)

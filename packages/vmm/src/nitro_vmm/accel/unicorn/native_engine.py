@@ -8,7 +8,7 @@ import unicorn
 
 from nitro_vmm.accel.unicorn.engine import Bus, Stopped
 from nitro_vmm.accel.unicorn.identity import Leaf
-from nitro_vmm.accel.unicorn.native import Board, Library, ReadDevice, WriteDevice
+from nitro_vmm.accel.unicorn.native import ArmTimer, Board, Library, ReadDevice, WriteDevice
 from nitro_vmm.accel.unicorn.native import Leaf as NativeLeaf
 from nitro_vmm.accel.unicorn.private import engine_address, mismatch
 from nitro_vmm.address_map import RamRange
@@ -24,6 +24,7 @@ class NativeEngine:
         library: The native part.
         uc: The engine, whose layout is proved and whose RAM is mapped.
         bus: Where accesses go that are not to RAM.
+        tsc_hz: The frequency of the time stamp counter, as CPUID tells it.
         ram: The RAM's addresses, and where each is in this process.
         holes: The addresses without RAM.
         leaves: CPUID.
@@ -38,6 +39,7 @@ class NativeEngine:
         uc: unicorn.Uc,
         bus: Bus,
         *,
+        tsc_hz: int,
         ram: Sequence[tuple[RamRange, int]],
         holes: Sequence[RamRange],
         leaves: dict[int, Leaf],
@@ -50,11 +52,13 @@ class NativeEngine:
             WriteDevice(self._guarded(bus, "write_port")),
             ReadDevice(self._guarded(bus, "read_memory")),
             WriteDevice(self._guarded(bus, "write_memory")),
+            ArmTimer(self._guarded(bus, "arm_timer")),
         )
         reason = ctypes.c_char_p()
         self._machine = library.attach(engine_address(uc), self._board, reason)
         if not self._machine:
             raise mismatch((reason.value or b"").decode())
+        library.set_tsc_frequency(self._machine, tsc_hz)
         for (address, size), host in ram:
             if not library.add_ram(self._machine, address, size, host):
                 raise mismatch("no memory for the state of pages")

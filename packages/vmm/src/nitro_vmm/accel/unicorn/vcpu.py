@@ -62,11 +62,13 @@ class Cpu:
             end = address + size
         holes.append(RamRange(end, identity.PHYSICAL_ADDRESS_END - end))
         self._private = PrivateState(uc)
-        leaves = identity.leaves(tsc_hz)
+        leaves = identity.leaves(tsc_hz, native=native.LIBRARY is not None)
         self._engine: Engine
         if native.LIBRARY is not None:
             places = [(where, ctypes.addressof(pin)) for (where, _), pin in zip(ram, self._pins, strict=True)]
-            self._engine = NativeEngine(native.LIBRARY, uc, bus, ram=places, holes=holes, leaves=leaves)
+            self._engine = NativeEngine(
+                native.LIBRARY, uc, bus, tsc_hz=tsc_hz, ram=places, holes=holes, leaves=leaves
+            )
         else:
             views = [(where, memoryview(buffer)) for where, buffer in ram]
             self._engine = PythonEngine(uc, self._private, bus, holes=holes, ram=views, leaves=leaves)

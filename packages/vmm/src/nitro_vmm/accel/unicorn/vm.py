@@ -240,6 +240,14 @@ class _LockedBus:
         finally:
             self._interrupts.leave()
 
+    def arm_timer(self, ticks: int) -> None:
+        """The time stamp counter's deadline."""
+        self._interrupts.enter()
+        try:
+            self._interrupts.local_apic.arm_deadline(ticks)
+        finally:
+            self._interrupts.leave()
+
     def write_memory(self, address: int, size: int, value: int) -> None:
         """A store outside RAM."""
         self._interrupts.enter()
