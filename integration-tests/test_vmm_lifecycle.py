@@ -154,6 +154,30 @@ def test_linux_ends_by_itself(tmp_path: Path, kernel: bytes, body: str, code: in
     assert "ready\n" in ended.console
 
 
+def linux_image_with(directory: Path, kernel: bytes, init: Node | None) -> Path:
+    ramdisk = directory / "init.cpio"
+    with ramdisk.open("wb") as archive:
+        write_cpio(archive, ([] if init is None else {"init": init}.items()))
+    return write_image(directory / "linux.eif", kernel, ramdisk.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("init", "cause"),
+    [
+        pytest.param(None, "(B07)", id="no init"),
+        pytest.param(Node.file(b"#!/bin/sh\n", 0o755), "(B02)", id="no interpreter"),
+        pytest.param(Node.file(b"\x7fELF nonsense", 0o755), "(B03)", id="no program"),
+        pytest.param(Node.file(b"#!/init\n", 0o644), "(B04)", id="not executable"),
+    ],
+)
+def test_why_linux_does_not_start(tmp_path: Path, kernel: bytes, init: Node | None, cause: str) -> None:
+    ended = run(linux_image_with(tmp_path, kernel, init))
+
+    assert ended.code == 10
+    assert cause in ended.said
+    assert "  hint: " in ended.said
+
+
 @pytest.mark.parametrize(
     ("code", "exit_code", "said"),
     [

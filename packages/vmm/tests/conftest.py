@@ -1,5 +1,6 @@
 """Images whose kernels are a few bytes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,15 @@ def make_image(path: Path, code: bytes) -> Path:
     )
     write_eif(contents, path)
     return path
+
+
+def print_and_halt(text: bytes) -> bytes:
+    """Code that prints a text and halts for good."""
+    port = bytes.fromhex("66baf803")  # mov dx,0x3f8
+    return port + b"".join(bytes((0xB0, byte, 0xEE)) for byte in text) + bytes.fromhex("faf4")
+
+
+@pytest.fixture
+def image_that_prints(image: Path) -> Callable[[bytes], Path]:
+    """Makes an image that prints a text and halts for good."""
+    return lambda text: make_image(image.with_name("printing.eif"), print_and_halt(text))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,16 @@ from nitro_vmm.address_map import MIB
 from nitro_vmm.cli import main, parser
 from nitro_vmm.cli.exit_code import ExitCode
 from nitro_vmm.enclave.image import choose_memory_mib, measure_bootable
+from nitro_vmm.testing import tiny_kernel
 
 METADATA = Metadata(image_name="test", build=BuildMetadata(build_time="2026-01-31T12:00:00+00:00")).pack()
+
+
+def image_of(beside: Path, code: bytes) -> Path:
+    path = beside.with_name("code.eif")
+    contents = Contents(kernel=tiny_kernel(code), cmdline=b"", ramdisks=[b"r"], metadata=METADATA)
+    write_eif(contents, path)
+    return path
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -135,11 +144,63 @@ def test_json(image: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "hi")
     assert list(report) == [
         *("ExitCode", "Outcome", "Reason", "Seconds", "HeartbeatSeconds"),
-        *("EnclaveID", "EnclaveCID", "MemoryMiB", "Measurements"),
+        *("EnclaveID", "EnclaveCID", "MemoryMiB", "Measurements", "Mode", "Application", "Cause"),
     ]
     assert (report["Outcome"], report["EnclaveCID"], report["MemoryMiB"]) == ("ENDED", 21, 64)
     with Eif.open(image) as eif:
         assert report["Measurements"]["PCR0"] == measure(eif).pcr0.hex()
+
+
+def test_documents_measurements_in_debug_mode(image: Path) -> None:
+    report = json.loads(call("run", str(image), "--json", "--debug-mode").stdout)
+
+    assert report["Mode"] == "debug"
+    assert report["Measurements"]["PCR0"] == "0" * 96
+    with Eif.open(image) as eif:
+        assert report["ImageMeasurements"] == measure(eif).as_json()
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "application"),
+    [
+        (b"init: the application exited with 3\n", 3, {"status": 3, "signal": None}),
+        (b"init: the application was killed by signal 9\n", 137, {"status": None, "signal": 9}),
+        (b"child exited with error\n", 1, {"status": None, "signal": None}),
+        (b"bye\n", 0, None),
+    ],
+)
+def test_the_applications_end(
+    image_that_prints: Callable[[bytes], Path], text: bytes, code: int, application: dict[str, int] | None
+) -> None:
+    image = image_that_prints(text)
+
+    plain = call("run", str(image), "--json")
+    from_app = call("run", str(image), "--exit-code-from", "app")
+
+    assert (plain.returncode, from_app.returncode) == (0, code)
+    assert json.loads(plain.stdout)["Application"] == application
+    assert ("; the application " in from_app.stderr) is (application is not None)
+
+
+def test_the_cause_of_a_failure_is_said(image_that_prints: Callable[[bytes], Path]) -> None:
+    image = image_that_prints(b"Failed to execute /init (error -8)\nKernel panic - not syncing: No init\n")
+
+    done = call("run", str(image))
+
+    assert done.returncode == ExitCode.PANIC
+    assert "vmm: why: the image's init is no program of this processor (B03)" in done.stderr
+    assert "  hint: build it for x86_64" in done.stderr
+
+
+def test_no_heartbeat_of_a_kernel_that_prints_nothing(image: Path) -> None:
+    done = call("run", str(image_of(image, bytes.fromhex("ebfe"))), "--boot-timeout-s", "1", "--json")
+
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["Cause"]["code"]) == (ExitCode.BOOT_TIMEOUT, "B12")
+
+
+def test_a_kernel_that_nitro_would_not_boot(image: Path) -> None:
+    assert "Nitro boots a bzImage only" in call("run", str(image)).stderr
 
 
 def test_a_missing_image(tmp_path: Path) -> None:

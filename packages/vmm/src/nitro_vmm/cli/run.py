@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 from nitro_vmm.cli.command import PROGRAM
@@ -14,6 +15,8 @@ from nitro_vmm.cli.streams import Told, tell
 
 if TYPE_CHECKING:
     from nitro_vmm.cli.command import Subparsers
+    from nitro_vmm.enclave.outcome import Result
+    from nitro_vmm.enclave.watch import ApplicationEnd
     from nitro_vmm.run.attach import Attached
 
 EXAMPLE: Final = """\
@@ -41,6 +44,12 @@ def add(commands: "Subparsers") -> None:
     add_options(run)
     run.add_argument(
         "--json", action="store_true", help="report the end as JSON; the console then goes to standard error"
+    )
+    run.add_argument(
+        "--exit-code-from",
+        choices=["vmm", "app"],
+        default="vmm",
+        help="exit with what the image's program exited with, where its init says so (default: vmm)",
     )
     run.add_argument(
         "--raw-console",
@@ -77,12 +86,27 @@ def execute(arguments: argparse.Namespace, started_s: float) -> int:
     except Exception as error:  # noqa: BLE001 - what is not known there is raised again
         return complain_of(error, path, daemon=arguments.vhost_user_path is not None)
     code = _exit_code(attached)
+    if arguments.exit_code_from == "app" and code == ExitCode.ENDED:
+        code = _application_code(attached.result.application)
     if arguments.json:
         print(json.dumps(_as_json(attached, code), indent=2))
     result = attached.result
     beat = "no heartbeat" if result.heartbeat_s is None else f"heartbeat after {result.heartbeat_s:.2f} s"
-    say(f"{result.reason} after {result.seconds:.2f} s; {beat}")
+    application = "" if result.application is None else f"; {result.application}"
+    say(f"{result.reason} after {result.seconds:.2f} s; {beat}{application}")
+    if result.cause is not None:
+        say(f"why: {result.cause.message} ({result.cause.code})")
+        say(f"  hint: {result.cause.hint}")
     return code
+
+
+def _application_code(application: "ApplicationEnd | None") -> int:
+    """What the image's program would have exited with in a shell; 1 if its init only said that it failed."""
+    if application is None:
+        return ExitCode.ENDED
+    if application.status is not None:
+        return application.status
+    return ExitCode.FAILED if application.signal is None else 128 + application.signal
 
 
 def _exit_code(attached: "Attached") -> int:
@@ -103,6 +127,7 @@ def _exit_code(attached: "Attached") -> int:
 
 def _as_json(attached: "Attached", code: int) -> dict[str, object]:
     result = attached.result
+    application = result.application
     return {
         "ExitCode": int(code),
         "Outcome": NAMES.get(code, ExitCode.TERMINATED.name),
@@ -112,5 +137,17 @@ def _as_json(attached: "Attached", code: int) -> dict[str, object]:
         "EnclaveID": result.module_id,
         "EnclaveCID": result.cid,
         "MemoryMiB": result.memory_mib,
-        "Measurements": result.measurements.as_json(),
+        **measurements_as_json(result),
+        "Mode": "debug" if result.debug_mode else "production",
+        "Application": None if application is None else asdict(application),
+        "Cause": None if result.cause is None else asdict(result.cause),
     }
+
+
+def measurements_as_json(result: "Result") -> dict[str, object]:
+    """The measurements as documents show them: zero in debug mode, where the image's are told apart."""
+    measured = result.measurements.as_json()
+    if not result.debug_mode:
+        return {"Measurements": measured}
+    zeros = {name: "0" * len(value) if name.startswith("PCR") else value for name, value in measured.items()}
+    return {"Measurements": zeros, "ImageMeasurements": measured}

@@ -346,6 +346,11 @@ class VirtioMmio:
 
     # What the bus calls.
 
+    @property
+    def driver_runs(self) -> bool:
+        """Whether the guest has a driver that drives the device."""
+        return bool(self._status & Status.DRIVER_OK)
+
     def read(self, offset: int, size: int) -> int:
         """A register, which must be read whole, or a field of the configuration space."""
         if offset == Register.INTERRUPT_STATUS and size == 4:

@@ -25,6 +25,7 @@ from nitro_vsock.vhost_user import SharedRegion
 
 RNG_SEED_BYTES: Final = 64
 PARENT_CID: Final = 3
+ELF_MAGIC: Final = b"\x7fELF"
 
 
 class VsockBackEnd(VirtioDevice, Protocol):
@@ -102,6 +103,8 @@ def assemble(
         measurements = measure_bootable(eif)
         memory, regions = _allocate(memory_mib * MIB, resources, shared=config.vhost_user_path is not None)
         image_mib = config.eif_path.stat().st_size / MIB
+        if bytes(eif.kernel[: len(ELF_MAGIC)]) == ELF_MAGIC:
+            say("warning: the kernel is an ELF file, which boots here; Nitro boots a bzImage only")
         say(f"booting {config.eif_path} ({image_mib:.1f} MiB) in {memory_mib} MiB")
 
         processors = _choose_processors(config, accelerator, say)

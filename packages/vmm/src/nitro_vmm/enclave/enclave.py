@@ -22,14 +22,15 @@ from nitro_vmm.accel import Accelerator, open_accelerator
 from nitro_vmm.config import EnclaveConfig, Endpoint
 from nitro_vmm.defaults import CID_DEFAULT
 from nitro_vmm.enclave.assembly import Assembly, assemble
+from nitro_vmm.enclave.causes import Cause, of_silence
 from nitro_vmm.enclave.console import Console, ConsoleSink
 from nitro_vmm.enclave.egress import HTTP_PROXY_PORT, Egress
 from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT, Heartbeat
 from nitro_vmm.enclave.outcome import EnclaveEndedError, Outcome, Result, Verdict, judge, late
-from nitro_vmm.enclave.panic import PanicWatch
 from nitro_vmm.enclave.parent import ParentListener, ParentSide
 from nitro_vmm.enclave.published import PublishedPorts
 from nitro_vmm.enclave.tasks import either, ungrouped
+from nitro_vmm.enclave.watch import ConsoleWatch
 from nitro_vmm.errors import UsageError
 from nitro_vmm.machine.machine import End, Ending
 from nitro_vsock import Service, UnixHostSide
@@ -80,7 +81,8 @@ class Enclave:
         self._say = say
         self._started_s = time.monotonic() if started_s is None else started_s
         self._heartbeat = Heartbeat(say, self._seconds)
-        self._panic = PanicWatch()
+        self._watch = ConsoleWatch()
+        self._cause: Cause | None = None
         unix = None if config.vsock_path is None else UnixHostSide(config.vsock_path)
         self._egress = Egress(config.proxy, config.allow)
         self._parent = ParentSide(unix, self._egress, self._heartbeat.note)
@@ -290,7 +292,7 @@ class Enclave:
 
     def _on_console(self, data: bytes) -> None:
         self.console.write(data)
-        if self._panic.feed(data):
+        if self._watch.feed(data):
             self._running.machine.stop()
 
     def _on_console_ready(self) -> None:
@@ -322,7 +324,7 @@ class Enclave:
 
     def _settle(self, assembly: Assembly, ending: Ending) -> None:
         """The guest has ended: tell everybody who waits."""
-        verdict = self._verdict or judge(ending, panic=self._panic.reason)
+        verdict = self._verdict or judge(ending, panic=self._watch.panic)
         self._result = Result(
             verdict.outcome,
             verdict.reason,
@@ -332,6 +334,9 @@ class Enclave:
             module_id=assembly.module_id,
             memory_mib=assembly.memory_mib,
             cid=self.config.cid,
+            debug_mode=self.config.debug_mode,
+            application=self._watch.application,
+            cause=self._watch.cause or self._cause,
         )
         self.console.close()
         self._input_wanted.set()
@@ -346,14 +351,19 @@ class Enclave:
             self.console.abandon()
             assembly.machine.stop()
 
-    async def _watch_boot(self, assembly: Assembly) -> None:  # noqa: ARG002 - tasks get the same
+    async def _watch_boot(self, assembly: Assembly) -> None:
         if self.config.vhost_user_path is not None:
             return  # the daemon's clients get the heartbeat
         remaining_s = self.config.boot_timeout_s - self._seconds()
         with trio.move_on_after(max(remaining_s, 0)):
             await self._heartbeat.came.wait()
             return
-        self._stop(late(self.config.boot_timeout_s, panic=self._panic.reason))
+        self._cause = of_silence(
+            printed=self._watch.printed,
+            device_found=assembly.machine.board.driver_runs("vsock"),
+            wrong=self._heartbeat.failures > 0,
+        )
+        self._stop(late(self.config.boot_timeout_s, panic=self._watch.panic))
 
     async def _move_vsock(self, assembly: Assembly) -> None:
         vsock = assembly.vsock

@@ -29,7 +29,8 @@ class Heartbeat:
         """Set when it has come."""
         self._say = say
         self._seconds = seconds
-        self._failures = 0
+        self.failures = 0
+        """How many connections to its port brought no heartbeat."""
 
     def note(self) -> None:
         """The enclave has booted: the first time counts."""
@@ -57,7 +58,7 @@ class Heartbeat:
                 self._fail("the enclave broke off its heartbeat")
 
     def _fail(self, how: str) -> None:
-        self._failures += 1
-        if self._failures <= FAILURES_SAID_MAX:
-            more = "; more of these are not reported" if self._failures == FAILURES_SAID_MAX else ""
+        self.failures += 1
+        if self.failures <= FAILURES_SAID_MAX:
+            more = "; more of these are not reported" if self.failures == FAILURES_SAID_MAX else ""
             self._say(how + more)

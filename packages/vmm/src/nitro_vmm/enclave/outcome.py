@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from nitro_eif import Measurements
+from nitro_vmm.enclave.causes import Cause
+from nitro_vmm.enclave.watch import ApplicationEnd
 from nitro_vmm.errors import VmmError
 from nitro_vmm.machine.machine import End, Ending
 
@@ -53,6 +55,12 @@ class Result:
     """How much it had."""
     cid: int
     """Its vsock address."""
+    debug_mode: bool
+    """Whether its documents had zeros for PCR0, PCR1, PCR2 and PCR8."""
+    application: ApplicationEnd | None = None
+    """How the image's program ended; `None` if its init did not say."""
+    cause: Cause | None = None
+    """Why it did not boot, or its application did not run, if the console or the devices show it."""
 
 
 class EnclaveEndedError(VmmError):
@@ -63,7 +71,8 @@ class EnclaveEndedError(VmmError):
     """
 
     def __init__(self, result: Result) -> None:
-        super().__init__(result.reason)
+        because = "" if result.cause is None else f": {result.cause.message}"
+        super().__init__(result.reason + because, hint="" if result.cause is None else result.cause.hint)
         self.result = result
 
 

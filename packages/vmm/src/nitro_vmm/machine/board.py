@@ -96,6 +96,10 @@ class Board:
         self._virtio[name] = transport
         self._bus.add_page(slot.address, transport)
 
+    def driver_runs(self, name: str) -> bool:
+        """Whether the guest has found the virtio device of this name, and drives it."""
+        return self._virtio[name].driver_runs
+
     # Pauses and saved machines; all under the bus lock, while no processor runs.
 
     def pause(self) -> None:
