@@ -1,12 +1,13 @@
 """Images whose kernels are a few bytes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from nitro_eif import BuildMetadata, Contents, Metadata, write_eif
 from nitro_vmm.testing import tiny_kernel
+from vmm_command import Vmm
 
 METADATA = Metadata(image_name="test", build=BuildMetadata(build_time="2026-01-31T12:00:00+00:00")).pack()
 # mov dx,0x3f8; mov al,'h'; out dx,al; mov al,'i'; out dx,al; cli; hlt
@@ -49,3 +50,15 @@ def print_and_halt(text: bytes) -> bytes:
 def image_that_prints(image: Path) -> Callable[[bytes], Path]:
     """Makes an image that prints a text and halts for good."""
     return lambda text: make_image(image.with_name("printing.eif"), print_and_halt(text))
+
+
+@pytest.fixture
+def vmm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vmm]:
+    """The command, with a runtime directory of its own; whatever it left running is ended."""
+    runtime = tmp_path / "runtime"
+    runtime.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    command = Vmm(runtime)
+    yield command
+    command("terminate", "--all")

@@ -6,12 +6,13 @@ import sys
 import time
 from collections.abc import Sequence
 
-from nitro_vmm.cli import completion, run
+from nitro_vmm.cli import completion, console, ps, run, stop
 from nitro_vmm.cli.command import PROGRAM, complain
 from nitro_vmm.cli.exit_code import EXIT_CODES, ExitCode
 from nitro_vmm.cli.streams import give_up, open_closed_streams
+from nitro_vmm.errors import UsageError, VmmError
 
-COMMANDS = (run, completion)
+COMMANDS = (run, ps, console, stop, completion)
 
 DEBUG = "VMM_DEBUG"
 """The environment variable that brings the traceback of an error that should not be."""
@@ -67,9 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _execute(argv: Sequence[str] | None, started_s: float) -> int:
     try:
         arguments = parser().parse_args(argv)
+        arguments.argv = sys.argv[1:] if argv is None else list(argv)
         return int(arguments.execute(arguments, started_s))
     except OSError:
         raise
+    except VmmError as error:
+        code = ExitCode.USAGE if isinstance(error, UsageError) else ExitCode.HOST
+        return complain(error, hint=error.hint, code=code)
     except MemoryError:
         return complain("there is not enough memory", hint="ulimit -v", code=ExitCode.HOST)
     except Exception as error:

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -150,6 +151,11 @@ class Enclave:
     def processors(self) -> int:
         """How many processors the enclave has."""
         return self._running.processors
+
+    def counters(self) -> dict[str, int]:
+        """What has gone through vsock so far, by the names of `nitro_vsock.Counters`; empty with a daemon."""
+        engine = self._running.engine
+        return {} if engine is None else asdict(engine.counters())
 
     # The enclave's life.
 

@@ -16,19 +16,12 @@ from nitro_vmm.enclave import Enclave, Result
 from nitro_vmm.enclave.tasks import ungrouped
 from nitro_vmm.run.console_writer import ConsoleWriter
 from nitro_vmm.run.escapes import EscapeFilter
+from nitro_vmm.run.signals import receiver, said
 from nitro_vmm.run.terminal import may_read, pollable, stdin_fd, terminal_without_echo
 
 logger = logging.getLogger(__name__)
 
 INPUT_CHUNK_BYTES: Final = 4096
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-"""End the enclave, even where they were ignored, as a shell's background jobs ignore Ctrl-C."""
-OTHER_SIGNALS: Final = (
-    *(signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM),
-    *(signal.SIGPROF, signal.SIGXCPU, signal.SIGIO),
-)
-"""Would end this process and leave its sockets behind, so they end the enclave first; unless they were
-ignored, as under nohup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +72,9 @@ async def _see_through(enclave: Enclave) -> Attached:
             # The first one counts: the enclave is ending already, and nothing ends it faster.
             if received is None:
                 received = signal.Signals(number)
-                name = "Ctrl-C" if received is signal.SIGINT else received.name
-                enclave.terminate(f"ended by {name}")
+                enclave.terminate(f"ended by {said(received)}")
 
-    others = [number for number in OTHER_SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
-    with ungrouped(), trio.open_signal_receiver(*SIGNALS, *others) as signals:
+    with ungrouped(), receiver() as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(obey, signals)
             async with enclave:

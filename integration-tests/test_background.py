@@ -1,0 +1,121 @@
+"""Ten enclaves in the background while processes are killed at random: nothing is lost, nothing is left."""
+
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("nitro_vmm.cli", reason="there is no `vmm run`; install nitro-vmm")
+
+from nitro_eif import BuildMetadata, Contents, Metadata, write_eif
+from nitro_vmm.run.registry import Entry, alive, entries, kill
+from nitro_vmm.testing import tiny_kernel
+
+pytestmark = pytest.mark.slow
+
+VMM = [sys.executable, "-P", "-m", "nitro_vmm"]
+ENCLAVES = 10
+KILLS = 200
+METADATA = Metadata(image_name="spin", build=BuildMetadata(build_time="2026-01-31T12:00:00+00:00")).pack()
+
+
+@pytest.fixture
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    path = tmp_path / "idle.eif"
+    # sti; hlt; jmp: an enclave that waits for ever costs no processor time
+    contents = Contents(
+        kernel=tiny_kernel(bytes.fromhex("fbf4ebfd")), cmdline=b"", ramdisks=[b"r"], metadata=METADATA
+    )
+    write_eif(contents, path)
+    return path
+
+
+def launch(image: Path, number: int) -> subprocess.Popen[bytes]:
+    sockets = ["--vsock-path", str(image.parent / f"vsock{number}")]
+    return subprocess.Popen(
+        [*VMM, "run", "-d", str(image), "--memory-mib", "64", "--boot-timeout-s", "3600", *sockets],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def exists(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def check_told_truly(known: list[Entry]) -> None:
+    for entry in known:
+        assert alive(entry) is exists(entry.pid), entry
+
+
+def wait_for_end(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        assert select.select([pidfd], [], [], 60)[0]
+        os.close(pidfd)
+
+
+def processes_of(directory: Path) -> list[int]:
+    """Processes whose environment names the test's directory."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.fsencode(directory) in (path / "environ").read_bytes() and int(path.name) != os.getpid():
+                found.append(int(path.name))
+    return found
+
+
+def test_processes_are_killed_at_random(image: Path) -> None:
+    dice = random.Random(42)
+    launches: list[subprocess.Popen[bytes]] = []
+    launched = killed = 0
+    while killed < KILLS:
+        launches = [process for process in launches if process.poll() is None]
+        running = [entry for entry in entries() if alive(entry)]
+        while len(running) + len(launches) < ENCLAVES:
+            launches.append(launch(image, launched))
+            launched += 1
+        # An enclave's process in any state of its life, or the command that launches one.
+        victims = [entry.pid for entry in running] + [process.pid for process in launches]
+        victim = dice.choice(victims)
+        others = {entry.pid for entry in running} - {victim}
+        with suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+            killed += 1
+        for process in launches:
+            if process.pid == victim:
+                process.wait()
+        if victim not in {process.pid for process in launches}:
+            wait_for_end(victim)
+        known = entries()
+        check_told_truly([entry for entry in known if entry.pid == victim or entry.pid in others])
+        assert others <= {entry.pid for entry in known if alive(entry)}
+        if launches and len(running) < ENCLAVES // 2:
+            launches[0].wait()  # let some of them come up, so that grown ones are killed, too
+
+    for process in launches:
+        process.wait()
+    while survivors := [entry for entry in entries() if alive(entry)]:
+        for entry in survivors:
+            kill(entry)
+            wait_for_end(entry.pid)
+    assert processes_of(image.parent) == []
+    for entry in entries():
+        assert not alive(entry)
+    subprocess.run([*VMM, "rm", "--all"], check=True, stdout=subprocess.DEVNULL)
+    left = sorted(path.name for path in image.parent.iterdir())
+    assert left == ["data", "idle.eif", "nitro-vmm"]
+    half_made = [path for path in (image.parent / "nitro-vmm").iterdir() if not path.name.startswith(".")]
+    assert half_made == []

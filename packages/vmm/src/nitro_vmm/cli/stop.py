@@ -1,0 +1,134 @@
+"""``vmm stop``, ``vmm terminate``, ``vmm wait`` and ``vmm rm``: the ends of enclaves in the background."""
+
+import argparse
+import json
+import select
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from nitro_vmm.cli.command import complain
+from nitro_vmm.cli.exit_code import ExitCode
+from nitro_vmm.errors import HostError
+from nitro_vmm.run.control import ask
+from nitro_vmm.run.registry import Entry, alive, directory_of, entries, find, kill, process_of, remove
+
+if TYPE_CHECKING:
+    from nitro_vmm.cli.command import Subparsers
+
+STOP_TIMEOUT_S: Final = 10.0
+
+
+def add(commands: "Subparsers") -> None:
+    """Add the commands to the parser."""
+    stop = commands.add_parser("stop", help="end enclaves in order")
+    _add_which(stop)
+    stop.add_argument(
+        "--timeout-s",
+        metavar="S",
+        type=float,
+        default=STOP_TIMEOUT_S,
+        help=f"how long its process may take before it is killed (default: {STOP_TIMEOUT_S:g})",
+    )
+    stop.set_defaults(execute=execute)
+    terminate = commands.add_parser("terminate", help="end enclaves at once, whatever their processes do")
+    _add_which(terminate)
+    terminate.set_defaults(execute=execute_terminate)
+    wait = commands.add_parser("wait", help="wait for an enclave's end, and exit as vmm run would have")
+    wait.add_argument("name", metavar="NAME", help="its name or id")
+    wait.add_argument("--timeout-s", metavar="S", type=float, help="give up after so many seconds (code 5)")
+    wait.add_argument("--json", action="store_true", help="report the end as JSON")
+    wait.set_defaults(execute=execute_wait)
+    rm = commands.add_parser("rm", help="forget enclaves that have ended, with their logs")
+    _add_which(rm)
+    rm.add_argument("--force", "-f", action="store_true", help="end them first")
+    rm.set_defaults(execute=execute_rm)
+
+
+def _add_which(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="*", help="names or ids")
+    parser.add_argument("--all", "-a", action="store_true", help="all of them")
+
+
+def _chosen(arguments: argparse.Namespace, *, running: bool) -> list[Entry] | None:
+    """The enclaves that are meant; `None` if none was named, which has been said."""
+    if arguments.all:
+        return [entry for entry in entries() if alive(entry) is running or not running]
+    if not arguments.names:
+        complain("give a name", hint="vmm ps lists them; --all means all", code=ExitCode.USAGE)
+        return None
+    return [find(name) for name in arguments.names]
+
+
+def execute(arguments: argparse.Namespace, started_s: float) -> int:  # noqa: ARG001 - the same for all commands
+    """Ask their processes, and kill those that do not obey."""
+    return _end(arguments, arguments.timeout_s)
+
+
+def execute_terminate(arguments: argparse.Namespace, started_s: float) -> int:  # noqa: ARG001
+    """Kill their processes."""
+    return _end(arguments, 0)
+
+
+def _end(arguments: argparse.Namespace, timeout_s: float) -> int:
+    chosen = _chosen(arguments, running=True)
+    if chosen is None:
+        return ExitCode.USAGE
+    for entry in chosen:
+        end(entry, timeout_s)
+        print(entry.name)
+    return ExitCode.ENDED
+
+
+def end(entry: Entry, timeout_s: float) -> None:
+    """End one: ask its process, wait, and kill it if it is still there.
+
+    Args:
+        entry: Which; one that has ended is left alone.
+        timeout_s: How long to wait; 0 does not even ask.
+    """
+    with process_of(entry) as pidfd:
+        if pidfd is None:
+            return
+        if timeout_s > 0:
+            with suppress(HostError), ask(directory_of(entry), "stop"):
+                wait_for(pidfd, timeout_s)
+        kill(entry)  # if it is there
+        wait_for(pidfd, STOP_TIMEOUT_S)
+
+
+def wait_for(pidfd: int, timeout_s: float | None) -> bool:
+    """Wait for a process to end; false if it has not within the time."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(None if timeout_s is None else max(0, timeout_s) * 1000))
+
+
+def execute_wait(arguments: argparse.Namespace, started_s: float) -> int:  # noqa: ARG001
+    """Wait for the process's end."""
+    entry = find(arguments.name)
+    with process_of(entry) as pidfd:
+        if pidfd is not None and not wait_for(pidfd, arguments.timeout_s):
+            return complain(f"{entry.name} still runs", code=ExitCode.BOOT_TIMEOUT)
+    with suppress(Exception):  # one that was launched with --rm has left nothing
+        entry = find(entry.name)
+    if entry.report is None:
+        return complain(
+            f"the process of {entry.name} was killed, or forgotten at its end", code=ExitCode.FAILED
+        )
+    print(json.dumps(entry.report, indent=2) if arguments.json else entry.report["Reason"])
+    return int(entry.report["ExitCode"])
+
+
+def execute_rm(arguments: argparse.Namespace, started_s: float) -> int:  # noqa: ARG001
+    """Remove their directories."""
+    chosen = _chosen(arguments, running=False)
+    if chosen is None:
+        return ExitCode.USAGE
+    for entry in chosen:
+        if alive(entry) and arguments.all and not arguments.force:
+            continue
+        if arguments.force:
+            end(entry, STOP_TIMEOUT_S)
+        remove(find(entry.name))
+        print(entry.name)
+    return ExitCode.ENDED

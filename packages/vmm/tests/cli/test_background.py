@@ -1,0 +1,290 @@
+"""Enclaves in the background: launching, listing, talking to them, and their ends."""
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from nitro_vmm.cli.exit_code import ExitCode
+from nitro_vmm.run.registry import control_address, runtime_directory
+from vmm_command import VMM, Vmm
+
+
+def wait_until_gone(pid: int) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    assert select.select([pidfd], [], [], 60)[0]
+    os.close(pidfd)
+
+
+def test_the_life_of_an_enclave(vmm: Vmm, spinning_image: Path) -> None:
+    launched = vmm("run", "-d", spinning_image)
+    listed = vmm("ps").stdout
+    described = json.loads(vmm("describe", "spinning").stdout)
+    stopped = vmm("stop", "spinning")
+    waited = vmm("wait", "spinning", "--json")
+    ended = vmm("ps").stdout
+    removed = vmm("rm", "spinning")
+
+    assert (launched.returncode, launched.stdout, launched.stderr) == (0, "spinning\n", "")
+    assert listed.splitlines()[1].split() == [
+        *("spinning", "running", "16", "512", "MiB", "production", str(spinning_image)),
+    ]
+    assert (described["Status"], described["EnclaveCID"], described["Mode"]) == ("running", 16, "production")
+    assert (stopped.returncode, stopped.stdout) == (0, "spinning\n")
+    assert waited.returncode == ExitCode.TERMINATED
+    assert json.loads(waited.stdout)["Reason"] == "stopped by vmm stop"
+    assert len(ended.splitlines()) == 1
+    assert removed.returncode == 0
+    assert vmm.entries() == {}
+    assert [path.name for path in (vmm.runtime / "nitro-vmm").iterdir()] == [".lock"]
+
+
+def test_names_and_cids_are_unique(vmm: Vmm, spinning_image: Path) -> None:
+    for _ in range(3):
+        vmm("run", "--detach", spinning_image)
+
+    taken = vmm("run", "-d", spinning_image, "--name", "spinning")
+    taken_cid = vmm("run", "-d", spinning_image, "--cid", "17")
+    entries = vmm.entries()
+
+    assert {name: entry["EnclaveCID"] for name, entry in entries.items()} == {
+        "spinning": 16,
+        "spinning_1": 17,
+        "spinning_2": 18,
+    }
+    assert taken.returncode == taken_cid.returncode == ExitCode.USAGE
+    assert "there is an enclave spinning, and it is running" in taken.stderr
+    assert "the CID 17 is taken" in taken_cid.stderr
+
+
+def test_the_name_of_one_that_has_ended_is_free(vmm: Vmm, image: Path) -> None:
+    vmm("run", "-d", image)
+    vmm("wait", "small")
+
+    vmm("run", "-d", image)
+    waited = vmm("wait", "small")
+
+    assert (waited.returncode, waited.stdout) == (0, "the enclave halted for good\n")
+    assert list(vmm.entries()) == ["small"]
+
+
+def test_logs_and_messages(vmm: Vmm, image: Path) -> None:
+    vmm("run", "-d", image)
+    vmm("wait", "small")
+
+    assert vmm("logs", "small").stdout == "hi"
+    assert vmm("logs", "-f", "small").stdout == "hi"
+    assert vmm("logs", "--messages", "small").returncode == 0
+
+
+def test_logs_are_followed_to_the_end(vmm: Vmm, spinning_image: Path) -> None:
+    vmm("run", "-d", spinning_image)
+    follower = subprocess.Popen([*VMM, "logs", "-f", "spinning"], stdout=subprocess.PIPE)
+    assert follower.stdout is not None
+    first = follower.stdout.read(2)
+
+    vmm("stop", "spinning")
+    rest, _ = follower.communicate(timeout=60)
+
+    assert (first, rest, follower.returncode) == (b"hi", b"", 0)
+
+
+def test_the_console_shows_what_was_printed_and_detaches(vmm: Vmm, spinning_image: Path) -> None:
+    vmm("run", "-d", spinning_image)
+
+    attached = vmm("console", "spinning", typed=b"typed\x1d")
+
+    assert attached.returncode == 0
+    assert vmm.entries()["spinning"]["Status"] == "running"
+
+
+def test_an_enclave_that_shows_no_console(vmm: Vmm, spinning_image: Path) -> None:
+    vmm("run", "-d", spinning_image, "--no-console")
+
+    for command in ("console", "logs"):
+        done = vmm(command, "spinning")
+        assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+        assert "shows no console" in done.stderr
+
+
+def test_what_it_uses(vmm: Vmm, spinning_image: Path) -> None:
+    vmm("run", "-d", spinning_image)
+
+    usage = json.loads(vmm("stats", "spinning").stdout)
+
+    assert usage["Name"] == "spinning"
+    assert usage["CpuSeconds"] > 0
+    assert usage["Vsock"]["connections"] == 0
+
+
+def test_a_launch_that_fails_says_why_and_leaves_nothing(vmm: Vmm, tmp_path: Path) -> None:
+    done = vmm("run", "-d", tmp_path / "absent.eif")
+
+    assert (done.returncode, done.stdout) == (ExitCode.IMAGE, "")
+    assert "absent.eif: No such file" in done.stderr
+    assert vmm.entries() == {}
+
+
+def test_names_that_nobody_has(vmm: Vmm) -> None:
+    for command in ("describe", "logs", "console", "stop", "terminate", "wait", "stats", "rm"):
+        done = vmm(command, "nobody")
+        assert done.returncode == ExitCode.USAGE
+        assert "there is no enclave nobody" in done.stderr
+
+
+def test_no_names(vmm: Vmm) -> None:
+    for command in ("stop", "terminate", "rm"):
+        assert vmm(command).returncode == ExitCode.USAGE
+        assert vmm(command, "--all").returncode == 0
+
+
+def test_one_that_runs_is_not_forgotten(vmm: Vmm, spinning_image: Path) -> None:
+    vmm("run", "-d", spinning_image)
+
+    refused = vmm("rm", "spinning")
+    forced = vmm("rm", "--force", "spinning")
+
+    assert refused.returncode == ExitCode.USAGE
+    assert "spinning is running" in refused.stderr
+    assert forced.returncode == 0
+    assert vmm.entries() == {}
+
+
+def test_nothing_stays_of_one_that_was_to_be_forgotten(vmm: Vmm, image: Path) -> None:
+    pid = json.loads(vmm("run", "-d", "--rm", "--json", image).stdout)["ProcessID"]
+
+    wait_until_gone(pid)
+
+    assert vmm.entries() == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_its_process_ends_it_in_order(
+    vmm: Vmm, spinning_image: Path, number: signal.Signals
+) -> None:
+    pid = json.loads(vmm("run", "-d", "--json", spinning_image).stdout)["ProcessID"]
+
+    os.kill(pid, number)
+    waited = vmm("wait", "spinning")
+
+    assert (waited.returncode, waited.stdout) == (128 + number, f"ended by {number.name}\n")
+
+
+def test_one_that_was_killed_is_told_and_tidied_up(vmm: Vmm, spinning_image: Path, tmp_path: Path) -> None:
+    options: list[str | Path] = [
+        "--vsock-path",
+        tmp_path / "vsock",
+        "--publish",
+        f"unix:{tmp_path / 'web'}:80",
+    ]
+    pid = json.loads(vmm("run", "-d", "--json", spinning_image, *options).stdout)["ProcessID"]
+    assert (tmp_path / "vsock").exists()
+
+    os.kill(pid, signal.SIGKILL)
+    wait_until_gone(pid)
+    entries = vmm.entries()
+    waited = vmm("wait", "spinning")
+
+    assert entries["spinning"]["Status"] == "killed"
+    assert not (tmp_path / "vsock").exists()
+    assert not (tmp_path / "web").exists()
+    assert waited.returncode == ExitCode.FAILED
+    assert "was killed" in waited.stderr
+
+
+def test_a_process_that_does_not_answer_is_killed(vmm: Vmm, spinning_image: Path) -> None:
+    pid = json.loads(vmm("run", "-d", "--json", spinning_image).stdout)["ProcessID"]
+    os.kill(pid, signal.SIGSTOP)
+
+    stopped = vmm("stop", "spinning", "--timeout-s", "0.1")
+
+    wait_until_gone(pid)
+    assert stopped.returncode == 0
+    assert vmm.entries()["spinning"]["Status"] == "killed"
+
+
+def test_requests_that_are_none(vmm: Vmm, spinning_image: Path) -> None:
+    vmm("run", "-d", spinning_image)
+    directory = vmm.runtime / "nitro-vmm" / "spinning"
+
+    for request in (b"\n", b"[]\n", b"{}\n", b'{"do": 1}\n', b"\xff\n", b"x" * 10_000, b"[" * 4000 + b"\n"):
+        with socket.socket(socket.AF_UNIX) as client, control_address(directory) as address:
+            client.connect(address)
+            client.sendall(request)
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(100) == b'{"error": "no such request"}\n'
+
+    assert vmm.entries()["spinning"]["Status"] == "running"
+
+
+def test_nobody_else_may_look(vmm: Vmm, spinning_image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vmm("run", "-d", spinning_image)
+    assert (vmm.runtime / "nitro-vmm").stat().st_mode & 0o777 == 0o700
+
+    (vmm.runtime / "nitro-vmm").chmod(0o755)
+    refused = vmm("ps")
+    (vmm.runtime / "nitro-vmm").chmod(0o700)
+
+    assert refused.returncode == ExitCode.HOST
+    assert "only you may use" in refused.stderr
+
+
+def test_a_runtime_directory_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    assert runtime_directory() == tmp_path / f"nitro-vmm-{os.geteuid()}"
+
+
+@pytest.mark.parametrize("command", ["ps", "describe", "logs", "stop", "wait", "run"])
+def test_commands_about_others_load_no_emulator(command: str) -> None:
+    code = (
+        "import sys; from nitro_vmm.cli import main\n"
+        f"main([{command!r}, 'nobody', '-d']) if {command!r} == 'run' else main([{command!r}, 'nobody'])\n"
+        "print(sorted({'unicorn', 'trio', 'pydantic', 'cryptography', 'nitro_eif'} & set(sys.modules)))"
+    )
+    if command == "ps":
+        code = code.replace(", 'nobody']", "]")
+
+    done = subprocess.run([VMM[0], "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_they_are_quick(vmm: Vmm, spinning_image: Path) -> None:
+    used: dict[str, float] = {}
+    for name, arguments in (
+        ("run", ["run", "-d", str(spinning_image)]),
+        ("ps", ["ps"]),
+        ("stop", ["stop", "spinning"]),
+    ):
+        pid = os.posix_spawn(VMM[0], [*VMM, *arguments], os.environ)
+        _, status, usage = os.wait4(pid, 0)
+        assert status == 0
+        used[name] = usage.ru_utime + usage.ru_stime
+
+    assert max(used.values()) < 0.15 * 2, used  # twice, because coverage and a loaded machine cost
+
+
+def test_ten_at_once(vmm: Vmm, spinning_image: Path) -> None:
+    launches = [
+        subprocess.Popen(
+            [*VMM, "run", "-d", str(spinning_image), "--memory-mib", "64"], stdout=subprocess.PIPE
+        )
+        for _ in range(10)
+    ]
+    names = {launch.communicate(timeout=120)[0].decode().strip() for launch in launches}
+    entries = vmm.entries()
+    vmm("stop", "--all")
+
+    assert names == set(entries) == {"spinning", *(f"spinning_{number}" for number in range(1, 10))}
+    assert len({entry["EnclaveCID"] for entry in entries.values()}) == 10
+    assert {entry["Status"] for entry in vmm.entries().values()} == {"ended"}

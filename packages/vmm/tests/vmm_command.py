@@ -1,0 +1,31 @@
+"""The command as users run it, with a runtime directory of its own."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+VMM: Final = [sys.executable, "-P", "-m", "nitro_vmm"]
+
+
+@dataclass
+class Vmm:
+    """The command, with a runtime directory of its own."""
+
+    runtime: Path
+
+    def __call__(self, *arguments: str | Path, typed: bytes = b"") -> subprocess.CompletedProcess[str]:
+        """Run it to its end."""
+        done = subprocess.run(
+            [*VMM, *map(str, arguments)], input=typed, capture_output=True, check=False, timeout=120
+        )
+        err = done.stderr.decode()
+        assert "Traceback" not in err
+        assert "bug of vmm" not in err
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), err)
+
+    def entries(self) -> dict[str, Any]:
+        """All enclaves by name, as ``vmm ps`` tells them."""
+        return {entry["Name"]: entry for entry in json.loads(self("ps", "--all", "--json").stdout)}
