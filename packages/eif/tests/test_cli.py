@@ -356,8 +356,9 @@ def test_the_output_pipe_may_close_early_and_errors_have_no_traceback(image: Pat
     assert done.stderr == ""
     done = run("describe", image.parent / "missing.eif")
     assert done.returncode == 4
-    assert (
-        done.stderr == f"eif: error: {image.parent}/missing.eif: cannot read it: No such file or directory\n"
+    assert done.stderr == (
+        f"eif: error: {image.parent}/missing.eif: cannot read it: No such file or directory\n"
+        "  hint: check the name, and the directory that it is relative to\n"
     )
     assert run("nonsense").returncode == 2
 

@@ -30,7 +30,9 @@ def test_an_error_is_one_line_and_its_remedy_another(capsys: pytest.CaptureFixtu
 
 
 def test_an_error_without_remedy_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["describe", str(tmp_path / "missing")]) == 4
+    (tmp_path / "file").touch()
+
+    assert main(["describe", str(tmp_path / "file" / "below")]) == 4
 
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -1,5 +1,6 @@
 """Files as the rest of the package wants them: mapped, without names, or replaced as a whole."""
 
+import errno
 import mmap
 import os
 import stat
@@ -32,10 +33,19 @@ def map_file(path: str | os.PathLike[str]) -> Iterator[memoryview]:
                 raise HostError(f"{path}: not a regular file", hint="copy it to one first")
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if status.st_size else None
     except OSError as error:
-        raise HostError(f"{path}: cannot read it: {error.strerror}") from error
+        raise _cannot_read(path, error) from error
     with memoryview(mapping if mapping is not None else b"") as view:
         yield view
     # The mapping itself ends with its last view, because callers may still hold slices.
+
+
+def _cannot_read(path: str | os.PathLike[str], error: OSError) -> HostError:
+    hint = {
+        errno.ENOENT: "check the name, and the directory that it is relative to",
+        errno.EACCES: "run this as a user who may read the file",
+        errno.EISDIR: "name a file in the directory",
+    }.get(error.errno or 0, "")
+    return HostError(f"{path}: cannot read it: {error.strerror}", hint=hint)
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -47,7 +57,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise HostError(f"{path}: cannot read it: {error.strerror}") from error
+        raise _cannot_read(path, error) from error
 
 
 @contextmanager

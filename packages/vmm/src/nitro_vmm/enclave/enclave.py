@@ -74,7 +74,9 @@ class Enclave:
         say: Callable[[str], None] = logger.info,
         started_s: float | None = None,
     ) -> None:
-        self.config = config if config.cid else config.model_copy(update={"cid": next(free_cids)})
+        self.config: EnclaveConfig = (
+            config if config.cid else config.model_copy(update={"cid": next(free_cids)})
+        )
         """What was launched."""
         self.console: Console = Console(console_sink)
         """What the enclave prints."""
