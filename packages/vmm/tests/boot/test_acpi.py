@@ -26,7 +26,8 @@ def pointed_to(image: bytes = IMAGE) -> dict[bytes, bytes]:
     tables = [at(xsdt, image)]
     tables += [at(address, image) for (address,) in struct.iter_unpack("<Q", at(xsdt, image)[36:])]
     fadt = next(table for table in tables if table[:4] == b"FACP")
-    tables.append(at(*struct.unpack_from("<Q", fadt, 140), image))
+    (dsdt,) = struct.unpack_from("<Q", fadt, 140)
+    tables.append(at(dsdt, image))
     return {table[:4]: table for table in tables}
 
 

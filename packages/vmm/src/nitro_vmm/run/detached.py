@@ -60,7 +60,6 @@ def see_through(
         image=str(config.eif_path.absolute()),
         cid=config.cid if "cid" in config.model_fields_set else 0,
         started_at=time.time(),
-        processors=config.processors,
         debug_mode=config.debug_mode,
         console=config.console,
         sockets=_sockets(config),
@@ -119,6 +118,7 @@ async def _serve(
                     status=RUNNING,
                     id=enclave.module_id,
                     memory_mib=enclave.memory_mib,
+                    processors=enclave.processors,
                     measurements=enclave.measurements.as_json(),
                     published=[f"{place}={port}" for place, port in enclave.published],
                 )

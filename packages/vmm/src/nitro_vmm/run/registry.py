@@ -60,7 +60,7 @@ class Entry:
     memory_mib: int = 0
     """How much memory it has."""
     processors: int = 1
-    """How many processors it was to have."""
+    """How many processors it has."""
     debug_mode: bool = False
     """Whether documents show zeros for PCR0, PCR1, PCR2 and PCR8."""
     console: bool = True
