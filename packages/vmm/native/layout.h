@@ -67,6 +67,12 @@ enum { TRANSLATE_INSTRUCTION = 4, TRANSLATOR_OPERATIONS = 7 };
 #define ENV_TR(e) (&FIELD(struct segment, e, 352))
 #define ENV_CR(e, n) FIELD(uint64_t, e, 424 + 8 * (n))
 #define ENV_EFER(e) FIELD(uint64_t, e, 592)
+#define ENV_FPSTT(e) FIELD(uint32_t, e, 604)  /* which register is ST(0) */
+#define ENV_FPTAGS(e) (&FIELD(uint8_t, e, 612)) /* 1 for each register that is empty */
+#define ENV_X87(e, n) FIELD(struct x87, e, 624 + 16 * (n))
+#define ENV_FT0(e) FIELD(struct x87, e, 784) /* QEMU's second operand */
+#define FT0_EMPTY(e) FIELD(uint8_t, e, 794) /* ours, in the padding behind it: it came from an empty register */
+#define PUSHED_ONTO_FULL(e) FIELD(uint8_t, e, 795)
 #define ENV_FPUS(e) FIELD(uint16_t, e, 608) /* the x87's status word */
 #define ENV_FPUC(e) FIELD(uint16_t, e, 610) /* and control word */
 #define ENV_FP_FLAGS(e) FIELD(uint8_t, e, 778) /* softfloat's, with the bits where the status word has them */
@@ -95,6 +101,11 @@ struct segment {
     uint32_t limit;
     uint32_t flags;
 };
+
+struct x87 {
+    uint64_t significand;
+    uint16_t exponent;
+} __attribute__((packed));
 
 enum { ES, CS, SS, DS, FS, GS };
 enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R11 = 11 };

@@ -10,6 +10,7 @@
 
 #include "layout.h"
 #include "sse_list.h"
+#include "x87_list.h"
 
 #define TABLE_BINARY(X, name) X(void, helper_##name##_x86_64, (env *, void *, const void *))
 #define TABLE_XMM(X, name) X(void, helper_##name##_xmm_x86_64, (env *, void *, const void *))
@@ -19,6 +20,15 @@
 #define TABLE_COMPARE(X, name) X(void, helper_##name##_x86_64, (env *, const void *, const void *))
 #define TABLE_IMMEDIATE(X, name) X(void, helper_##name##_xmm_x86_64, (env *, void *, const void *, uint32_t))
 #define TABLE_STRING(X, name) X(void, helper_##name##_xmm_x86_64, (env *, const void *, const void *, uint32_t))
+
+#define TABLE_X87(X, name) X(void, helper_##name##_x86_64, (env *))
+#define TABLE_X87_ST0(X, name) X(void, helper_##name##_ST0_x86_64, (env *))
+#define TABLE_X87_CONDITIONS(X, name, conditions) TABLE_X87(X, name)
+#define TABLE_X87_COMPARE(X, name, mnemonic) TABLE_X87(X, name)
+#define TABLE_X87_BETWEEN(X, name, mnemonic, first, second) TABLE_X87(X, name)
+#define TABLE_X87_STN(X, name, mnemonic) X(void, helper_##name##_x86_64, (env *, int))
+#define TABLE_X87_LOAD(X, name, mnemonic, type, pushes) X(void, helper_##name##_x86_64, (env *, type))
+#define TABLE_X87_STORE(X, name, mnemonic, type) X(type, helper_##name##_x86_64, (env *))
 
 #define REPLACED(X)                                                                                              \
     /* exceptions.c */                                                                                           \
@@ -71,10 +81,25 @@
     X(void, helper_frstor_x86_64, (env *, uint64_t, int))                                                        \
     X(void, helper_fxsave_x86_64, (env *, uint64_t))                                                             \
     X(void, helper_fxrstor_x86_64, (env *, uint64_t))                                                            \
-    X(int32_t, helper_fist_ST0_x86_64, (env *))                            /* the integer indefinite */          \
-    X(int32_t, helper_fistt_ST0_x86_64, (env *))                                                                 \
-    X(int32_t, helper_fisttl_ST0_x86_64, (env *))                                                                \
-    X(int64_t, helper_fisttll_ST0_x86_64, (env *))                                                               \
+    X87_ARITHMETIC(TABLE_X87_BETWEEN, X)                                                                         \
+    X87_ARITHMETIC_STN(TABLE_X87_STN, X)                                                                         \
+    X87_UNARY(TABLE_X87_CONDITIONS, X)                                                                           \
+    X87_BINARY(TABLE_X87_CONDITIONS, X)                                                                          \
+    X87_POPPING(TABLE_X87, X)                                                                                    \
+    X87_PUSHING(TABLE_X87, X)                                                                                    \
+    X87_LOAD(TABLE_X87_LOAD, X)                                                                                  \
+    X87_STORE(TABLE_X87_STORE, X)                                                                                \
+    X87_COMPARE_FLAGS(TABLE_X87_COMPARE, X)                                                                      \
+    X87_CONSTANTS(TABLE_X87_ST0, X)                                                                              \
+    X87_SIGNS(TABLE_X87_ST0, X)                                                                                  \
+    X(void, helper_fpush_x86_64, (env *))                                                                        \
+    X(void, helper_fmov_ST0_STN_x86_64, (env *, int))                                                            \
+    X(void, helper_fldcw_x86_64, (env *, uint32_t))                                                              \
+    X(void, helper_emms_x86_64, (env *))                                                                         \
+    X(void, helper_fmov_FT0_STN_x86_64, (env *, int))                                                            \
+    X(void, helper_fildl_FT0_x86_64, (env *, int32_t))                                                           \
+    X(void, helper_fldz_FT0_x86_64, (env *))                                                                     \
+    X87_COMPARE(TABLE_X87_COMPARE, X)                                                                            \
     /* sse.c and string_compare.c: the host's own instructions */                                                \
     X(void, update_mxcsr_status_x86_64, (env *))                                                                 \
     X(void, helper_ldmxcsr_x86_64, (env *, uint32_t))                                                            \
@@ -103,7 +128,6 @@
     X(void, cpu_loop_exit_x86_64, (cpu *))                                                                       \
     X(void, raise_exception_err_ra_x86_64, (env *, int, int, uintptr_t))                                         \
     X(uint32_t, helper_cc_compute_all_x86_64, (uint64_t, uint64_t, uint64_t, int))                               \
-    X(int32_t, helper_fistl_ST0_x86_64, (env *))                                                                 \
     X(void, helper_single_step_x86_64, (env *))                                                                  \
     X(void *, tcg_temp_new_internal_x86_64, (void *, int, bool))                                                 \
     X(void, tcg_temp_free_internal_x86_64, (void *, void *))                                                     \
