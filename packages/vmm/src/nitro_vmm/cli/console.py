@@ -1,10 +1,12 @@
 """``vmm logs`` and ``vmm console``: what an enclave in the background prints, and typing to it."""
 
 import argparse
+import math
 import os
 import select
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -104,14 +106,31 @@ def writer(*, raw: bool) -> Callable[[bytes], None]:
     return write
 
 
-def join(control: socket.socket, stdin: int | None, show: Callable[[bytes], None]) -> None:
-    """Show what comes, and send what is typed, until the enclave ends or the user detaches."""
+def join(
+    control: socket.socket,
+    stdin: int | None,
+    show: Callable[[bytes], None],
+    *,
+    timeout_s: float | None = None,
+) -> None:
+    """Show what comes, and send what is typed, until the enclave ends or the user detaches.
+
+    Args:
+        control: The connection to the console.
+        stdin: What is typed; `None`: nothing is.
+        show: Gets what the enclave prints.
+        timeout_s: Detach after so long.
+    """
+    deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
     poll = select.poll()
     poll.register(control, select.POLLIN)
     if stdin is not None:
         poll.register(stdin, select.POLLIN)
     while True:
-        for fd, _ in poll.poll():
+        remaining_s = deadline_s - time.monotonic()
+        if remaining_s <= 0:
+            return
+        for fd, _ in poll.poll(None if timeout_s is None else remaining_s * 1000):
             if fd == control.fileno():
                 piece = control.recv(CHUNK_BYTES)
                 if not piece:

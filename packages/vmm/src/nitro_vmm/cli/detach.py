@@ -25,31 +25,34 @@ MESSAGE_BYTES_MAX: Final = 1 << 16
 
 def launch(arguments: argparse.Namespace) -> int:
     """Start the process, and say which enclave it is."""
-    code, started = start(arguments.argv)
+    code, started, said = start(arguments.argv)
     if started is not None:
         print(json.dumps(started, indent=2) if arguments.json else started["Name"])
+    elif said:
+        tell(said)
+    else:
+        complain("the enclave's process ended before it said anything", code=ExitCode.FAILED)
     return code
 
 
-def start(argv: list[str], *, quiet: bool = False) -> tuple[int, dict[str, Any] | None]:
+def start(argv: list[str]) -> tuple[int, dict[str, Any] | None, str]:
     """Start an enclave in the background.
 
     Args:
         argv: A command line that begins with ``run``.
-        quiet: Leave what its process says unsaid; the caller does better.
 
     Returns:
-        The exit code of ``vmm run``, and the enclave if it runs.
+        The exit code of ``vmm run``, the enclave if it runs, and what its process said if it does not.
     """
     ready, word = os.pipe()
-    with os.fdopen(ready, "rb") as answer, tempfile.TemporaryFile() as said:
+    with os.fdopen(ready, "rb") as answer, tempfile.TemporaryFile() as messages:
         # -P: a file of the current directory must not be taken for a module.
         command = [sys.executable, "-P", "-m", "nitro_vmm", "run", "--ready-fd", str(word), *argv[1:]]
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=said,
+            stderr=messages,
             start_new_session=True,
             pass_fds=[word],
         )
@@ -61,15 +64,11 @@ def start(argv: list[str], *, quiet: bool = False) -> tuple[int, dict[str, Any] 
             raise
         if line:
             started: dict[str, Any] = json.loads(line)
-            return ExitCode.ENDED, started
+            return ExitCode.ENDED, started, ""
         code = process.wait()
-        said.seek(0)
-        text = said.read(MESSAGE_BYTES_MAX).decode(errors="replace").rstrip()
-    if not quiet:
-        tell(text) if text else complain(
-            "the enclave's process ended before it said anything", code=ExitCode.FAILED
-        )
-    return code if code > 0 else ExitCode.FAILED, None
+        messages.seek(0)
+        text = messages.read(MESSAGE_BYTES_MAX).decode(errors="replace").rstrip()
+    return code if code > 0 else ExitCode.FAILED, None, text
 
 
 def run_detached(arguments: argparse.Namespace) -> int:

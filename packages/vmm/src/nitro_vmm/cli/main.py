@@ -6,13 +6,13 @@ import sys
 import time
 from collections.abc import Sequence
 
-from nitro_vmm.cli import completion, console, ps, run, stop
+from nitro_vmm.cli import completion, console, nitro_command, ps, run, stop
 from nitro_vmm.cli.command import PROGRAM, complain
 from nitro_vmm.cli.exit_code import EXIT_CODES, ExitCode
 from nitro_vmm.cli.streams import give_up, open_closed_streams
 from nitro_vmm.errors import UsageError, VmmError
 
-COMMANDS = (run, ps, console, stop, completion)
+COMMANDS = (run, ps, console, stop, nitro_command, completion)
 
 DEBUG = "VMM_DEBUG"
 """The environment variable that brings the traceback of an error that should not be."""

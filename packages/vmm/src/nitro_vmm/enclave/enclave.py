@@ -161,6 +161,11 @@ class Enclave:
 
     # The enclave's life.
 
+    @property
+    def has_booted(self) -> bool:
+        """Whether the heartbeat has come."""
+        return self._heartbeat.at_s is not None
+
     async def booted(self) -> float:
         """Wait for the heartbeat; returns how many seconds after the launch it came.
 

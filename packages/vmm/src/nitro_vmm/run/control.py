@@ -3,6 +3,7 @@
 A request is one line of JSON, ``{"do": ...}``:
 
 * ``stop``: ends the enclave; the connection is closed when it has ended.
+* ``booted``: answered with ``true`` when the heartbeat has come, or ``false`` when the enclave has ended.
 * ``stats``: answered with one line of JSON.
 * ``follow``: answered with what the enclave prints, from the first byte that is kept, until it ends.
 * ``console``: the same, and what the client sends is typed on the console.

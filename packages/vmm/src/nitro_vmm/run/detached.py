@@ -206,6 +206,9 @@ class Server:
         match request:
             case "stop":
                 await self._enclave.stop("stopped by vmm stop")
+            case "booted":
+                await _unless_it_ends(self._enclave.booted)
+                await stream.send_all(b"true\n" if self._enclave.has_booted else b"false\n")
             case "stats":
                 await stream.send_all(json.dumps(self._stats()).encode() + b"\n")
             case "follow":
