@@ -66,8 +66,6 @@ def test_an_item_that_ends_early_is_refused(value: bytes, data: st.DataObject) -
         ("5801aa", None, b"\xaa"),
         ("7801 61", None, "a"),
         ("a0", {}, {}),
-        ("bfff", {}, None),
-        ("bf0102ff", {1: 2}, None),
         ("b80101f6", None, {1: None}),
     ],
 )
@@ -78,6 +76,45 @@ def test_widths_and_indefinite_maps(data: str, strict: object, lenient: object) 
                 decode(bytes.fromhex(data), strict=is_strict)
         else:
             assert decode(bytes.fromhex(data), strict=is_strict) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "value"),
+    [
+        ("bfff", {}),
+        ("bf0102ff", {1: 2}),
+        ("bf01bf0203ffff", {1: {2: 3}}),
+        ("9fff", []),
+        ("9f01ff", [1]),
+        ("829f01ff9f02ff", [[1], [2]]),
+        ("9f8101a10203ff", [[1], {2: 3}]),
+    ],
+)
+def test_maps_and_arrays_of_indefinite_length_where_they_are_allowed(data: str, value: object) -> None:
+    assert decode(bytes.fromhex(data), strict=True, indefinite=True) == value
+    for strict in (True, False):
+        with pytest.raises(CborError, match="indefinite"):
+            decode(bytes.fromhex(data), strict=strict)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ("bf01010102ff", "a second time"),
+        ("bf01ff", "a tag, a float or a simple value"),
+        ("bf", "ends early"),
+        ("9f", "ends early"),
+        ("9f01", "ends early"),
+        ("ff", "simple value"),
+        ("5f41aaff", "indefinite"),
+        ("7f6161ff", "indefinite"),
+        ("9fff00", "follow the item"),
+        ("9f" * (DEPTH_MAX + 1) + "00", "nested deeper"),
+    ],
+)
+def test_what_is_refused_where_indefinite_lengths_are_allowed(data: str, why: str) -> None:
+    with pytest.raises(CborError, match=why):
+        decode(bytes.fromhex(data), strict=True, indefinite=True)
 
 
 def test_maps_may_nest_as_deep_as_arrays() -> None:
@@ -91,13 +128,11 @@ def test_maps_may_nest_as_deep_as_arrays() -> None:
         ("", "ends early"),
         ("0000", "follow the item"),
         ("a2010101f6", "a second time"),
-        ("bf01010102ff", "a second time"),
         ("a1f601", "map key"),
         ("a1f501", "map key"),
         ("a1410101", "map key"),
         ("a1a001", "map key"),
-        ("bf01ff", "a tag, a float or a simple value"),
-        ("bf", "ends early"),
+        ("bfff", "indefinite"),
         ("9fff", "indefinite"),
         ("5f41aaff", "indefinite"),
         ("7f6161ff", "indefinite"),

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from nitro_nsm.pki.authority import Root
     from nitro_nsm.pki.store import ensure_test_root, read_test_root, rotate_test_root
     from nitro_nsm.pki.trust import TrustRoot, aws_root
+    from nitro_nsm.policy import Policy
+    from nitro_nsm.policy_file import read_policy
     from nitro_nsm.server import serve
     from nitro_nsm.verification import parse_document, verify
     from nitro_nsm.virtio import VirtioNsm
@@ -57,6 +59,8 @@ _LATER = {
     "pki.authority": ("Root",),
     "pki.store": ("ensure_test_root", "read_test_root", "rotate_test_root"),
     "pki.trust": ("TrustRoot", "aws_root"),
+    "policy": ("Policy",),
+    "policy_file": ("read_policy",),
     "server": ("serve",),
     "verification": ("parse_document", "verify"),
     "virtio": ("VirtioNsm",),
@@ -83,6 +87,7 @@ __all__ = [
     "NsmError",
     "NsmState",
     "PcrDescription",
+    "Policy",
     "Refusal",
     "RoleArn",
     "Root",
@@ -96,6 +101,7 @@ __all__ = [
     "aws_root",
     "ensure_test_root",
     "parse_document",
+    "read_policy",
     "read_test_root",
     "rotate_test_root",
     "serve",

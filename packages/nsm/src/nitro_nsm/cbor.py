@@ -2,12 +2,13 @@
 
 Requests come from a guest and documents from anywhere, so nothing is trusted: a length is compared with the
 bytes that are left before anything is allocated for it, nesting is bounded, a key may appear only once, and
-nothing may follow the item. Tags, floats, indefinite-length strings and arrays, and simple values other than
+nothing may follow the item. Tags, floats, indefinite-length strings, and simple values other than
 false, true and null appear in neither requests nor documents and are refused.
 
-Requests and documents differ in two rules. A request's lengths and integers may be written longer than
-needed, because clients in C do so; a document's may not. A document's maps may be of indefinite length,
-because the hardware's top-level map is so since 2025; a request's may not.
+Two rules differ from place to place. A request's lengths and integers may be written longer than needed,
+because clients in C do so; a document's may not. The maps and arrays of a document's payload may be of
+indefinite length, because the hardware's top-level map is so since 2025 and others may follow. That harms
+nobody, because the payload's bytes are signed as they are. Around the payload and in requests it is refused.
 """
 
 from typing import TypeAlias
@@ -18,7 +19,8 @@ Value: TypeAlias = "int | bytes | str | bool | list[Value] | dict[int | str, Val
 
 DEPTH_MAX = 4
 """Requests and documents nest two deep (map, map, bytes); the rest is for unknown fields that are ignored."""
-INDEFINITE_MAP = 0xBF
+INDEFINITE_ARRAY, INDEFINITE_MAP = 0x9F, 0xBF
+BREAK = b"\xff"
 SIMPLE: dict[int, bool | None] = {0xF4: False, 0xF5: True, 0xF6: None}
 
 
@@ -27,12 +29,14 @@ class Decoder:
 
     Args:
         data: The bytes to read from.
-        strict: Follow the rules of documents, not those of requests.
+        strict: Lengths and integers must be as short as they can be.
+        indefinite: Maps and arrays may be of indefinite length.
     """
 
-    def __init__(self, data: bytes, *, strict: bool) -> None:
+    def __init__(self, data: bytes, *, strict: bool, indefinite: bool = False) -> None:
         self.data = data
         self.strict = strict
+        self.indefinite = indefinite
         self.offset = 0
         """The next byte to read."""
 
@@ -48,8 +52,10 @@ class Decoder:
         initial = self._byte()
         if initial in SIMPLE:
             return SIMPLE[initial]
-        if initial == INDEFINITE_MAP and self.strict:
+        if self.indefinite and initial == INDEFINITE_MAP:
             return self._map(None, depth)
+        if self.indefinite and initial == INDEFINITE_ARRAY:
+            return self._array(depth)
         # The upper three bits are the major type, the lower five its argument or how that is written (§3).
         major = initial >> 5
         if major > 5:
@@ -79,14 +85,27 @@ class Decoder:
         """The error to raise about the byte at `offset`, or about the next one."""
         return CborError(message, offset=self.offset if offset is None else offset)
 
+    def _array(self, depth: int) -> Value:
+        """Read the elements of an array up to its break."""
+        found: list[Value] = []
+        while not self._at_break():
+            found.append(self.item(depth + 1))
+        return found
+
+    def _at_break(self) -> bool:
+        """Whether a break comes next; if so, step over it."""
+        if self.data[self.offset : self.offset + 1] != BREAK:
+            return False
+        self.offset += 1
+        return True
+
     def _map(self, count: int | None, depth: int) -> Value:
         """Read the entries of a map; without a `count` they end with a break."""
         found: dict[int | str, Value] = {}
         while count is None or len(found) < count:
-            start = self.offset
-            if count is None and self.data[start : start + 1] == b"\xff":
-                self.offset += 1
+            if count is None and self._at_break():
                 break
+            start = self.offset
             key = self.item(depth + 1)
             # Python takes True for the integer 1, and CBOR does not.
             if not isinstance(key, int | str) or isinstance(key, bool):
@@ -120,18 +139,18 @@ class Decoder:
         return taken
 
 
-def decode(data: bytes, *, strict: bool) -> Value:
+def decode(data: bytes, *, strict: bool, indefinite: bool = False) -> Value:
     """Decode the one item that `data` is.
 
     Args:
         data: The whole item, and nothing after it.
-        strict: Follow the rules of documents: lengths and integers are as short as they can be, and maps may
-            be of indefinite length. Otherwise follow those of requests, where it is the other way round.
+        strict: Lengths and integers must be as short as they can be, as in documents.
+        indefinite: Maps and arrays may be of indefinite length, as in the payload of a document.
 
     Raises:
         CborError: It is not one allowed item.
     """
-    decoder = Decoder(data, strict=strict)
+    decoder = Decoder(data, strict=strict, indefinite=indefinite)
     value = decoder.item()
     if decoder.offset != len(data):
         raise decoder.error(f"{len(data) - decoder.offset} bytes follow the item")

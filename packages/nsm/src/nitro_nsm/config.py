@@ -27,7 +27,12 @@ ROLE_ARN_PATTERN = r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/[A-Za-z0-9_+=,.@/-]+$"
 
 
 def _unhex(value: object) -> object:
-    return bytes.fromhex(value) if isinstance(value, str) else value
+    return bytes.fromhex(value.removeprefix("0x")) if isinstance(value, str) else value
+
+
+def _index(value: object) -> object:
+    """Take `PCR3` and `pcr3` for 3, as reports of images write it."""
+    return value[3:] if isinstance(value, str) and value[:3].upper() == "PCR" else value
 
 
 PcrValue = Annotated[
@@ -36,6 +41,9 @@ PcrValue = Annotated[
     Field(min_length=PCR_BYTES, max_length=PCR_BYTES),
     PlainSerializer(bytes.hex, when_used="json"),
 ]
+"""The value of a register: bytes, or hexadecimal with or without `0x`."""
+RegisterIndex = Annotated[int, BeforeValidator(_index), Field(ge=0, lt=PCR_COUNT)]
+"""The number of a register; in text also with `PCR` before it."""
 InstanceId = Annotated[str, StringConstraints(pattern=INSTANCE_ID_PATTERN)]
 """A string that `INSTANCE_ID_PATTERN` matches, for the fields of pydantic models."""
 RoleArn = Annotated[str, StringConstraints(pattern=ROLE_ARN_PATTERN)]
@@ -56,7 +64,7 @@ class FrozenConfig(BaseModel):
 class NsmConfig(FrozenConfig):
     """Everything that makes one enclave's module different from another's."""
 
-    pcrs: dict[Annotated[int, Field(ge=0, lt=LOCKED_AT_START)], PcrValue] = {}
+    pcrs: dict[Annotated[RegisterIndex, Field(lt=LOCKED_AT_START)], PcrValue] = {}
     """Registers 0 to 15 by index, as bytes or hexadecimal: what `eif describe` measured. The others are
     zero."""
     role_arn: RoleArn | None = None

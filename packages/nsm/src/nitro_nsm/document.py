@@ -54,6 +54,8 @@ class AttestationDocument:
     """What a verifier gave to the enclave, so that an old document is of no use."""
     payload_map: Literal["definite", "indefinite"]
     """How the outer map was encoded; only of interest to those who compare with hardware."""
+    unknown: tuple[str, ...]
+    """The names of fields that this version does not know, where they were allowed."""
 
     @property
     def time(self) -> datetime:
@@ -96,20 +98,30 @@ def encode_payload(document: AttestationDocument) -> bytes:
     return INDEFINITE_MAP + encoded[1:] + BREAK
 
 
-def parse_payload(payload: bytes) -> AttestationDocument:
+def parse_payload(payload: bytes, *, allow_unknown: bool = False) -> AttestationDocument:
     """Read a payload. Fields that may be null may also be absent.
+
+    Args:
+        payload: The bytes that were signed.
+        allow_unknown: Accept fields that are not known here. By default they are refused, because what
+            somebody added to say, perhaps that the document counts for less, would go unheard.
 
     Raises:
         DocumentError: A field is missing, unknown or of the wrong kind (step `structure`).
     """
     try:
-        fields = decode(payload, strict=True)
+        fields = decode(payload, strict=True, indefinite=True)
     except CborError as error:
         raise DocumentError(Step.STRUCTURE, f"the payload: {error}") from error
     if not isinstance(fields, dict):
         raise DocumentError(Step.STRUCTURE, "the payload is not a map")
-    if unknown := [key for key in fields if key not in FIELDS]:
-        raise DocumentError(Step.STRUCTURE, f"the payload has an unknown field {unknown[0]!r}")
+    unknown = [key for key in fields if key not in FIELDS]
+    if unknown and not allow_unknown:
+        raise DocumentError(
+            Step.STRUCTURE,
+            f"the payload has an unknown field {unknown[0]!r}",
+            hint="a newer version may know it; --allow-unknown accepts it unread",
+        )
     digest = _typed(fields, "digest", str)
     if digest != DIGEST:
         raise DocumentError(Step.STRUCTURE, f"the digest is {digest!r} and must be {DIGEST}")
@@ -129,6 +141,7 @@ def parse_payload(payload: bytes) -> AttestationDocument:
         user_data=user_data,
         nonce=nonce,
         payload_map="indefinite" if payload.startswith(INDEFINITE_MAP) else "definite",
+        unknown=tuple(map(str, unknown)),
     )
 
 

@@ -59,11 +59,14 @@ class Step(StrEnum):
     ALGORITHM = "algorithm"
     CERTIFICATES = "certificates"
     SIGNATURE = "signature"
+    TIMESTAMP = "timestamp"
+    DEBUG_MODE = "debug_mode"
     PCRS = "pcrs"
+    SIGNER = "signer"
+    AGE = "age"
     NONCE = "nonce"
     USER_DATA = "user_data"
     PUBLIC_KEY = "public_key"
-    AGE = "age"
 
 
 class DocumentError(NsmError):

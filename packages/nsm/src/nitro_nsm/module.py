@@ -152,6 +152,7 @@ class Nsm:
             user_data=user_data,
             nonce=nonce,
             payload_map=self._start.payload_map,
+            unknown=(),
         )
         signed = sign1(encode_payload(document), credentials.key, self._ecdsa)
         reply = cbor2.dumps({"Attestation": {"document": signed}})

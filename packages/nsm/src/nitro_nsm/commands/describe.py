@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
     from nitro_nsm.verification import parse_document
 
     warnings.simplefilter("ignore")
-    document = parse_document(read_document(options.file))
+    document = parse_document(read_document(options.file), allow_unknown=True)
     if options.json:
         print_json(document_json(document))
     else:

@@ -3,48 +3,22 @@
 import argparse
 import base64
 import binascii
-import json
 import re
-import sys
-import tomllib
 from collections.abc import Iterable
-from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from nitro_nsm.config import NsmConfig
-from nitro_nsm.errors import HostError, InputError, UsageError
-from nitro_nsm.pcrs import PCR_BYTES, PCR_COUNT
+from nitro_nsm.errors import InputError, UsageError
+from nitro_nsm.files import read_file, read_settings
+from nitro_nsm.pcrs import PCR_BYTES, PCR_COUNT, ZERO
 from nitro_nsm.pki.authority import Root
 from nitro_nsm.pki.store import TEST_ROOT, ensure_test_root, read_test_root
 from nitro_nsm.pki.trust import TrustRoot, aws_root
+from nitro_nsm.policy import Image
+from nitro_nsm.policy_file import complaints, measurements
 
-FILE_BYTES_MAX = 1 << 20
-"""The largest of our inputs, the description of an image, has some kilobytes."""
 IDENTITY_OPTIONS = ("role_arn", "instance_id", "enclave_id", "region", "debug_mode", "payload_map")
-
-
-def read_file(name: str) -> bytes:
-    """The contents of a file, or of standard input for `-`.
-
-    Raises:
-        HostError: It cannot be read.
-        InputError: It is longer than `FILE_BYTES_MAX`.
-    """
-    try:
-        if name == "-":
-            data = sys.stdin.buffer.read(FILE_BYTES_MAX + 1)
-        else:
-            with Path(name).open("rb") as file:
-                data = file.read(FILE_BYTES_MAX + 1)
-    except (OSError, ValueError) as error:
-        raise HostError(
-            f"{name} cannot be read: {getattr(error, 'strerror', None) or error}",
-            hint="give a file that is there and may be read, or - for standard input",
-        ) from error
-    if len(data) > FILE_BYTES_MAX:
-        raise InputError(f"{name} is longer than anything that belongs there ({FILE_BYTES_MAX} bytes)")
-    return data
 
 
 def read_document(name: str) -> bytes:
@@ -86,37 +60,40 @@ def octets(value: str | None, option: str) -> bytes | None:
         ) from None
 
 
-def registers(pcr: Iterable[str], measurements: str | None) -> dict[int, bytes]:
+def registers(pcr: Iterable[str], described: str | None) -> dict[int, bytes]:
     """The registers of `--pcr` and `--measurements`; of both, `--pcr` counts.
 
     Args:
         pcr: Registers as `N=HEX`; `PCR` before the number and `0x` before the value are allowed.
-        measurements: A file, or `None`.
+        described: A file with the registers of an image, or `None`.
 
     Raises:
         UsageError: A register is malformed.
         InputError: The file has no measurements.
         HostError: The file cannot be read.
     """
-    found = {} if measurements is None else _measured(measurements)
+    found = {} if described is None else image(described)
     for option in pcr:
-        found |= [one_register(option)]
+        index, value = one_register(option)
+        if value is None:
+            raise UsageError(f"--pcr {option!r} gives no value", hint="write N=HEX")
+        found[index] = value
     return found
 
 
-def one_register(text: str) -> tuple[int, bytes]:
-    """The register and the value that `N=HEX` means.
+def one_register(text: str) -> tuple[int, bytes | None]:
+    """The register and the value that `N=HEX` means, or the register and `None` for `N`.
 
     Raises:
         UsageError: It is malformed.
     """
-    match = re.fullmatch(r"(?i:PCR)?(\d{1,2})=(?:0x)?([0-9A-Fa-f]*)", text)
-    if match is None or int(match[1]) >= PCR_COUNT or len(match[2]) != 2 * PCR_BYTES:
+    match = re.fullmatch(r"(?i:PCR)?(\d{1,2})(?:=(?:0x)?([0-9A-Fa-f]*))?", text)
+    if match is None or int(match[1]) >= PCR_COUNT or len(match[2] or ZERO.hex()) != 2 * PCR_BYTES:
         raise UsageError(
             f"--pcr {text!r} is not a register and its value",
             hint=f"write N=HEX: a register of 0 to {PCR_COUNT - 1}, and {PCR_BYTES} bytes in hexadecimal",
         )
-    return int(match[1]), bytes.fromhex(match[2])
+    return int(match[1]), None if match[2] is None else bytes.fromhex(match[2])
 
 
 def trust_root(name: str) -> TrustRoot:
@@ -153,7 +130,7 @@ def enclave(options: argparse.Namespace) -> NsmConfig:
         InputError: A file is not what it should be.
         HostError: A file cannot be read.
     """
-    fields = {} if options.config is None else _configured(options.config)
+    fields = {} if options.config is None else read_settings(options.config)
     fields |= {name: value for name in IDENTITY_OPTIONS if (value := getattr(options, name)) is not None}
     if options.signing_certificate is not None:
         fields["signing_certificate"] = read_file(options.signing_certificate)
@@ -162,36 +139,20 @@ def enclave(options: argparse.Namespace) -> NsmConfig:
     try:
         return NsmConfig.model_validate(fields)
     except ValidationError as error:
-        wrong = error.errors(include_url=False, include_input=False)
-        places = (f"{'.'.join(map(str, item['loc'])) or 'the enclave'}: {item['msg']}" for item in wrong)
-        raise UsageError("; ".join(places)) from error
+        raise UsageError(complaints(error), hint="nsm attest --help") from error
 
 
-def _measured(name: str) -> dict[int, bytes]:
+def image(name: str) -> dict[int, bytes]:
+    """The registers of an image that `eif describe --json` or nitro-cli described in a file.
+
+    Raises:
+        InputError: The file has no measurements.
+        HostError: It cannot be read.
+    """
+    said = measurements(name)
     try:
-        data = json.loads(read_file(name))
-    except ValueError as error:
-        raise InputError(f"{name} is not JSON: {error}") from error
-    if isinstance(data, dict):
-        data = data.get("Measurements", data)
-    found = {}
-    for key, value in data.items() if isinstance(data, dict) else ():
-        if (match := re.fullmatch(r"(?i:PCR)(\d{1,2})", key)) is None:
-            continue
-        if not isinstance(value, str) or not re.fullmatch(rf"(?:0x)?[0-9A-Fa-f]{{{2 * PCR_BYTES}}}", value):
-            raise InputError(f"{name}: {key} is not {PCR_BYTES} bytes in hexadecimal")
-        found[int(match[1])] = bytes.fromhex(value.removeprefix("0x"))
-    if not found:
-        raise InputError(f"{name} has no measurements", hint="give what `eif describe --json` prints")
-    return found
-
-
-def _configured(name: str) -> dict[str, object]:
-    data = read_file(name)
-    try:
-        fields: object = json.loads(data) if name.endswith(".json") else tomllib.loads(data.decode())
-    except ValueError as error:
-        raise InputError(f"{name} is neither TOML nor, by its name, JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"{name} has no fields")
-    return fields
+        return TypeAdapter(Image).validate_python(said)
+    except ValidationError as error:
+        raise InputError(
+            f"{name} has no measurements: {complaints(error)}", hint="give what `eif describe --json` prints"
+        ) from error

@@ -42,6 +42,7 @@ def document_json(document: AttestationDocument) -> dict[str, Any]:
         "user_data": _hex(document.user_data),
         "nonce": _hex(document.nonce),
         "payload_map": document.payload_map,
+        "unknown": list(document.unknown),
         "certificates": [certificate_json(certificate) for certificate in chain],
     }
 
@@ -92,6 +93,7 @@ def document_text(document: AttestationDocument) -> str:
         *(f"PCR{index:<9}{value.hex()}" for index, value in document.pcrs.items() if any(value)),
         f"zero PCRs   {_ranges(zero)}{mode}",
         *(f"{name:<12}{_shown(getattr(document, name))}" for name in ("public_key", "user_data", "nonce")),
+        *(f"unknown     {name}" for name in document.unknown),
         "certificates, from the root down",
     ]
     for certificate in shown["certificates"]:

@@ -10,14 +10,13 @@ from datetime import datetime
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from nitro_nsm.errors import DocumentError, Step
 from nitro_nsm.pki.certificates import Parsed, parse
 
 
-def verify_chain(chain: Sequence[bytes], *, at: datetime) -> ec.EllipticCurvePublicKey:
-    """Check that each certificate of a chain vouches for the next, and return the last one's public key.
+def verify_chain(chain: Sequence[bytes], *, at: datetime) -> Parsed:
+    """Check that each certificate of a chain vouches for the next, and return the last one.
 
     Args:
         chain: Certificates (DER) from the root down. The first is trusted.
@@ -41,7 +40,7 @@ def verify_chain(chain: Sequence[bytes], *, at: datetime) -> ec.EllipticCurvePub
         issuer = parsed
     if issuer is None:
         raise DocumentError(Step.CERTIFICATES, "there are none")
-    return issuer.key
+    return issuer
 
 
 @contextmanager
