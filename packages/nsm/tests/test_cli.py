@@ -375,3 +375,13 @@ def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("written", [f"PCR0={PCR0}", f"pcr0=0x{PCR0}", f"0={PCR0.upper()}"])
 def test_registers_may_be_written_as_others_write_them(document: Path, written: str) -> None:
     assert main(["verify", "--root", "test", "--pcr", written, str(document)]) == 0
+
+
+def test_missing_and_empty_contents_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["attest", "--nonce", "", "--user-data", "00ff", "--output", "document"]) == 0
+    assert main(["describe", "document"]) == 0
+
+    said = capsys.readouterr().out
+    assert "public_key  none\n" in said
+    assert "user_data   00ff\n" in said
+    assert "nonce       empty\n" in said

@@ -121,6 +121,7 @@ def test_an_algorithm_that_is_not_ours_to_check() -> None:
         ({"nonce": "text"}, "nonce is str"),
         ({"user_data": 1}, "user_data is int"),
         ({"public_key": []}, "public_key is list"),
+        ({"timestamp": 253_402_300_800_000}, "is no time"),
         ({"more": None}, "unknown field 'more'"),
         ({1: None}, "unknown field 1"),
     ],

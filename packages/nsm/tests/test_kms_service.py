@@ -1,0 +1,428 @@
+"""The KMS without sockets: who gets a secret, who does not, and what each is told."""
+
+import base64
+import json
+import logging
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key
+
+pytest.importorskip("moto", reason="the extra `kms` is not installed")
+
+from kms_world import (
+    ACCOUNT,
+    IMAGE,
+    ROLE,
+    ROOT,
+    Clock,
+    as_json,
+    attested_policy,
+    enclave,
+    kms_of,
+    secret_under,
+    text,
+)
+from nitro_nsm import Nsm, NsmClient, NsmConfig, Root
+from nitro_nsm.kms.client import KEY_ENCRYPTION, KmsRecipient
+from nitro_nsm.kms.errors import KmsError
+from nitro_nsm.kms.service import Kms
+from nitro_nsm.testing import seeded_entropy
+
+PCR0 = IMAGE[0].hex()
+RIGHT = {"StringEqualsIgnoreCase": {"kms:RecipientAttestation:ImageSha384": PCR0.upper()}}
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def kms(clock: Clock) -> Kms:
+    return kms_of(clock)
+
+
+def ask(kms: Kms, operation: str, access_key: str = "AKIA", /, **parameters: object) -> dict[str, Any]:
+    return kms.handle(operation, parameters, access_key=access_key)
+
+
+def refused(kms: Kms, operation: str, access_key: str = "AKIA", /, **parameters: object) -> KmsError:
+    with pytest.raises(KmsError) as caught:
+        kms.handle(operation, parameters, access_key=access_key)
+    return caught.value
+
+
+def opened(recipient: KmsRecipient, answer: dict[str, Any]) -> bytes:
+    return recipient.open(base64.b64decode(answer["CiphertextForRecipient"]))
+
+
+def test_the_right_image_gets_the_secret_in_an_envelope(kms: Kms, clock: Clock) -> None:
+    secret, recipient = secret_under(kms, attested_policy(RIGHT)), enclave(clock)
+
+    answer = ask(kms, "Decrypt", CiphertextBlob=secret.ciphertext, Recipient=as_json(recipient.parameter()))
+
+    assert opened(recipient, answer) == b"the secret"
+    assert "Plaintext" not in answer
+    assert answer["KeyId"].endswith(secret.key_id)
+    assert answer["EncryptionAlgorithm"] == "SYMMETRIC_DEFAULT"
+
+
+@pytest.mark.parametrize(
+    ("config", "condition", "has"),
+    [
+        ({"pcrs": IMAGE | {0: rb"\7" * 48}}, RIGHT, (rb"\7" * 48).hex()),
+        ({"debug_mode": True}, RIGHT, "00" * 48),
+        ({}, {"StringEquals": {"kms:RecipientAttestation:PCR1": PCR0}}, IMAGE[1].hex()),
+        ({}, {"StringEquals": {"kms:RecipientAttestation:PCR8": PCR0}}, "00" * 48),
+        ({}, {"StringEquals": {"kms:RecipientAttestation:PCR16": PCR0}}, "nothing"),
+        ({}, {"StringNotEquals": {"kms:RecipientAttestation:PCR0": PCR0}}, PCR0),
+    ],
+)
+def test_another_enclave_is_refused_and_the_log_names_the_register(
+    kms: Kms, clock: Clock, config: dict[str, Any], condition: dict[str, Any], has: str
+) -> None:
+    secret, recipient = secret_under(kms, attested_policy(condition)), enclave(clock, **config)
+
+    error = refused(
+        kms, "Decrypt", CiphertextBlob=secret.ciphertext, Recipient=as_json(recipient.parameter())
+    )
+
+    key = next(iter(next(iter(condition.values()))))
+    assert error.kind == "AccessDeniedException"
+    assert error.message == (
+        f"User: {ROLE} is not authorized to perform: kms:Decrypt on resource: "
+        f"arn:aws:kms:us-east-1:{ACCOUNT}:key/{secret.key_id} because no resource-based policy allows the kms:Decrypt action"
+    )
+    assert f"statement 'enclave': {next(iter(condition))} {key}" in error.detail
+    assert error.detail.endswith(f"does not hold, the request has {has}")
+    assert ("(PCR0)" in error.detail) is key.endswith("ImageSha384")
+
+
+def test_no_document_is_refused_too(kms: Kms) -> None:
+    secret = secret_under(kms, attested_policy(RIGHT))
+
+    error = refused(kms, "Decrypt", CiphertextBlob=secret.ciphertext)
+
+    assert error.kind == "AccessDeniedException"
+    assert error.detail.endswith("(PCR0) does not hold, the request has nothing")
+
+
+def test_an_explicit_denial_is_said_so(kms: Kms, clock: Clock) -> None:
+    policy = attested_policy(
+        {"StringNotEqualsIgnoreCase": {"kms:RecipientAttestation:PCR0": PCR0}}, effect="Deny"
+    )
+    secret = secret_under(kms, policy)
+    wrong, right = enclave(clock, pcrs={0: rb"\7" * 48}), enclave(clock)
+
+    error = refused(kms, "Decrypt", CiphertextBlob=secret.ciphertext, Recipient=as_json(wrong.parameter()))
+
+    assert error.message.endswith("with an explicit deny in a resource-based policy")
+    answer = ask(kms, "Decrypt", CiphertextBlob=secret.ciphertext, Recipient=as_json(right.parameter()))
+    assert opened(right, answer) == b"the secret"
+
+
+@pytest.mark.parametrize(("age_s", "accepted"), [(0, True), (300, True), (301, False), (-61, False)])
+def test_a_document_is_good_for_five_minutes(kms: Kms, clock: Clock, age_s: int, accepted: bool) -> None:  # noqa: FBT001
+    secret, recipient = secret_under(kms), enclave(clock)
+    parameter = as_json(recipient.parameter())
+    clock.now_s += age_s
+
+    if accepted:
+        ask(kms, "Decrypt", CiphertextBlob=secret.ciphertext, Recipient=parameter)
+        return
+    error = refused(kms, "Decrypt", CiphertextBlob=secret.ciphertext, Recipient=parameter)
+    assert error.kind == "ValidationException"
+    assert "attestation document is not valid" in error.message
+
+
+def test_how_old_a_document_may_be_is_an_option(clock: Clock) -> None:
+    kms, recipient = kms_of(clock, max_age_s=1000), enclave(clock)
+    parameter = as_json(recipient.parameter())
+    clock.now_s += 1000
+
+    assert ask(kms, "GenerateRandom", NumberOfBytes=5, Recipient=parameter)
+    clock.now_s += 1
+    assert refused(kms, "GenerateRandom", NumberOfBytes=5, Recipient=parameter).kind == "ValidationException"
+
+
+def test_a_document_of_another_root_is_refused(kms: Kms, clock: Clock) -> None:
+    secret = secret_under(kms)
+    stranger = enclave(clock, root=Root.create("test", entropy=seeded_entropy(93)))
+
+    error = refused(kms, "Decrypt", CiphertextBlob=secret.ciphertext, Recipient=as_json(stranger.parameter()))
+
+    assert error.kind == "ValidationException"
+    assert "the root is not test" in error.detail
+
+
+def test_debug_mode_can_be_refused_altogether(clock: Clock) -> None:
+    kms, recipient = kms_of(clock, forbid_debug=True), enclave(clock, debug_mode=True)
+
+    error = refused(kms, "GenerateRandom", NumberOfBytes=5, Recipient=as_json(recipient.parameter()))
+
+    assert "debug mode" in error.detail
+
+
+def attest(clock: Clock, public_key: bytes | None) -> dict[str, str]:
+    nsm = Nsm(NsmConfig(pcrs=IMAGE), root=ROOT, clock=clock)
+    document = NsmClient(nsm.handle).attest(public_key=public_key)
+    return {"KeyEncryptionAlgorithm": KEY_ENCRYPTION, "AttestationDocument": text(document)}
+
+
+SHORT = rsa.generate_private_key(65537, 1024)  # noqa: S505 - that is what is refused
+
+
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        (None, "no public key"),
+        (b"", "no public key"),
+        (b"nonsense", "cannot be read"),
+        (ec.generate_private_key(ec.SECP384R1()).public_key(), "not RSA of 2048 to 4096"),
+        (SHORT.public_key(), "not RSA of 2048 to 4096"),
+    ],
+    ids=["missing", "empty", "nonsense", "elliptic", "short"],
+)
+def test_a_document_without_a_usable_key_is_refused(kms: Kms, clock: Clock, key: Any, why: str) -> None:  # noqa: ANN401
+    der = key if key is None or isinstance(key, bytes) else key.public_bytes(*SPKI)
+
+    error = refused(kms, "GenerateRandom", NumberOfBytes=5, Recipient=attest(clock, der))
+
+    assert error.kind == "ValidationException"
+    assert why in error.message
+
+
+SPKI = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def test_all_operations_that_take_a_recipient(kms: Kms, clock: Clock) -> None:
+    secret, recipient = secret_under(kms, attested_policy(RIGHT)), enclave(clock)
+    policy = attested_policy(RIGHT)
+    agreement = ask(kms, "CreateKey", KeySpec="ECC_NIST_P384", KeyUsage="KEY_AGREEMENT", Policy=policy)
+    theirs = ec.generate_private_key(ec.SECP384R1())
+
+    def asked(operation: str, **parameters: object) -> dict[str, Any]:
+        return ask(kms, operation, Recipient=as_json(recipient.parameter()), **parameters)
+
+    data_key = asked("GenerateDataKey", KeyId=secret.key_id, KeySpec="AES_256")
+    pair = asked("GenerateDataKeyPair", KeyId=secret.key_id, KeyPairSpec="ECC_NIST_P256")
+    random = asked("GenerateRandom", NumberOfBytes=77)
+    key_id = agreement["KeyMetadata"]["KeyId"]
+    shared = asked(
+        "DeriveSharedSecret",
+        KeyId=key_id,
+        KeyAgreementAlgorithm="ECDH",
+        PublicKey=text(theirs.public_key().public_bytes(*SPKI)),
+    )
+
+    for answer in (data_key, pair, random, shared):
+        assert not {"Plaintext", "PrivateKeyPlaintext", "SharedSecret"} & set(answer)
+    plain = opened(recipient, data_key)
+    assert len(plain) == 32
+    assert opened(recipient, asked("Decrypt", CiphertextBlob=data_key["CiphertextBlob"])) == plain
+    private = load_der_private_key(opened(recipient, pair), None)
+    assert text(private.public_key().public_bytes(*SPKI)) == pair["PublicKey"]
+    assert opened(recipient, asked("Decrypt", CiphertextBlob=pair["PrivateKeyCiphertextBlob"])) == opened(
+        recipient, pair
+    )
+    assert len(opened(recipient, random)) == 77
+    ours = kms.store.find(key_id).private_key.private_key.public_key()  # type: ignore[attr-defined]
+    assert opened(recipient, shared) == theirs.exchange(ec.ECDH(), ours)
+
+
+def test_other_operations_ignore_a_recipient(kms: Kms, clock: Clock) -> None:
+    secret, recipient = secret_under(kms), enclave(clock)
+
+    answer = ask(
+        kms, "Encrypt", KeyId=secret.key_id, Plaintext="AAAA", Recipient=as_json(recipient.parameter())
+    )
+
+    assert "CiphertextBlob" in answer
+
+
+@pytest.mark.parametrize("recipient", [{}, {"KeyEncryptionAlgorithm": KEY_ENCRYPTION}])
+def test_a_recipient_without_a_document(kms: Kms, recipient: dict[str, str]) -> None:
+    assert refused(kms, "GenerateRandom", NumberOfBytes=5, Recipient=recipient).kind == "ValidationException"
+
+
+def test_a_secret_is_bound_to_its_encryption_context(kms: Kms) -> None:
+    key_id = secret_under(kms).key_id
+    blob = ask(kms, "Encrypt", KeyId=key_id, Plaintext="AAAA", EncryptionContext={"a": "b"})["CiphertextBlob"]
+
+    assert ask(kms, "Decrypt", CiphertextBlob=blob, EncryptionContext={"a": "b"})["Plaintext"] == "AAAA"
+    assert refused(kms, "Decrypt", CiphertextBlob=blob).kind == "InvalidCiphertextException"
+
+
+def test_conditions_on_the_encryption_context_and_the_caller(kms: Kms) -> None:
+    condition = {
+        "StringEquals": {"kms:EncryptionContext:app": "vault", "aws:PrincipalArn": ROLE},
+        "ForAllValues:StringEquals": {"kms:EncryptionContextKeys": ["app"]},
+    }
+    everything = {
+        "Effect": "Allow",
+        "Principal": "*",
+        "Action": "kms:*",
+        "Resource": "*",
+        "Condition": condition,
+    }
+    key_id = ask(kms, "CreateKey", Policy=json.dumps({"Statement": [everything]}))["KeyMetadata"]["KeyId"]
+
+    assert ask(kms, "Encrypt", KeyId=key_id, Plaintext="AAAA", EncryptionContext={"app": "vault"})
+    for context in ({}, {"app": "other"}, {"app": "vault", "more": "x"}):
+        error = refused(kms, "Encrypt", KeyId=key_id, Plaintext="AAAA", EncryptionContext=context)
+        assert error.kind == "AccessDeniedException"
+
+
+def test_callers_are_told_apart_by_access_key(clock: Clock) -> None:
+    admin = f"arn:aws:iam::{ACCOUNT}:user/admin"
+    kms = kms_of(clock, callers={"AKIAADMIN": admin}, access_keys=["AKIAAPP"])
+    statement = {"Effect": "Allow", "Principal": {"AWS": admin}, "Action": "kms:*", "Resource": "*"}
+    made = ask(kms, "CreateKey", "AKIAADMIN", Policy=json.dumps({"Statement": [statement]}))
+    key_id = made["KeyMetadata"]["KeyId"]
+
+    assert ask(kms, "DescribeKey", "AKIAADMIN", KeyId=key_id)
+    assert refused(kms, "DescribeKey", "AKIAAPP", KeyId=key_id).kind == "AccessDeniedException"
+    assert refused(kms, "DescribeKey", "AKIAOTHER", KeyId=key_id).kind == "UnrecognizedClientException"
+
+
+def test_a_grant_lets_in_whom_it_names(clock: Clock) -> None:
+    kms = kms_of(clock, caller=None, callers={"AKIAROLE": ROLE})
+    secret = secret_under(kms, None)
+    assert (
+        refused(kms, "Decrypt", "AKIAROLE", CiphertextBlob=secret.ciphertext).kind == "AccessDeniedException"
+    )
+
+    grant = ask(kms, "CreateGrant", KeyId=secret.key_id, GranteePrincipal=ROLE, Operations=["Decrypt"])
+
+    assert ask(kms, "Decrypt", "AKIAROLE", CiphertextBlob=secret.ciphertext)["Plaintext"] == text(
+        b"the secret"
+    )
+    assert (
+        refused(kms, "Encrypt", "AKIAROLE", KeyId=secret.key_id, Plaintext="AAAA").kind
+        == "AccessDeniedException"
+    )
+    ask(kms, "RevokeGrant", KeyId=secret.key_id, GrantId=grant["GrantId"])
+    assert (
+        refused(kms, "Decrypt", "AKIAROLE", CiphertextBlob=secret.ciphertext).kind == "AccessDeniedException"
+    )
+
+
+def test_a_key_that_is_disabled_or_about_to_be_deleted(kms: Kms) -> None:
+    secret = secret_under(kms)
+
+    ask(kms, "DisableKey", KeyId=secret.key_id)
+    assert refused(kms, "Decrypt", CiphertextBlob=secret.ciphertext).kind == "DisabledException"
+    ask(kms, "EnableKey", KeyId=secret.key_id)
+    assert ask(kms, "Decrypt", CiphertextBlob=secret.ciphertext)
+    ask(kms, "ScheduleKeyDeletion", KeyId=secret.key_id, PendingWindowInDays=7)
+    assert refused(kms, "Decrypt", CiphertextBlob=secret.ciphertext).kind == "KMSInvalidStateException"
+
+
+@pytest.mark.parametrize(
+    ("operation", "parameters", "kind"),
+    [
+        ("Nothing", {}, "UnknownOperationException"),
+        ("Decrypt", {}, "ValidationException"),
+        ("Decrypt", {"CiphertextBlob": ""}, "ValidationException"),
+        ("Decrypt", {"CiphertextBlob": 5}, "SerializationException"),
+        ("Decrypt", {"CiphertextBlob": "!"}, "SerializationException"),
+        ("Decrypt", {"CiphertextBlob": "AAAA"}, "InvalidCiphertextException"),
+        ("Encrypt", {"KeyId": "nothing", "Plaintext": "AAAA"}, "NotFoundException"),
+        ("Encrypt", {"KeyId": "alias/nothing", "Plaintext": "AAAA"}, "NotFoundException"),
+        ("GenerateRandom", {}, "ValidationException"),
+        ("GenerateRandom", {"NumberOfBytes": 1025}, "ValidationException"),
+        ("GenerateRandom", {"NumberOfBytes": True}, "SerializationException"),
+        ("GenerateRandom", {"NumberOfBytes": 1 << 70}, "SerializationException"),
+        ("CreateKey", {"Policy": "{"}, "MalformedPolicyDocumentException"),
+        ("CreateKey", {"KeySpec": "ROT13"}, "ValidationException"),
+        ("CreateKey", {"MultiRegion": True}, "UnsupportedOperationException"),
+        ("CreateKey", {"Tags": [5]}, "SerializationException"),
+        ("CreateCustomKeyStore", {"CustomKeyStoreName": "x"}, "UnsupportedOperationException"),
+        ("ListKeys", {"Limit": 0}, "ValidationException"),
+    ],
+)
+def test_bad_requests(kms: Kms, operation: str, parameters: dict[str, object], kind: str) -> None:
+    assert refused(kms, operation, **parameters).kind == kind
+
+
+def test_only_policies_that_can_be_evaluated_are_taken(kms: Kms) -> None:
+    tpm = {"StringEquals": {"kms:RecipientAttestation:NitroTPMPCR4": "00"}}
+    key_id = secret_under(kms, attested_policy(RIGHT)).key_id
+    before = ask(kms, "GetKeyPolicy", KeyId=key_id, PolicyName="default")["Policy"]
+
+    error = refused(kms, "PutKeyPolicy", KeyId=key_id, PolicyName="default", Policy=attested_policy(tpm))
+
+    assert error.kind == "UnsupportedOperationException"
+    assert "NitroTPM" in error.message
+    assert ask(kms, "GetKeyPolicy", KeyId=key_id, PolicyName="default")["Policy"] == before
+
+
+def test_what_moto_stumbles_over_is_an_internal_error(kms: Kms, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moto.kms.models import KmsBackend
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(KmsBackend, "list_keys", broken)
+
+    error = refused(kms, "ListKeys")
+
+    assert (error.kind, error.status) == ("KMSInternalException", 500)
+    assert "ZeroDivisionError" in error.detail
+
+
+def test_a_dry_run_changes_nothing(kms: Kms, clock: Clock) -> None:
+    secret, recipient = secret_under(kms), enclave(clock)
+    parameter = as_json(recipient.parameter())
+
+    error = refused(kms, "Decrypt", CiphertextBlob=secret.ciphertext, DryRun=True, Recipient=parameter)
+
+    assert error.kind == "DryRunOperationException"
+
+
+def test_keys_outlive_the_server(clock: Clock) -> None:
+    kms = kms_of(clock)
+    policy = attested_policy(RIGHT)
+    secret = secret_under(kms, policy)
+    ask(kms, "CreateAlias", AliasName="alias/mine", TargetKeyId=secret.key_id)
+    ask(kms, "TagResource", KeyId=secret.key_id, Tags=[{"TagKey": "a", "TagValue": "b"}])
+    ask(kms, "CreateGrant", KeyId=secret.key_id, GranteePrincipal=ROLE, Operations=["Decrypt"])
+    elliptic = ask(kms, "CreateKey", KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY", Policy=policy)
+    elliptic_id = elliptic["KeyMetadata"]["KeyId"]
+    message: dict[str, object] = {
+        "KeyId": elliptic_id,
+        "Message": "AAAA",
+        "SigningAlgorithm": "ECDSA_SHA_256",
+    }
+    signature = ask(kms, "Sign", **message)["Signature"]
+    doomed = ask(kms, "CreateKey", Policy=policy)["KeyMetadata"]["KeyId"]
+    ask(kms, "ScheduleKeyDeletion", KeyId=doomed)
+
+    again = kms_of(clock)
+    again.store.restore(json.loads(json.dumps(kms.store.state())))  # type: ignore[attr-defined]
+
+    assert again.store.state() == kms.store.state()  # type: ignore[attr-defined]
+    assert ask(again, "Decrypt", CiphertextBlob=secret.ciphertext)["Plaintext"] == text(b"the secret")
+    assert ask(again, "DescribeKey", KeyId="alias/mine")["KeyMetadata"]["KeyId"] == secret.key_id
+    assert ask(again, "ListResourceTags", KeyId=secret.key_id)["Tags"] == [{"TagKey": "a", "TagValue": "b"}]
+    assert ask(again, "Verify", **message, Signature=signature)["SignatureValid"]
+    described = ask(again, "DescribeKey", KeyId=doomed)["KeyMetadata"]
+    assert described == ask(kms, "DescribeKey", KeyId=doomed)["KeyMetadata"]
+
+
+@pytest.mark.parametrize("state", [{}, {"version": 2, "keys": []}, {"version": 1, "keys": [5]}, [], None])
+def test_what_is_no_state(kms: Kms, state: Any) -> None:  # noqa: ANN401
+    with pytest.raises(ValueError, match="not"):
+        kms.store.restore(state)  # type: ignore[attr-defined]
+
+
+def test_an_answer_in_an_envelope_is_logged_with_the_enclave(
+    kms: Kms, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipient = enclave(clock, instance_id="i-01234567", enclave_id="f" * 16)
+    with caplog.at_level(logging.INFO, "nitro_nsm.kms"):
+        ask(kms, "GenerateRandom", NumberOfBytes=5, Recipient=as_json(recipient.parameter()))
+
+    assert "GenerateRandom for i-01234567-encffffffffffffffff: answered in an envelope" in caplog.text
