@@ -278,3 +278,16 @@ def test_serial_numbers_and_keys_are_new_each_time(root: Root) -> None:
 
     for first, second in itertools.combinations(chains, 2):
         assert not {*first.cabundle[1:], first.certificate} & {*second.cabundle[1:], second.certificate}
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_replies_can_be_repeated_where_that_is_asked_for(
+    root: Root, clock: Clock, deterministic: bool
+) -> None:  # noqa: FBT001
+    options = {"deterministic": True} if deterministic else {}
+    first, second = (
+        attest(Nsm(NsmConfig(), root=root, entropy=seeded_entropy(8), clock=clock, **options))
+        for _ in range(2)
+    )
+
+    assert (first == second) is deterministic

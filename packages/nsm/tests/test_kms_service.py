@@ -72,7 +72,7 @@ def test_the_right_image_gets_the_secret_in_an_envelope(kms: Kms, clock: Clock) 
 @pytest.mark.parametrize(
     ("config", "condition", "has"),
     [
-        ({"pcrs": IMAGE | {0: rb"\7" * 48}}, RIGHT, (rb"\7" * 48).hex()),
+        ({"pcrs": IMAGE | {0: b"\7" * 48}}, RIGHT, (b"\7" * 48).hex()),
         ({"debug_mode": True}, RIGHT, "00" * 48),
         ({}, {"StringEquals": {"kms:RecipientAttestation:PCR1": PCR0}}, IMAGE[1].hex()),
         ({}, {"StringEquals": {"kms:RecipientAttestation:PCR8": PCR0}}, "00" * 48),
@@ -93,7 +93,8 @@ def test_another_enclave_is_refused_and_the_log_names_the_register(
     assert error.kind == "AccessDeniedException"
     assert error.message == (
         f"User: {ROLE} is not authorized to perform: kms:Decrypt on resource: "
-        f"arn:aws:kms:us-east-1:{ACCOUNT}:key/{secret.key_id} because no resource-based policy allows the kms:Decrypt action"
+        f"arn:aws:kms:us-east-1:{ACCOUNT}:key/{secret.key_id} "
+        "because no resource-based policy allows the kms:Decrypt action"
     )
     assert f"statement 'enclave': {next(iter(condition))} {key}" in error.detail
     assert error.detail.endswith(f"does not hold, the request has {has}")
@@ -114,7 +115,7 @@ def test_an_explicit_denial_is_said_so(kms: Kms, clock: Clock) -> None:
         {"StringNotEqualsIgnoreCase": {"kms:RecipientAttestation:PCR0": PCR0}}, effect="Deny"
     )
     secret = secret_under(kms, policy)
-    wrong, right = enclave(clock, pcrs={0: rb"\7" * 48}), enclave(clock)
+    wrong, right = enclave(clock, pcrs={0: b"\7" * 48}), enclave(clock)
 
     error = refused(kms, "Decrypt", CiphertextBlob=secret.ciphertext, Recipient=as_json(wrong.parameter()))
 

@@ -172,3 +172,10 @@ def test_keys_are_made_of_the_entropy_given() -> None:
     first, second = (new_key(seeded_entropy(9)).private_numbers() for _ in range(2))
 
     assert first == second
+
+
+def test_rotation_makes_the_directory_where_there_is_none(tmp_path: Path) -> None:
+    new = rotate_test_root(tmp_path / "new")
+
+    assert read_test_root(tmp_path / "new").der == new.der
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700

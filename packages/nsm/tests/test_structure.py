@@ -169,3 +169,11 @@ def test_a_map_of_either_length() -> None:
 
 def _signed(payload: bytes) -> bytes:
     return cbor2.dumps([ES384, {}, payload, signature(ES384, payload)])
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [([], "it has nothing"), ([b"", {}], "it has bytes, dict"), ({}, "it is not an array")],
+)
+def test_what_is_not_a_message_is_described(message: object, why: str) -> None:
+    assert why in str(refusal(cbor2.dumps(message)))

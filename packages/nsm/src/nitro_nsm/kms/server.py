@@ -114,6 +114,8 @@ async def serve(
         busy.add(task)
         try:
             await _converse(kms, reader, writer)
+        except asyncio.CancelledError:
+            pass  # the server ends; asyncio would print a traceback for each connection
         finally:
             busy.discard(task)
 

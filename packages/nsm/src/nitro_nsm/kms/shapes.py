@@ -72,6 +72,8 @@ def _checked(shape: "Shape", value: object, place: str) -> object:
             }
         case "string", str(text):
             _check_bounds(shape, len(text), place)
+            if any(0xD800 <= ord(letter) < 0xE000 for letter in text):
+                raise serialization(f"{place.rstrip('.')} is not Unicode")  # JSON can spell half a character
             if shape.enum and text not in shape.enum:
                 raise _invalid(f"{place.rstrip('.')} must be one of {', '.join(shape.enum)}")
             return text
