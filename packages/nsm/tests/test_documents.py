@@ -282,8 +282,10 @@ def test_serial_numbers_and_keys_are_new_each_time(root: Root) -> None:
 
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_replies_can_be_repeated_where_that_is_asked_for(
-    root: Root, clock: Clock, deterministic: bool
-) -> None:  # noqa: FBT001
+    root: Root,
+    clock: Clock,
+    deterministic: bool,  # noqa: FBT001
+) -> None:
     options = {"deterministic": True} if deterministic else {}
     first, second = (
         attest(Nsm(NsmConfig(), root=root, entropy=seeded_entropy(8), clock=clock, **options))
