@@ -13,14 +13,15 @@ def test_the_examples_run(
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     examples = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
 
     exec("\n".join(examples), {})  # noqa: S102 - it is our README
 
-    made, refused, locked = capsys.readouterr().out.splitlines()
+    made, refused, locked, parameter = capsys.readouterr().out.splitlines()
     assert made.endswith(" test")
     assert refused.startswith("certificates certificates: the root is not aws (641a")
     assert locked.endswith("15, 16)")
+    assert parameter == "['AttestationDocument', 'KeyEncryptionAlgorithm']"
 
 
 def test_the_commands_exist() -> None:
