@@ -176,9 +176,10 @@ def build(session: nox.Session) -> None:
             "python", "-m", "build", "--outdir", "dist", f"packages/{package}", env=environment, silent=True
         )
     session.run("python", "tools/try_wheels.py", "dist", *session.posargs)
-    sources = [f"./packages/{package}" for package in PACKAGES]
-    target = Path(session.create_tmp(), "without-compiler")
+    # Source distributions, too, install where there is no compiler, although some parts are missing then.
+    target = Path(session.virtualenv.location, "without-compiler")
     shutil.rmtree(target, ignore_errors=True)
+    sources = [str(path) for path in sorted(Path("dist").glob("*.tar.gz"))]
     session.run(
         *("python", "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), *sources),
         env={"CC": "/nonexistent/cc"},
