@@ -29,3 +29,13 @@ def test_links_inside_of_the_repository_lead_somewhere(document: Path) -> None:
     targets = re.findall(r"\]\((?!\w+:)([^)#]+)", document.read_text())
 
     assert not [target for target in targets if not (document.parent / target).exists()]
+
+
+@pytest.mark.parametrize("contents", ["docs/index.md", "docs/site.yml"])
+def test_every_page_is_in_the_contents(contents: str) -> None:
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    decisions = {page for page in pages if page.startswith("decisions/")}
+    text = (ROOT / contents).read_text()
+
+    assert not [page for page in sorted(pages - decisions - {"index.md"}) if page not in text]
+    assert "decisions/" in text

@@ -7,6 +7,7 @@ wheel is then installed where there is no compiler, and used.
 
 import argparse
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,10 @@ def finish(wheel: Path, directory: Path) -> None:
     if wheel.stem.endswith("-any"):
         shutil.copy(wheel, directory)
     else:
+        # A build may have promised more than this machine's libraries keep: only what is found counts.
+        plain = ("--remove", "--platform-tag", f"linux_{platform.machine()}")
+        run(sys.executable, "-m", "wheel", "tags", *plain, wheel)
+        (wheel,) = wheel.parent.glob(f"{wheel.stem.rpartition('-')[0]}-linux_*.whl")
         run(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", directory, wheel)
 
 
