@@ -27,6 +27,7 @@ PACKAGES = list(MANIFESTS)
 BENCHES = {
     "launch": "tools/bench_boot.py",
     "idle": "tools/bench_idle.py",
+    "processor": "tools/bench_processor.py",
     "eif": "packages/eif/bench/measure.py",
     "nsm": "packages/nsm/bench/rates.py",
     "vsock": "packages/vsock/bench/compare.py",
@@ -232,6 +233,13 @@ def userland(session: nox.Session) -> None:
     """Compute in a Debian user space in the guest, and compare with this machine's results."""
     install_once(session)
     session.run("python", "tools/userland.py", *session.posargs)
+
+
+@nox.session
+def selftests(session: nox.Session) -> None:
+    """Run the Linux kernel's own tests in an enclave and in QEMU; ``-- --only 'sigreturn|iopl'``."""
+    install_once(session)
+    session.run("python", "tools/selftests.py", *session.posargs)
 
 
 @nox.session(name="machine-fuzz")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import images
 from nitro_eif import BuildMetadata, Contents, Metadata, Node, write_cpio, write_eif
 from nitro_vmm.testing import tiny_kernel
 from test_vmm_lifecycle import ROOT
@@ -22,7 +23,7 @@ sys.path.append(str(ROOT / "tools"))
 
 import images
 
-HOSTILE = ROOT.parent / "shared" / "vectors" / "hostile"
+HOSTILE = images.ROOT.parent / "shared" / "vectors" / "hostile"
 END_TIMEOUT_S = 60
 """Far more than any of these needs, on a machine that has other things to do."""
 STOP_TIMEOUT_S = 20
