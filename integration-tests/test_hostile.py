@@ -17,11 +17,6 @@ import pytest
 import images
 from nitro_eif import BuildMetadata, Contents, Metadata, Node, write_cpio, write_eif
 from nitro_vmm.testing import tiny_kernel
-from test_vmm_lifecycle import ROOT
-
-sys.path.append(str(ROOT / "tools"))
-
-import images
 
 HOSTILE = images.ROOT.parent / "shared" / "vectors" / "hostile"
 END_TIMEOUT_S = 60
