@@ -1,6 +1,7 @@
 """Flags, ``--vm`` and YAML files all become the same checked configuration."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ from nitro_vsock.arguments import SINGLE
 from nitro_vsock.daemon.config import DaemonConfig, VmConfig
 from nitro_vsock.daemon.config_file import read_allowlist
 from nitro_vsock.daemon.guest import default_spin_us
-from nitro_vsock.host import Destination, Endpoint, Proxied, Published
+from nitro_vsock.errors import HostError
+from nitro_vsock.host import Destination, Endpoint, Proxied, Published, af_vsock
+
+pytestmark = pytest.mark.usefixtures("any_host")
 
 
 def checked(capsys: pytest.CaptureFixture[str], *arguments: str) -> DaemonConfig:
@@ -247,6 +251,107 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--help"])
     assert "example:" in capsys.readouterr().out
+
+
+class TestCheck:
+    """``--check`` finds all that the start would."""
+
+    def test_proxies_that_the_allow_list_does_not_allow(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        file = tmp_path / "allowed.yaml"
+        file.write_text("allowlist: [{address: kms.example, port: 443}]")
+
+        said = complaint(
+            capsys,
+            cli.EXIT_USAGE,
+            *("--socket=s", "--proxy=8000=other.example:443", f"--proxy-allowlist={file}"),
+        )
+
+        assert "other.example:443 is not in the allow-list" in said
+        assert "  hint: add its address and port to the list" in said
+
+    @pytest.mark.parametrize(
+        "flag", ["--socket=/no/where/s", "--uds-path=/no/where/s", "--stats=/no/where/s"]
+    )
+    def test_folders_that_are_not_there(self, capsys: pytest.CaptureFixture[str], flag: str) -> None:
+        arguments = [flag] if flag.startswith("--socket") else ["--socket=s", flag]
+
+        said = complaint(capsys, cli.EXIT_HOST, *arguments)
+
+        assert "there is no folder /no/where" in said
+
+    def test_the_folder_of_a_published_socket(self, capsys: pytest.CaptureFixture[str]) -> None:
+        said = complaint(capsys, cli.EXIT_HOST, "--socket=s", "--publish=unix:/no/where/s=80")
+
+        assert "there is no folder /no/where" in said
+
+    def test_a_name_without_an_address(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def unknown(*_: object, **__: object) -> object:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
+
+        said = complaint(capsys, cli.EXIT_HOST, "--socket=s", "--publish=tcp:no.example:80=80")
+
+        assert "cannot publish at no.example:80" in said
+
+    @pytest.mark.parametrize("flag", ["--forward-cid=1", "--forward-listen=9"])
+    def test_a_host_without_af_vsock(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flag: str
+    ) -> None:
+        def refuse() -> None:
+            raise HostError("this host has no AF_VSOCK", hint="load a module")
+
+        monkeypatch.setattr(af_vsock, "check_available", refuse)
+
+        assert "no AF_VSOCK" in complaint(capsys, cli.EXIT_HOST, "--socket=s", flag)
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("16", "'16' is a CID and not a host"),
+        ("4294967295", "is a CID and not a host"),
+        ("0x7f.1", "is not an IPv4 address"),
+        ("1.2.3", "is not an IPv4 address"),
+        ("1.2.3.400", "is not an IPv4 address"),
+        ("host.5", "is not an IPv4 address"),
+        ("0.0.0.0", "nobody can be connected to at 0.0.0.0"),  # noqa: S104 (refused)
+        ("0.1.2.3", "nobody can be connected to"),
+        ("255.255.255.255", "nobody can be connected to"),
+        ("224.0.0.1", "nobody can be connected to"),
+        ("[::]", "nobody can be connected to at ::"),
+        ("[ff02::1]", "nobody can be connected to"),
+        ("[::ffff:0.0.0.0]", "nobody can be connected to"),
+    ],
+)
+def test_destinations_that_cannot_be_are_refused(
+    capsys: pytest.CaptureFixture[str], host: str, why: str
+) -> None:
+    assert why in complaint(capsys, cli.EXIT_USAGE, "--socket=s", f"--proxy=8000={host}:443")
+
+
+@pytest.mark.parametrize("port", [0, 65536])
+def test_destinations_have_a_tcp_port(capsys: pytest.CaptureFixture[str], port: int) -> None:
+    said = complaint(capsys, cli.EXIT_USAGE, "--socket=s", f"--proxy=8000=host.example:{port}")
+
+    assert "must be at" in said
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "[::1]", "[fe80::1%lo]", "10.0.0.1", "kms.example", "3com.example"]
+)
+def test_other_destinations_are_taken(capsys: pytest.CaptureFixture[str], host: str) -> None:
+    vm = checked(capsys, "--socket=s", f"--proxy=8000={host}:443").vms[0]
+
+    assert str(vm.proxy[0].target) == f"{host}:443"
+
+
+def test_all_addresses_of_the_host_are_a_place_to_listen(capsys: pytest.CaptureFixture[str]) -> None:
+    checked(capsys, "--socket=s", "--publish=tcp:0.0.0.0:8080=80", "--publish=tcp:*:8081=80")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import pytest
 
 from nitro_vsock import cli
 
+pytestmark = pytest.mark.usefixtures("any_host")
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [

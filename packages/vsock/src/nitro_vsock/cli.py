@@ -10,6 +10,8 @@ from nitro_vsock.arguments import PROGRAM, parser
 if TYPE_CHECKING:
     import argparse
 
+    from nitro_vsock.daemon.config import DaemonConfig
+
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_BAD_FILE, EXIT_HOST = range(5)
 EXIT_INTERRUPTED = 130
 
@@ -121,16 +123,23 @@ def _serve(arguments: "argparse.Namespace") -> int:
         return complain(error, hint=hint, code=code)
 
     try:
-        config = configured(arguments)
         from nitro_vsock.daemon import service, supervisor  # noqa: PLC0415 (trio: only to serve)
 
-        service.check(config)
+        def read() -> "DaemonConfig":
+            config = configured(arguments)
+            service.check(config)
+            return config
+
+        config = read()
         if arguments.check:
             print(config.model_dump_json(indent=2))
             return EXIT_OK
         try:
             interrupted = service.run(
-                config, descriptor=arguments.fd, supervisor_descriptor=arguments.supervisor_fd
+                config,
+                read_again=read,
+                descriptor=arguments.fd,
+                supervisor_descriptor=arguments.supervisor_fd,
             )
         except supervisor.WorkerError as error:
             return failed(error, error.exit_code)

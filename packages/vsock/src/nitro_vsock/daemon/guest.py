@@ -4,7 +4,7 @@ import contextlib
 import gc
 import os
 import socket
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import trio
 
@@ -16,6 +16,7 @@ from nitro_vsock.device.engine import VsockEngine
 from nitro_vsock.device.router import VsockRouter
 from nitro_vsock.errors import HostError, UsageError, VsockError
 from nitro_vsock.host import af_vsock
+from nitro_vsock.host.endpoints import Published
 from nitro_vsock.host.listening import accept
 from nitro_vsock.host.proxy import ProxyHostSide
 from nitro_vsock.host.publish import Publisher
@@ -66,7 +67,8 @@ class Guest:
         self._nursery = nursery
         self._listener: trio.socket.SocketType | None = None
         self._connection: trio.socket.SocketType | None = None
-        self._publishers: list[Publisher] = []
+        self._publishers: dict[Published | int, _Running] = {}
+        """What is published, or the port of the host's vsock; and who listens for it."""
         self._closing = contextlib.ExitStack()
         self._sessions = 0
         self._connected = False
@@ -90,15 +92,40 @@ class Guest:
             listener = UnixListener(self.config.socket, users=self._users)
             self._closing.callback(listener.close)
             self._listener = trio.socket.from_stdlib_socket(listener.socket)
-        for published in self.config.publish:
-            self._start(Publisher.open(published, users=self._users))
-        for port in sorted(self.config.forward_listen):
-            self._start(Publisher([af_vsock.listen(port)], port, name=f"forward {port}"))
+        for place in _published(self.config):
+            self._publish(place)
 
-    def _start(self, publisher: Publisher) -> None:
-        self._publishers.append(publisher)
-        self._closing.callback(publisher.close)
-        self._nursery.start_soon(publisher.serve, self.engine)
+    def _publish(self, place: Published | int) -> None:
+        """Listen at one more place.
+
+        Raises:
+            HostError: That is not possible.
+        """
+        if isinstance(place, Published):
+            publisher = Publisher.open(place, users=self._users)
+        else:
+            publisher = Publisher([af_vsock.listen(place)], place, name=f"forward {place}")
+        running = _Running(publisher, trio.CancelScope())
+        self._publishers[place] = running
+        self._nursery.start_soon(running.serve, self.engine)
+
+    def change(self, config: VmConfig) -> None:
+        """Proxy and publish what ``config`` says from now on; its other settings are ignored.
+
+        Connections go on, those of ports that are not published any more as well. A place where we cannot
+        listen is logged, and the others are served.
+        """
+        self.config = config
+        self._proxies.replace(config.proxy)
+        wanted = _published(config)
+        for place in self._publishers.keys() - set(wanted):
+            self._publishers.pop(place).stop()
+        for place in wanted:
+            if place not in self._publishers:
+                try:
+                    self._publish(place)
+                except HostError as error:
+                    LOGGER.error(str(error), extra=self._log)
 
     def _take_descriptor(self, descriptor: int) -> None:
         try:
@@ -157,8 +184,11 @@ class Guest:
             f"proxy {port}": {"connections": route.connections, "refused": route.refused}
             for port, route in self._proxies.routes.items()
         } | {
-            publisher.name: {"connections": publisher.connections, "refused": publisher.refused}
-            for publisher in self._publishers
+            running.publisher.name: {
+                "connections": running.publisher.connections,
+                "refused": running.publisher.refused,
+            }
+            for running in self._publishers.values()
         }
         return {
             "guest_cid": self.config.guest_cid,
@@ -171,7 +201,29 @@ class Guest:
     def close(self) -> None:
         """Close every socket, and remove their files."""
         self.engine.close()
+        for running in self._publishers.values():
+            running.stop()
         self._closing.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A publisher, and what ends its task before its sockets are closed."""
+
+    publisher: Publisher
+    scope: trio.CancelScope
+
+    async def serve(self, engine: VsockEngine) -> None:
+        with self.scope:
+            await self.publisher.serve(engine)
+
+    def stop(self) -> None:
+        self.scope.cancel()
+        self.publisher.close()
+
+
+def _published(config: VmConfig) -> list[Published | int]:
+    return [*config.publish, *sorted(config.forward_listen)]
 
 
 def _others(config: VmConfig) -> HostSide:

@@ -5,8 +5,8 @@ of one guest (memory that its front-end takes away, traffic, Python's one lock) 
 again when it dies.
 
 Such a process is this program again, with its part of the configuration and a socket to us. On that it says
-when it serves, and answers each request for counters with a line of JSON. When the socket ends, so does the
-process.
+when it serves, and answers each request with its counters, as a line of JSON; a request may bring a new
+configuration. When the socket ends, so does the process.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
@@ -120,6 +120,7 @@ class Worker:
                 pass_fds=(theirs.fileno(),),
                 process_group=0,  # a terminal's Ctrl-C goes to us alone, and we tell the workers
                 stdin=config_fd,
+                env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
             )
             async with trio.open_nursery() as nursery:
                 process: trio.Process = await nursery.start(start)
@@ -134,17 +135,27 @@ class Worker:
 
     async def report(self) -> list[VmReport]:
         """The state of its guests; empty while the process is not there or does not answer."""
+        answer = await self._ask({})
+        reports: list[VmReport] = answer.get("vms", [])
+        return reports
+
+    async def change(self, config: DaemonConfig) -> None:
+        """Have its guests proxied and published as ``config`` says, by this process and those after it."""
+        self._config = config
+        await self._ask({"config": config.model_dump(mode="json")})
+
+    async def _ask(self, request: Mapping[str, object]) -> dict[str, Any]:
+        """The answer to a request; empty while the process is not there or does not answer."""
         with trio.move_on_after(REPORT_S):
             async with self._asking:
                 control, number = self._control, next(self._numbers)
                 if control is None:
-                    return []
-                await control.send({"request": number})
+                    return {}
+                await control.send({**request, "request": number})
                 while answer := await control.receive():
                     if answer["request"] == number:  # others answer requests that were given up
-                        reports: list[VmReport] = answer["vms"]
-                        return reports
-        return []
+                        return answer
+        return {}
 
 
 def remove_sockets(config: DaemonConfig) -> None:
@@ -162,12 +173,20 @@ def remove_sockets(config: DaemonConfig) -> None:
                 )
 
 
-async def obey(descriptor: int, report: Report) -> None:
-    """In a worker: say that it serves, and tell the counters when asked, until the supervisor is gone."""
+async def obey(descriptor: int, report: Report, change: Callable[[DaemonConfig], None]) -> None:
+    """In a worker: say that it serves, and do what the supervisor asks, until that is gone.
+
+    Args:
+        descriptor: The socket to the supervisor.
+        report: Tells the counters.
+        change: Has the guests proxied and published as a new configuration says.
+    """
     with _Lines(socket.socket(fileno=descriptor)) as control:
         await control.send({"serving": True})
         while request := await control.receive():
-            await control.send({**request, "vms": await report()})
+            if "config" in request:
+                change(DaemonConfig.model_validate(request["config"]))
+            await control.send({"request": request["request"], "vms": await report()})
 
 
 class _Lines:

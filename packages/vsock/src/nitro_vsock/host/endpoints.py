@@ -6,16 +6,22 @@ and not as the second. A host name is checked for its form only, because it may 
 
 import ipaddress
 import os
+import re
+import socket
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from nitro_vsock.addresses import PORT_MAX
+from nitro_vsock.errors import HostError
 from nitro_vsock.host.unix import UNIX_PATH_BYTES_MAX
 
 Port = Annotated[int, Field(ge=0, le=PORT_MAX)]
 """A vsock port."""
+NUMBER_AT_END = re.compile(r"^([^:]*\.)?(\d+|0[xX][0-9a-fA-F]*)\.?$")
+"""A name of this form is an IPv4 address, or wrong (WHATWG URL, "ends in a number")."""
+
 TcpPort = Annotated[int, Field(ge=1, le=0xFFFF)]
 
 
@@ -86,11 +92,23 @@ class Endpoint(FrozenModel):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+def addresses(where: Endpoint) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
+    """The families and addresses of a name or address at which to listen; ``*`` is every address of the host.
+
+    Raises:
+        HostError: The name is unknown.
+    """
+    host = None if where.host == "*" else where.host
+    try:
+        found = socket.getaddrinfo(host, where.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise HostError(f"cannot publish at {where}: {error.strerror}") from error
+    return list(dict.fromkeys((family, (str(address[0]), int(address[1]))) for family, *_, address in found))
+
+
 def _destination(host: str) -> str:
-    last = host.rstrip(".").rpartition(".")[2].lower()
-    if last.isdecimal() or (last.startswith("0x") and all(c in "0123456789abcdef" for c in last[2:])):
-        # A name whose last part is a number is an IPv4 address (WHATWG URL, "ends in a number"). The resolver
-        # takes "16" for 0.0.0.16, which nobody means: it is a CID, written where a host has to stand.
+    if NUMBER_AT_END.match(host):
+        # The resolver takes "16" for 0.0.0.16, which nobody means: it is a CID where a host has to stand.
         try:
             ipaddress.IPv4Address(host)
         except ValueError:

@@ -18,7 +18,7 @@ import trio
 
 from nitro_vsock.addresses import SocketType
 from nitro_vsock.errors import HostError
-from nitro_vsock.host.endpoints import Endpoint, Published
+from nitro_vsock.host.endpoints import Endpoint, Published, addresses
 from nitro_vsock.host.listening import accept, to_stdlib
 from nitro_vsock.host.unix import UnixListener, may_connect
 
@@ -140,15 +140,10 @@ def _listen_tcp(where: Endpoint) -> list[socket.socket]:
     Raises:
         HostError: The name is unknown, or an address is in use or forbidden.
     """
-    host = None if where.host == "*" else where.host
     refused: OSError | None = None
     with ExitStack() as undo:
         servers: list[socket.socket] = []
-        try:
-            found = socket.getaddrinfo(host, where.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        except OSError as error:
-            raise HostError(f"cannot publish at {where}: {error.strerror}") from error
-        for family, *_, address in dict.fromkeys(found):
+        for family, address in addresses(where):
             try:
                 server = socket.create_server(address, family=family, backlog=BACKLOG)
             except OSError as error:
