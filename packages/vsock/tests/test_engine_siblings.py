@@ -10,6 +10,7 @@ import pytest
 
 from engine_bench import CID, WINDOW, data, ops
 from nitro_vsock import (
+    SocketType,
     UsageError,
     VsockConfig,
     VsockEngine,
@@ -67,6 +68,72 @@ def test_siblings_exchange_packets_cut_to_the_receivers_buffers(kind: int) -> No
         run()
         assert ops(a.packets())[-1] == Op.RST
         assert b.packets()[-1].header.flags == Shutdown.BOTH
+
+
+def joined(stack: ExitStack, kind: int) -> tuple[FakeGuest, FakeGuest, Callable[[], None]]:
+    """Two guests, port 7 of the one connected with port 80 of the other."""
+    (a, b), run = siblings(stack, {"x"}, {"x"})
+    a.send(Op.REQUEST, 7, 80, host_cid=101, type=kind)
+    run()
+    b.packets()
+    b.send(Op.RESPONSE, 80, 7, host_cid=100, type=kind)
+    run()
+    a.packets()
+    return a, b, run
+
+
+def test_messages_between_siblings_keep_their_ends_and_those_of_records() -> None:
+    sent = [(b"goes on", 1), (b"ends", 3), (b"", 1), (b"", 3), (b"last", 3)]
+    with ExitStack() as stack:
+        a, b, run = joined(stack, SocketType.SEQPACKET)
+
+        for message, flags in sent:
+            a.send(Op.RW, 7, 80, message, host_cid=101, type=SocketType.SEQPACKET, flags=flags)
+        run()
+
+        assert [(packet.data, packet.header.flags) for packet in b.packets()] == sent
+
+
+def test_the_end_of_a_record_is_on_the_last_packet_of_its_message() -> None:
+    with ExitStack() as stack:
+        a, b, run = joined(stack, SocketType.SEQPACKET)
+
+        a.send(Op.RW, 7, 80, bytes(9000), host_cid=101, type=SocketType.SEQPACKET, flags=3)
+        run()
+
+        assert [packet.header.flags for packet in b.packets()] == [0, 0, 3]
+
+
+def test_a_message_between_siblings_may_be_as_long_as_the_window() -> None:
+    with ExitStack() as stack:
+        a, b, run = joined(stack, SocketType.SEQPACKET)
+
+        for part in range(4):
+            flags = 1 if part == 3 else 0
+            a.send(Op.RW, 7, 80, bytes(WINDOW // 4), host_cid=101, type=SocketType.SEQPACKET, flags=flags)
+        run()
+
+        got = b.packets()
+        assert len(data(got)) == WINDOW
+        assert [packet.header.flags for packet in got] == [0] * (len(got) - 1) + [1]
+
+
+@pytest.mark.parametrize("kind", [SocketType.STREAM, SocketType.SEQPACKET])
+def test_a_sibling_hears_at_once_that_the_other_will_not_receive(kind: SocketType) -> None:
+    with ExitStack() as stack:
+        a, b, run = joined(stack, kind)
+
+        a.send(Op.SHUTDOWN, 7, 80, host_cid=101, type=kind, flags=Shutdown.RECEIVE)
+        run()
+
+        (shutdown,) = b.packets()
+        assert (shutdown.op, shutdown.header.flags) == (Op.SHUTDOWN, Shutdown.RECEIVE)
+        a.send(Op.RW, 7, 80, b"still sending", host_cid=101, type=kind, flags=kind - 1)
+        run()
+        assert data(b.packets()) == b"still sending"
+        a.send(Op.SHUTDOWN, 7, 80, host_cid=101, type=kind, flags=Shutdown.SEND)
+        run()
+        assert ops(a.packets())[-1] == Op.RST
 
 
 def test_a_host_at_any_address_leaves_siblings_theirs(tmp_path: Path) -> None:

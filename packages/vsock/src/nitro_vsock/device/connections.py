@@ -105,8 +105,11 @@ class Connections:
                     return
             if not connection.queued and connection.state == State.ESTABLISHED:
                 self.table.queue(connection)
-        if events & select.EPOLLOUT and connection.holding:
-            self.delivery.flush(connection)
+        if events & select.EPOLLOUT:
+            if connection.holding:
+                self.delivery.flush(connection)
+            elif not events & select.EPOLLIN and connection.stream and connection.unix:
+                self.delivery.ask_whether_read(connection)
 
     def still_meant(self, events: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Those of ``events`` that still mean what they meant when they were seen.

@@ -1,9 +1,12 @@
 """From the guest to host programs: passing bytes and messages on, and keeping account of what is held."""
 
+import socket
+
 from nitro_vsock.config import VsockConfig
 from nitro_vsock.device.connection_table import ConnectionTable
 from nitro_vsock.device.counters import Counters
 from nitro_vsock.device.endings import Endings
+from nitro_vsock.device.packet import Sequence, Shutdown
 from nitro_vsock.device.socket_connection import SocketConnection
 
 
@@ -34,8 +37,14 @@ class Delivery:
             self._endings.host_refuses(connection, error)
         self._note_held(connection, held)
 
-    def take_message(self, connection: SocketConnection, payload: list[memoryview], *, last: bool) -> None:
-        """Take a piece of a message, and pass the message on when this is its last piece."""
+    def take_message(self, connection: SocketConnection, payload: list[memoryview], flags: int) -> None:
+        """Take a piece of a message, and pass the message on when this is its last piece.
+
+        Args:
+            connection: The connection.
+            payload: The piece.
+            flags: The packet's flags (`Sequence`).
+        """
         held = connection.held_bytes
         for segment in payload:
             connection.message += segment
@@ -52,8 +61,8 @@ class Delivery:
         try:
             if connection.write_closed or connection.socket is None:
                 connection.message.clear()
-            elif last:
-                connection.send_message()
+            elif flags & Sequence.END_OF_MESSAGE:
+                connection.send_message(record_ends=flags & Sequence.END_OF_RECORD != 0)
             connection.note_forwarded()
         except OSError as error:
             self._endings.host_refuses(connection, error)
@@ -73,6 +82,23 @@ class Delivery:
             self._endings.end_lingering(connection)
         else:
             self._endings.follow_guest_shutdown(connection)
+
+    def ask_whether_read(self, connection: SocketConnection) -> None:
+        """Ask a stream's unix socket whether the host program still reads, by sending nothing.
+
+        A host program that only shuts down its reading shows by no event of its own. Epoll wakes up all the
+        same, and the guest should hear of it before it sends.
+        """
+        sock = connection.socket
+        if sock is None or connection.write_closed or connection.shutdown_sent & Shutdown.RECEIVE:
+            return
+        try:
+            sock.send(b"", socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            connection.write_closed = True
+            self._endings.host_refuses(connection, error)
 
     def pass_on_all(self) -> None:
         """Pass on what this batch brought for every stream."""

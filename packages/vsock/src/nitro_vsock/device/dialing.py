@@ -43,6 +43,7 @@ class ConnectRequest:
         host_port: The port that it sees; `None`: a free one.
         on_result: Told whether the guest accepted.
         unread_line: Bytes at the front of ``sock`` that are not for the guest, see `take_line`.
+        records: Whether the other end is a guest of ours, see `SocketConnection.records`.
     """
 
     __slots__ = (
@@ -51,6 +52,7 @@ class ConnectRequest:
         "host_cid",
         "host_port",
         "on_result",
+        "records",
         "socket",
         "socket_type",
         "unread_line",
@@ -67,6 +69,7 @@ class ConnectRequest:
         host_port: int | None,
         on_result: ConnectResult | None,
         unread_line: int = 0,
+        records: bool = False,
     ) -> None:
         self.socket = sock
         self.guest_port = guest_port
@@ -76,6 +79,7 @@ class ConnectRequest:
         self.host_port = host_port
         self.on_result = on_result
         self.unread_line = unread_line
+        self.records = records
 
 
 class Dialer:
@@ -215,11 +219,13 @@ class Dialer:
         unix_type = UNIX_TYPES[connection.socket_type] | socket.SOCK_NONBLOCK
         ours, theirs = socket.socketpair(socket.AF_UNIX, unix_type)
         self._table.hold(connection, ours, unix=True)
+        connection.records = not connection.stream
         sibling.adopt(
             theirs,
             port,
             connection.socket_type,
             source=(self._guest_cid, guest_port),
+            records=connection.records,
             on_result=lambda accepted: self._post(partial(self._sibling_answered, connection, accepted)),
         )
 
@@ -293,7 +299,7 @@ class Dialer:
         self._table.hold(connection, sock, unix=bool(request.unread_line) or sock.family == socket.AF_UNIX)
         self._counters.opened_by_host += 1
         connection.greeting, connection.on_result = request.greeting, on_result
-        connection.unread_line = request.unread_line
+        connection.unread_line, connection.records = request.unread_line, request.records
         self._timers.schedule(connection, self._connect_timeout_s, partial(self._give_up, connection))
         self._table.queue(connection)
 

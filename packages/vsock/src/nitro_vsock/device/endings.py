@@ -44,6 +44,8 @@ class Endings:
         if ended and not connection.write_closed:
             connection.close_write()
         if connection.guest_shutdown & Shutdown.RECEIVE:
+            if connection.records and not connection.write_closed:
+                connection.send_no_more()
             with suppress(OSError):
                 connection.socket.shutdown(socket.SHUT_RD)
             if connection.hangup:
@@ -64,6 +66,13 @@ class Endings:
         """The host program neither sends nor reads any more."""
         connection.shut_down(Shutdown.BOTH)
         self._after_shut_down(connection)
+
+    def sibling_receives_no_more(self, connection: SocketConnection) -> None:
+        """The guest at the other end takes no more messages; it may still send some."""
+        connection.write_closed = True
+        if connection.state == State.ESTABLISHED:
+            connection.shut_down(Shutdown.RECEIVE)
+            self._after_shut_down(connection)
 
     def host_refuses(self, connection: SocketConnection, error: OSError) -> None:
         """The host program takes no more of what the guest sends; it may still send."""

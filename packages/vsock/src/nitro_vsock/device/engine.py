@@ -320,6 +320,7 @@ class VsockEngine:
         *,
         greeting: bytes = b"",
         source: tuple[int, int] | None = None,
+        records: bool = False,
         on_result: ConnectResult | None = None,
     ) -> None:
         """Join a connected socket, which the engine owns from now on, with the guest's ``guest_port``.
@@ -332,6 +333,8 @@ class VsockEngine:
             socket_type: What ``sock`` is.
             greeting: Written to ``sock`` when the guest accepts.
             source: CID and port that the guest sees; `None`: the host's CID, and a free port.
+            records: Whether messages on ``sock`` have a byte behind them that says whether they end a record.
+                Only engines that join two guests do that.
             on_result: Told whether the guest accepted, in the thread of `turn`.
         """
         sock.setblocking(False)
@@ -344,6 +347,7 @@ class VsockEngine:
             host_cid=cid,
             host_port=host_port,
             on_result=on_result,
+            records=records,
         )
         self._post(partial(self._dialer.connect_guest, request))
 

@@ -16,7 +16,7 @@ from nitro_vsock.device.credit_wait import CreditWait
 from nitro_vsock.device.endings import Endings
 from nitro_vsock.device.packet import Op, Sequence
 from nitro_vsock.device.receive_ring import ReceiveRing, trim
-from nitro_vsock.device.socket_connection import IOV_MAX, WIDTH_MAX, WIDTH_MIN, SocketConnection
+from nitro_vsock.device.socket_connection import IOV_MAX, WIDTH_MAX, WIDTH_MIN, Record, SocketConnection
 from nitro_vsock.host.unix import UCRED
 
 RECEIVE_BUFFERS_PER_ROUND: Final = 256
@@ -194,15 +194,23 @@ class Receiver:
         if not connection.outgoing:
             # MSG_TRUNC has the kernel tell the message's whole length, so that it can be read in one piece.
             size = sock.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC)
-            if size > connection.peer_buf_alloc:
+            if size - connection.records > connection.peer_buf_alloc:
                 # The guest puts a message together in its window, so a longer one could never arrive.
                 raise OSError(errno.EMSGSIZE, "the guest cannot take a message of this size")
             if not size:
                 if not connection.unix or not _is_message(sock):
                     self._endings.host_eof(connection)
                     return 0
+                if connection.records:
+                    self._endings.sibling_receives_no_more(connection)
+                    return 0
                 return self._send_piece(connection)
             connection.outgoing = memoryview(sock.recv(size))
+            if connection.records:
+                connection.record_ends = connection.outgoing[-1] == Record.END
+                connection.outgoing = connection.outgoing[:-1]
+                if not connection.outgoing:
+                    return self._send_piece(connection)
         used = 0
         while connection.outgoing:
             if not connection.credit or not connection.packet_credit:
@@ -222,7 +230,11 @@ class Receiver:
             return 0
         piece = connection.outgoing[: min(buffers[0].capacity, connection.credit)]
         connection.outgoing = connection.outgoing[len(piece) :]
-        flags = 0 if connection.outgoing else Sequence.END_OF_MESSAGE
+        flags = 0
+        if not connection.outgoing:
+            flags = Sequence.END_OF_MESSAGE
+            if connection.record_ends:
+                flags |= Sequence.END_OF_RECORD
         self.ring.put(connection.header(Op.RW, len(piece), flags), piece)
         if (
             piece

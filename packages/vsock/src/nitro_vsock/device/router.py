@@ -27,6 +27,7 @@ class Sibling(Protocol):
         socket_type: SocketType,
         *,
         source: tuple[int, int],
+        records: bool,
         on_result: Callable[[bool], None],
     ) -> None:
         """Join a socket with this guest's port; see `VsockEngine.adopt`."""

@@ -33,6 +33,16 @@ long for the socket. Streams get it the first time that the usual size is too sm
 """
 
 
+class Record:
+    """The byte behind each message between two guests, because a unix socket keeps no record boundaries.
+
+    An empty message, which has not even this byte, says that its sender will not receive any more.
+    """
+
+    GOES_ON: Final = 0
+    END: Final = 1
+
+
 class SocketConnection(Connection):
     """A connection and the non-blocking socket that it is joined with."""
 
@@ -50,6 +60,8 @@ class SocketConnection(Connection):
         "outgoing",
         "queued",
         "readable",
+        "record_ends",
+        "records",
         "segments",
         "socket",
         "stalled",
@@ -73,6 +85,8 @@ class SocketConnection(Connection):
         """The socket's descriptor; -1 without a socket."""
         self.unix = True
         """Whether it is a unix socket."""
+        self.records = False
+        """Whether the other end is a guest of ours, and each message has a byte of `Record` behind it."""
         self.greeting = b""
         """What the host program is told when the guest accepts."""
         self.unread_line = 0
@@ -111,6 +125,8 @@ class SocketConnection(Connection):
         """The host program has sent data, and the guest has given no credit to pass it on."""
         self.outgoing = NOTHING
         """The rest of a message of the host."""
+        self.record_ends = False
+        """Whether that message ends a record."""
         self.width = WIDTH_MIN
         """How many receive buffers the next read fills. It doubles after each read that filled all of
         them."""
@@ -187,13 +203,18 @@ class SocketConnection(Connection):
             with suppress(OSError):
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
-    def send_message(self) -> None:
+    def send_message(self, *, record_ends: bool) -> None:
         """Send the message, which is complete, after what is held already.
+
+        Args:
+            record_ends: Whether it ends a record. A unix socket cannot say that to a host program.
 
         Raises:
             OSError: The socket takes no more, or takes no message of this length.
         """
         waiting = self.holding
+        if self.records:
+            self.message.append(Record.END if record_ends else Record.GOES_ON)
         self.backlog += self.message
         if self.lengths is None:
             self.lengths = deque()
@@ -201,6 +222,15 @@ class SocketConnection(Connection):
         self.message.clear()
         if not waiting:
             self._send_held()
+
+    def send_no_more(self) -> None:
+        """Tell the guest at the other end that this one will not receive any more messages.
+
+        It is only told where that need not wait. Otherwise it learns when it sends the next one.
+        """
+        if self.socket is not None and not self.holding:
+            with suppress(OSError):
+                self.socket.send(b"", socket.MSG_NOSIGNAL)
 
     def send_held(self) -> None:
         """Send what is held, as far as the socket takes it.

@@ -15,7 +15,7 @@ from nitro_vsock.device.credit_wait import CreditWait
 from nitro_vsock.device.delivery import Delivery
 from nitro_vsock.device.dialing import Dialer
 from nitro_vsock.device.endings import Endings
-from nitro_vsock.device.packet import HEADER, HEADER_BYTES, Address, Fields, Op, Sequence
+from nitro_vsock.device.packet import HEADER, HEADER_BYTES, Address, Fields, Op
 from nitro_vsock.device.receive_ring import trim
 from nitro_vsock.device.socket_connection import SocketConnection
 from nitro_vsock.errors import ChainError
@@ -128,8 +128,7 @@ class Transmitter:
             data_bytes += length
             data_packets += 1
             if not connection.stream:
-                last = flags & Sequence.END_OF_MESSAGE != 0
-                self._delivery.take_message(connection, payload, last=last)
+                self._delivery.take_message(connection, payload, flags)
                 continue
             if not connection.segments:
                 touched.append(connection)
