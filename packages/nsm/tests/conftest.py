@@ -3,15 +3,10 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from nitro_nsm import Root
 from nitro_nsm.testing import seeded_entropy
 from vectors import VECTORS
-
-# Nothing here may fail because a machine is slow.
-settings.register_profile("nsm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("nsm")
 
 
 @pytest.fixture(scope="session")
