@@ -278,6 +278,18 @@ def test_a_denial_is_logged_with_its_reason_and_the_client_hears_less(
     assert "(PCR0) does not hold, the request has nothing" in caplog.text
 
 
+def test_keys_that_cannot_be_saved_are_not_promised() -> None:
+    def full() -> None:
+        raise HostError("the disk is full")
+
+    kms = kms_of(Clock())
+    kms.changed = full
+
+    status, answer = answered(Conversation(kms), http("CreateKey", b"{}"))
+
+    assert (status, answer["__type"]) == (500, "KMSInternalException")
+
+
 def test_mutated_requests_get_answers() -> None:
     """A small part of `python kms_hostile.py 100000`."""
     kms_hostile.attack(1000, seed=7)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 import h11
 
+from nitro_nsm.errors import HostError
 from nitro_nsm.kms.errors import KmsError
 from nitro_nsm.kms.service import Answer, Kms
 
@@ -98,6 +99,9 @@ class Conversation:
             except (ValueError, RecursionError):
                 raise KmsError("SerializationException", "The request is not JSON.") from None
             return 200, self._kms.handle(operation, parameters, access_key=access_key)
+        except HostError as error:  # the keys cannot be saved, so nobody may rely on them
+            logger.error("%s failed: %s", operation, error)  # noqa: TRY400 - the reason is all in the message
+            return 500, {"__type": "KMSInternalException", "message": "The keys cannot be saved."}
         except KmsError as error:
             logger.warning(
                 "%s refused: %s: %s%s",

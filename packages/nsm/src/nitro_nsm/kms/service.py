@@ -62,10 +62,6 @@ PAIRS: dict[str, Callable[[], "rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey"]]
     "ECC_NIST_P521": lambda: ec.generate_private_key(ec.SECP521R1()),
     "ECC_SECG_P256K1": lambda: ec.generate_private_key(ec.SECP256K1()),
 }
-NOT_DECRYPTABLE = (
-    "The ciphertext refers to a customer master key that does not exist, does not exist in this region, "
-    "or you are not allowed to access."
-)
 
 Answer = dict[str, object]
 
