@@ -136,6 +136,21 @@ def test_a_duplicated_and_inherited_descriptor_is_the_device_too(
 
 
 @needs_compiler
+def test_the_device_may_be_opened_as_a_file_that_is_read_and_written(
+    library: Path, nsm: Nsm, tmp_path: Path
+) -> None:
+    """As aws-nsm-interface opens it."""
+    opens = (
+        "import builtins\n"
+        "    with builtins.open('/dev/nsm', 'r+') as file:\n"
+        "        device._descriptor, fd = file.fileno(), device._descriptor\n"
+        "        print(len(client.get_random())); device._descriptor = fd"
+    )
+    with serving(nsm, tmp_path / "nsm.sock") as path:
+        assert python(library, path, opens) == "256\n"
+
+
+@needs_compiler
 def test_other_files_are_left_alone(library: Path, tmp_path: Path) -> None:
     program = (
         "import os, sys; p = sys.argv[1]; open(p, 'w').write('x'); os.chmod(p, 0o600); print(open(p).read());"

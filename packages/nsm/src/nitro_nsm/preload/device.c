@@ -1,14 +1,14 @@
 /*
  * /dev/nsm for programs that run without an enclave: a library for LD_PRELOAD.
  *
- * open("/dev/nsm") returns a socket that is connected to `nsm serve` (its path is in NITRO_NSM_SOCKET). The
+ * open("/dev/nsm") returns an empty file in memory if `nsm serve` answers (at the path in NITRO_NSM_SOCKET). The
  * driver's one ioctl on it (linux/nsm.h: NSM_IOCTL_RAW, 0xC0200A00) sends the request and receives the reply, each
  * with its length before it, in 32 bits, big-endian.
  *
  * Each ioctl makes a connection of its own. That costs some 20 microseconds, and in return threads, children after
- * fork() and duplicated descriptors need no lock: none of them can read another's reply. The descriptor that
- * open() returned only marks the device: its socket has a name that begins with MARK, by which ioctl() knows it,
- * also where it was duplicated or inherited.
+ * fork() and duplicated descriptors need no lock: none of them can read another's reply. The file only marks the
+ * device, also where its descriptor was duplicated or inherited; and it can be sought in, which some languages want
+ * of a file that is both read and written.
  *
  * Errors are those of Linux's driver: EMSGSIZE for a request that is too long, EFAULT for missing memory, and a
  * reply that does not fit is cut. Without a server, open() fails with ENOENT, as without the device.
@@ -17,13 +17,12 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <stdarg.h>
-#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/types.h>
@@ -35,8 +34,7 @@
 #define REQUEST_BYTES_MAX 0x1000
 #define REPLY_BYTES_MAX 0x3000
 #define TIMEOUT_S 120 /* as the driver waits for the device */
-#define MARK "nitro-nsm/"
-#define MARKS_MAX 65536 /* names to try until one is free; descriptors run out before */
+#define MARK "nitro-nsm-device"
 
 /* struct nsm_raw of linux/nsm.h */
 struct message {
@@ -126,39 +124,27 @@ static long carry(int fd, const void *request, uint32_t request_bytes, char *rep
     return reply_bytes;
 }
 
-/* What open() makes of the device: a connection, which shows that the server is there, with a marked name. */
+/* What open() makes of the device: an empty file in memory, by whose name ioctl() knows it. */
 static int opened(int flags)
 {
-    struct sockaddr_un name = {.sun_family = AF_UNIX};
-    static unsigned int count;
-    int fd = connected(flags);
+    int fd = connected(O_CLOEXEC);
 
     if (fd < 0)
         return -1;
-    for (int attempt = 0; attempt < MARKS_MAX; attempt++) {
-        /* An abstract name: it begins with a zero, and has no file. */
-        int length = snprintf(name.sun_path + 1, sizeof name.sun_path - 1, MARK "%ld/%u", (long)getpid(),
-                              __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED));
-        socklen_t size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)length);
-        if (bind(fd, (struct sockaddr *)&name, size) == 0)
-            return fd;
-        if (errno != EADDRINUSE) /* the name of a descriptor that this process had before exec() is taken */
-            break;
-    }
-    KEEPING_ERRNO(close(fd));
-    return -1;
+    close(fd);
+    return memfd_create(MARK, flags & O_CLOEXEC ? MFD_CLOEXEC : 0);
 }
 
 /* Whether a descriptor is what open() made of the device. */
 static int is_device(int fd)
 {
-    struct sockaddr_un name = {0};
-    socklen_t size = sizeof name;
-    int found;
+    static const char mark[] = "/memfd:" MARK;
+    char link[32], target[sizeof mark];
+    ssize_t length;
 
-    KEEPING_ERRNO(found = getsockname(fd, (struct sockaddr *)&name, &size));
-    return found == 0 && name.sun_family == AF_UNIX && name.sun_path[0] == '\0' &&
-           memcmp(name.sun_path + 1, MARK, sizeof MARK - 1) == 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    KEEPING_ERRNO(length = readlink(link, target, sizeof target));
+    return length >= (ssize_t)(sizeof mark - 1) && memcmp(target, mark, sizeof mark - 1) == 0;
 }
 
 static int device_ioctl(struct message *message)
