@@ -229,7 +229,7 @@ def test_section_flags_are_named_at_the_flags() -> None:
 
 
 def test_broken_metadata_is_named_where_the_json_breaks() -> None:
-    data = image([K, C, (METADATA, b'{"a": 1,}'), R0])
+    data = image([K, C, (METADATA, b'{"a": 1 x}'), R0])
 
     assert place(data, "metadata-json") == (begin(data, 2) + 8, 2)
 
