@@ -5,6 +5,7 @@ allows. In that mode nothing is put on the import path, so this file puts every 
 tools. Helpers share one namespace because of that; two of the same name are refused rather than mixed up.
 """
 
+import signal
 import sys
 from pathlib import Path
 
@@ -41,3 +42,8 @@ def helper_folders() -> list[Path]:
 
 
 sys.path[:0] = [str(folder) for folder in helper_folders()]
+
+# A shell has the programs that it runs in the background ignore Ctrl-C, and they would hand that down to the
+# programs that are tested.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
