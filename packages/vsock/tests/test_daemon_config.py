@@ -144,6 +144,9 @@ def test_reserved_addresses_are_refused(capsys: pytest.CaptureFixture[str], cid:
         (["--socket=s", "--publish=5000"], "neither tcp:HOST:PORT"),
         (["--socket=s", "--proxy=8000"], "not PORT=HOST:PORT"),
         (["--socket=s", "--proxy=1=a:1", "--proxy=1=b:1"], "a port twice"),
+        (["--socket=s", "--forward-cid=1", "--heartbeat"], "forward_cid excludes heartbeat"),
+        (["--socket=s", "--source-cid=4"], "source_cid 4 is not one of host_cids"),
+        (["--vm=socket=s,host-cids=a"], "--vm 1 host-cids: must be a whole number"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -52,3 +52,29 @@ def test_a_program_that_leaves_early_is_told_from_one_that_is_slow(text: bytes) 
         theirs.close()
         with pytest.raises(HandshakeError, match="closed before"):
             handshake.read()
+
+
+@pytest.mark.parametrize("pieces", [(32,), (20, 20), (20, 12), (31, 1)])
+def test_a_line_that_never_ends_is_refused_in_however_many_pieces(pieces: tuple[int, ...]) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        handshake = Handshake(ours, SocketType.STREAM)
+        for piece in pieces[:-1]:
+            theirs.send(b" " * piece)
+            assert handshake.read() is None
+
+        theirs.send(b" " * pieces[-1])
+
+        with pytest.raises(HandshakeError, match="no newline in the first 32 bytes"):
+            handshake.read()
+
+
+def test_a_line_may_be_as_long_as_the_limit() -> None:
+    ours, theirs = socket.socketpair()
+    line = b"CONNECT 5".ljust(31) + b"\n"
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.send(line)
+
+        assert Handshake(ours, SocketType.STREAM).read() == 5

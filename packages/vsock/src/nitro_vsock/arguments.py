@@ -51,6 +51,7 @@ SINGLE = (
     "source_cid",
     "ok_port",
     "seqpacket",
+    "heartbeat",
     "connections_max",
     "half_open_max",
     "buffered_bytes_max",
@@ -135,6 +136,12 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument(
         "--seqpacket", action="store_true", default=None, help="offer SEQPACKET connections beside streams"
+    )
+    one.add_argument(
+        "--heartbeat",
+        action="store_true",
+        default=None,
+        help="answer the heartbeat of a Nitro enclave, and count it for stats",
     )
     one.add_argument("--connections-max", metavar="N", help="connections at a time (default: 1023)")
     one.add_argument(

@@ -72,6 +72,8 @@ class VmConfig(VsockConfig):
     """Guests that share a group reach each other by CID."""
     host_cids: Cids = DEFAULT_HOST_CIDS
     """Addresses at which guests reach the host: 2 everywhere, 3 in Nitro enclaves."""
+    heartbeat: bool = False
+    """Answer the heartbeat of a Nitro enclave, unless a program listens at ``uds_path`` for port 9000."""
     allow_uid: Uids = frozenset()
     """More users whose programs may connect to this guest's unix sockets."""
     publish: tuple[Annotated[Published, BeforeValidator(Published.parse)], ...] = ()
@@ -83,6 +85,8 @@ class VmConfig(VsockConfig):
     def _consistent(self) -> Self:
         if self.uds_path is not None and (self.forward_cid is not None or self.forward_listen):
             raise ValueError("uds_path excludes forward_cid and forward_listen")
+        if self.heartbeat and self.forward_cid is not None:
+            raise ValueError("forward_cid excludes heartbeat: that goes to port 9000 of the same CID")
         if self.queue_size & (self.queue_size - 1):
             raise ValueError("queue_size must be a power of two")
         ports = [proxied.port for proxied in self.proxy]

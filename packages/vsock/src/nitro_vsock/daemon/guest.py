@@ -11,6 +11,7 @@ import trio
 from nitro_vsock.daemon import session, stats
 from nitro_vsock.daemon.config import VmConfig
 from nitro_vsock.daemon.engine_device import EngineDevice
+from nitro_vsock.daemon.heartbeat import HEARTBEAT_PORT, Heartbeat
 from nitro_vsock.daemon.logs import LOGGER
 from nitro_vsock.device.engine import VsockEngine
 from nitro_vsock.device.router import VsockRouter
@@ -74,7 +75,9 @@ class Guest:
         self._connected = False
         self._log = {"guest_cid": config.guest_cid}
         self._proxies = ProxyHostSide(config.proxy, _others(config), nursery)
-        self.engine = VsockEngine(engine_config, host_side=self._proxies, router=router)
+        self._heartbeat = Heartbeat(nursery, self._log) if config.heartbeat else None
+        services = {HEARTBEAT_PORT: self._heartbeat.serve} if self._heartbeat is not None else {}
+        self.engine = VsockEngine(engine_config, services=services, host_side=self._proxies, router=router)
 
     def listen(self, descriptor: int | None) -> None:
         """Make every listener of this guest.
@@ -190,6 +193,8 @@ class Guest:
             }
             for running in self._publishers.values()
         }
+        if self._heartbeat is not None:
+            services["heartbeat"] = {"answered": self._heartbeat.answered, "wrong": self._heartbeat.wrong}
         return {
             "guest_cid": self.config.guest_cid,
             "connected": self._connected,

@@ -337,7 +337,6 @@ class VsockEngine:
                 Only engines that join two guests do that.
             on_result: Told whether the guest accepted, in the thread of `turn`.
         """
-        sock.setblocking(False)
         cid, host_port = source or (self._dialer.source_cid, None)
         request = ConnectRequest(
             sock,
