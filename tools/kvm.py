@@ -31,7 +31,7 @@ MARK = "the command ended with"
 DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 """In a module's ``.modinfo`` section, where each entry ends with a zero."""
 ENDED = re.compile(rf"{MARK} (\d+)\r*\n".encode())
-PASSED_ON = ("PATH", "VIRTUAL_ENV", "LANG")
+PASSED_ON = ("PATH", "VIRTUAL_ENV", "LANG", "NITRO_VMM_ACCEL")
 """Variables that the command gets from here."""
 EXIT_LOST = 125
 """Of the command, when the machine ended before it did."""
