@@ -31,7 +31,7 @@ MARK = "the command ended with"
 DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 """In a module's ``.modinfo`` section, where each entry ends with a zero."""
 ENDED = re.compile(rf"{MARK} (\d+)\r*\n".encode())
-PASSED_ON = ("PATH", "VIRTUAL_ENV", "LANG", "NITRO_VMM_ACCEL")
+PASSED_ON = ("PATH", "VIRTUAL_ENV", "LANG", "NITRO_VMM_ACCELERATOR")
 """Variables that the command gets from here."""
 EXIT_LOST = 125
 """Of the command, when the machine ended before it did."""
@@ -176,7 +176,7 @@ def main() -> int:
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    variables["HOME"] = "/tmp"  # noqa: S108 - in the machine, not here
+    variables |= {"HOME": "/tmp", "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis"}  # noqa: S108 - in there
     settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
     command = f"cd {shlex.quote(str(Path.cwd()))} && {settings} exec {shlex.join(options.command)}"
     try:
