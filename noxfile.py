@@ -42,6 +42,14 @@ PYTHONS = nox.project.python_versions(MANIFESTS["vmm"])
 COVERAGE_FLOORS = {"eif": 91, "nsm": 97, "vsock": 95, "vmm": 94}
 """Per cent of lines and branches that each package's tests must reach. Raise them when tests reach more."""
 
+KVM_TESTS = [
+    "packages/vmm/tests/accel/test_kvm.py",
+    "integration-tests/test_kvm.py",
+    "integration-tests/test_enclave.py",
+]
+"""What `kvm` runs if nothing else is asked. A start of Python takes seconds there, so tests that run commands
+take minutes. They are run when they are named, such as ``integration-tests/test_vmm_lifecycle.py``."""
+
 COMPILE = {"NITRO_VSOCK_COMPILE": "1"}
 """Has nitro-vsock's data path compiled, or its build fail."""
 
@@ -219,6 +227,18 @@ def hello(session: nox.Session) -> None:
 def guest_kernel(session: nox.Session) -> None:
     """Build a guest kernel like AWS's from Debian's source (nine minutes on two cores)."""
     session.run(sys.executable, "tools/guest_kernel.py")
+
+
+@nox.session
+def kvm(session: nox.Session) -> None:
+    """Test enclaves on KVM, in an emulated machine that has it whatever this host has."""
+    session.install(*local("vmm"), *group("test"), *group("test-integration"))
+    session.run("python", "-c", "import sys; sys.path[:0] = ['tools']; import images; images.hello('nitro')")
+    tests = session.posargs or KVM_TESTS
+    session.run(
+        *("python", "tools/kvm.py", "python", "-m", "pytest", "-p", "no:cacheprovider", *tests),
+        env={"NITRO_VMM_ACCELERATOR": "kvm"},
+    )
 
 
 @nox.session
