@@ -10,6 +10,7 @@ from containers import zstd
 from nitro_eif.testing import tar_member, tar_of
 
 VERSION = "6.12.1-cloud-amd64"
+KERNEL = bytes(0x202) + b"HdrS the kernel"
 CONFIG = b"#\n# Automatically generated file; DO NOT EDIT.\n# Linux/x86 6.12.1 Kernel Configuration\n#\n"
 
 
@@ -32,7 +33,7 @@ def package(
     """Write a package with these modules, paths below the kernel directory."""
     top = f"./{root}lib/modules/{VERSION}"
     files = {
-        f"./boot/vmlinuz-{VERSION}": b"the kernel",
+        f"./boot/vmlinuz-{VERSION}": KERNEL,
         f"./boot/config-{VERSION}": CONFIG,
         f"{top}/modules.builtin": builtin.encode(),
         **{f"{top}/kernel/{name}": data for name, data in modules.items()},

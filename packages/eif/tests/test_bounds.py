@@ -218,6 +218,7 @@ def test_kernels_are_told_by_their_magic_numbers() -> None:
     for kernel, flags in ((x86, 0), (arm, 1)):
         assert not found(image([(KERNEL, kernel), C, M, R0], flags=flags), "kernel-format")
         assert found(image([(KERNEL, kernel), C, M, R0], flags=1 - flags), "kernel-format")
+        assert found(image([(KERNEL, kernel[:-1]), C, M, R0], flags=flags), "kernel-format")
         assert found(image([(KERNEL, b"\0" + kernel), C, M, R0], flags=flags), "kernel-format")
         assert found(image([(KERNEL, kernel[1:]), C, M, R0], flags=flags), "kernel-format")
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from containers import Container
-from debian_packages import module, package
+from debian_packages import KERNEL, module, package
 from nitro_eif import (
     Eif,
     Metadata,
     Node,
+    UsageError,
     aws_bootstrap_ramdisk,
     measure,
     read_ramdisk,
@@ -335,7 +336,7 @@ def test_an_application_image_becomes_two_ramdisks(
 def test_awss_blobs_make_awss_bootstrap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blobs = tmp_path / "blobs"
     blobs.mkdir()
-    for name, data in {"bzImage": b"k", "cmdline": b"reboot=k\n", "init": b"i", "nsm.ko": b"n"}.items():
+    for name, data in {"bzImage": KERNEL, "cmdline": b"reboot=k\n", "init": b"i", "nsm.ko": b"n"}.items():
         (blobs / name).write_bytes(data)
     root = tmp_path / "root"
     root.mkdir()
@@ -419,9 +420,20 @@ sys.exit(nitro_eif.cli.main(sys.argv[1:]))
 """
     output = tmp_path / "out" / "x.eif"
     output.parent.mkdir()
-    parts = ["--kernel", str(image), "--cmdline", "c", "--ramdisk", str(image), "--output", str(output)]
+    kernel = image.parent / "kernel"
+    parts = ["--kernel", str(kernel), "--cmdline", "c", "--ramdisk", str(kernel), "--output", str(output)]
     done = subprocess.run(
         [sys.executable, "-c", code, "build", *parts], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (143, "")
     assert list(output.parent.iterdir()) == []
+
+
+def test_the_time_of_a_build_is_in_the_image_only_where_it_is_asked_for() -> None:
+    from nitro_eif.image.metadata import build_time
+
+    assert build_time(None, {}) == "1970-01-01T00:00:00+00:00"
+    assert build_time(None, {"SOURCE_DATE_EPOCH": "1769860800"}) == "2026-01-31T12:00:00+00:00"
+    assert build_time("now", {"SOURCE_DATE_EPOCH": "0"}) > "2026"
+    with pytest.raises(UsageError, match="SOURCE_DATE_EPOCH"):
+        build_time(None, {"SOURCE_DATE_EPOCH": "today"})

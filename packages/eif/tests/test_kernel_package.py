@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from containers import zstd
-from debian_packages import CONFIG, ar, directory_only, module, package
+from debian_packages import CONFIG, KERNEL, ar, directory_only, module, package
 from nitro_eif import Architecture, EifFormatError, HostError, UsageError, read_blobs, read_package
 from nitro_eif.build.kernel_package import module_dependencies, module_name
 
@@ -31,7 +31,7 @@ def test_a_package_gives_kernel_modules_and_what_they_need_in_order(
     with ExitStack() as stack:
         kernel = read_package(path, Architecture.X86_64, stack)
 
-        assert bytes(kernel.image) == b"the kernel"
+        assert bytes(kernel.image) == KERNEL
         assert [name for name, _ in kernel.modules] == [
             "vsock",
             "common",

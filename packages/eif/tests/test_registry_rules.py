@@ -45,7 +45,7 @@ def client(registry: FakeRegistry) -> Iterator[Client]:
 def test_a_passing_failure_is_tried_again_after_longer_and_longer_waits(client: Client, code: int) -> None:
     client.server.failures = [code] * (TRIES - 1)
 
-    data, _ = client.registry.root()
+    data = client.registry.root().document
 
     assert data == client.server.top
     assert client.waits_s == [0.5, 1.0, 2.0]
@@ -119,7 +119,7 @@ def test_a_blob_may_not_be_longer_than_the_manifest_says(client: Client, surplus
 def test_a_manifest_may_have_four_mebibytes_and_no_more(client: Client) -> None:
     client.server.top = b" " * DOCUMENT_BYTES_MAX
 
-    assert len(client.registry.root()[0]) == DOCUMENT_BYTES_MAX == 4 << 20
+    assert len(client.registry.root().document) == DOCUMENT_BYTES_MAX == 4 << 20
     client.server.top += b" "
     with pytest.raises(RegistryError, match="more than 4194304 bytes"):
         client.registry.root()
@@ -163,7 +163,7 @@ def test_a_token_may_be_called_access_token(client: Client) -> None:
     client.server.token = "token"  # noqa: S105
     client.server.answers["/token"] = b'{"access_token": "token"}'
 
-    assert client.registry.root()[0] == client.server.top
+    assert client.registry.root().document == client.server.top
 
 
 def test_other_authentication_is_refused(client: Client) -> None:
@@ -249,7 +249,7 @@ def test_a_connection_that_breaks_is_made_again(hang_ups: int, waits_s: list[flo
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         place = Reference.parse(f"127.0.0.1:{server.server_address[1]}/a")
 
-        assert Registry(place, stack, sleep=waited_s.append).root()[0] == b"{}"
+        assert Registry(place, stack, sleep=waited_s.append).root().document == b"{}"
         server.shutdown()
 
     assert waited_s == waits_s

@@ -23,6 +23,7 @@ from nitro_eif.errors import (
 from nitro_eif.filesystem.cpio import Entry, Node, write_cpio
 from nitro_eif.image.findings import RULES, Fate, Finding, Rule, Severity
 from nitro_eif.image.format import Header, Section, SectionType
+from nitro_eif.image.kernel import kernel_problem
 from nitro_eif.image.measure import (
     Checksums,
     Measured,
@@ -145,6 +146,7 @@ __all__ = [
     "extend",
     "extract",
     "guest_init",
+    "kernel_problem",
     "launch_of",
     "load_signer",
     "make_signature",

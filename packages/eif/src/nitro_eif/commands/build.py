@@ -34,6 +34,7 @@ from nitro_eif.files import map_file, map_temporary, read_file, scratch_file
 from nitro_eif.filesystem.compression import compress
 from nitro_eif.filesystem.rootfs import read_rootfs
 from nitro_eif.filesystem.tree import Tree
+from nitro_eif.image.kernel import kernel_hint, kernel_problem
 from nitro_eif.image.measure import measure_contents
 from nitro_eif.image.metadata import kernel_config
 from nitro_eif.image.writer import Contents, write_eif
@@ -58,11 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compress", choices=["gzip", "xz", "zstd"], help="compress the ramdisks")
     _add_application(parser)
     identity = parser.add_argument_group("metadata (not measured)")
-    identity.add_argument("--name", help="image name; default: the kernel's file name")
+    identity.add_argument("--name", help="image name; default: the application image's own, or enclave")
     identity.add_argument("--version", help="image version; default: 1.0")
     identity.add_argument("--metadata", metavar="FILE", help="JSON object of your own, at most 4096 bytes")
     identity.add_argument(
-        "--build-time", metavar="TIME", help="RFC 3339; default: $SOURCE_DATE_EPOCH, or now"
+        "--build-time", metavar="TIME", help="RFC 3339, or now; default: $SOURCE_DATE_EPOCH, or 1970"
     )
     identity.add_argument("--build-tool", metavar="NAME", help="default: nitro-eif")
     identity.add_argument("--build-tool-version", metavar="TEXT", help="default: this tool's version")
@@ -76,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--algo", choices=["sha384"], default="sha384", help="there is one: Nitro measures with SHA-384"
+    )
+    parser.add_argument(
+        "--allow-unbootable",
+        action="store_true",
+        help="write the image although Nitro would never boot its kernel",
     )
     add_signing(parser.add_argument_group("signing"), required=False)
     add_json(parser)
@@ -121,6 +127,10 @@ def _add_application(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_NAME = "enclave"
+"""An image's name where nobody gives one. The name of a file here would say where it was built."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Parts:
     """What the sections are made of."""
@@ -157,6 +167,7 @@ def run(options: argparse.Namespace) -> int:
             metadata=metadata.pack(),
             architecture=Architecture(options.arch),
         )
+        _check_kernel(contents, allowed=options.allow_unbootable)
         with Meter("Measuring") as meter:
             measurements = measure_contents(contents, progress=meter)
         if signing is not None:
@@ -170,6 +181,18 @@ def run(options: argparse.Namespace) -> int:
         print(f"Output file: {options.output}")
         print_json(measurements.as_json())
     return 0
+
+
+def _check_kernel(contents: Contents, *, allowed: bool) -> None:
+    problem = kernel_problem(contents.kernel, contents.architecture)
+    if problem is None:
+        return
+    if not allowed:
+        raise UsageError(
+            f"{problem}: the enclave would never start, and show nothing",
+            hint=f"{kernel_hint(contents.architecture)}; or build it all the same with --allow-unbootable",
+        )
+    story(f"eif: warning: {problem}")
 
 
 def _from_parts(options: argparse.Namespace, stack: ExitStack) -> _Parts:
@@ -194,7 +217,7 @@ def _from_parts(options: argparse.Namespace, stack: ExitStack) -> _Parts:
         stack.enter_context(map_file(options.kernel)),
         options.cmdline,
         [stack.enter_context(map_file(ramdisk)) for ramdisk in options.ramdisk],
-        Path(options.kernel).name,
+        _NAME,
     )
 
 
@@ -212,7 +235,7 @@ def _from_application(options: argparse.Namespace, stack: ExitStack) -> _Parts:
         kernel.image,
         options.cmdline if options.cmdline is not None else kernel.cmdline,
         [_bootstrap(options, kernel), application],
-        image.name if image else Path(options.rootfs).resolve().name,
+        (image.name or image.digest) if image else _NAME,
         image.digest if image else "1.0",
         image.inspect() if image else None,
         kernel.config,

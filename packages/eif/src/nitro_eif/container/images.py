@@ -5,9 +5,10 @@ the same form.) Every blob is checked against its digest, every layer against th
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,6 +43,9 @@ class Image:
     """An image, ready to be unpacked."""
 
     name: str
+    """What the image calls itself, wherever its files are; empty if it has no name."""
+    place: str
+    """Where it is, for messages."""
     digest: str
     """Of the config: what Docker calls the image's id."""
     config: ImageConfig
@@ -63,7 +67,7 @@ class Image:
         """
         tree = Tree()
         for index, (layer, diff_id) in enumerate(zip(self.layers, self.diff_ids, strict=True)):
-            place = Path(f"{self.name} (layer {index})")
+            place = Path(f"{self.place} (layer {index})")
             data = layer()
             try:
                 archive = unpacked(data, stack)
@@ -76,11 +80,14 @@ class Image:
         return tree
 
     def inspect(self) -> Json:
-        """What ``docker image inspect`` would say, as far as the image itself decides it."""
+        """What ``docker image inspect`` would say, as far as the image itself decides it.
+
+        Where the image lay when it was read is not in it, so that all who build from it get the same.
+        """
         raw = self.raw_config
         return {
             "Id": self.digest,
-            "RepoTags": [self.name],
+            "RepoTags": [self.name] if self.name else [],
             "Created": raw.get("created"),
             "Architecture": raw.get("architecture"),
             "Os": raw.get("os"),
@@ -121,9 +128,9 @@ def open_image(
         path, tag = _split_tag(rest)
         if not path.exists():
             raise HostError(f"{path}: there is no such file or directory")
-        return _from_path(path, tag, source, architecture, stack)
+        return _from_path(path, tag, architecture, stack)
     if Path(source).exists():
-        return _from_path(Path(source), None, source, architecture, stack)
+        return _from_path(Path(source), None, architecture, stack)
     if source.startswith(("/", "./", "../")):
         raise HostError(f"{source}: there is no such file or directory")
     return _from_registry(source, architecture, stack, plain_http=plain_http, progress=progress)
@@ -149,25 +156,24 @@ def _from_registry(
 
     place = Reference.parse(reference)
     store = Registry(place, stack, plain_http=plain_http, progress=progress)
-    return _resolve(store, str(place), architecture)
+    return _resolve(store, Path(str(place)), architecture)
 
 
-def _from_path(path: Path, tag: str | None, name: str, architecture: Architecture, stack: ExitStack) -> Image:
+def _from_path(path: Path, tag: str | None, architecture: Architecture, stack: ExitStack) -> Image:
     if path.is_dir():
-        return _resolve(Layout(Directory(path, stack), tag, path), name, architecture)
+        return _resolve(Layout(Directory(path, stack), tag, path), path, architecture)
     archive = unpacked(stack.enter_context(map_file(path)), stack)
     files = Archive(archive, path)
     if "oci-layout" in files.names and "index.json" in files.names:
-        return _resolve(Layout(files, tag, path), name, architecture)
+        return _resolve(Layout(files, tag, path), path, architecture)
     if "manifest.json" in files.names:
         return _from_docker_save(files, tag, path)
     raise EifFormatError("neither an OCI layout nor what docker save writes", offset=0, path=path)
 
 
-def _resolve(store: Store, name: str, architecture: Architecture) -> Image:
-    place = Path(name)
-    data, _ = store.root()
-    document = load_document(data, place)
+def _resolve(store: Store, place: Path, architecture: Architecture) -> Image:
+    root = store.root()
+    document = load_document(root.document, place)
     for _ in range(_INDEX_DEPTH_MAX):
         if "manifests" not in document:
             break
@@ -182,13 +188,8 @@ def _resolve(store: Store, name: str, architecture: Architecture) -> Image:
         raise EifFormatError("the manifest's config is not an object", offset=0, path=place)
     raw = load_document(_blob(store, descriptor, place), place)
     layers = objects(document.get("layers"), "the manifest's layers", place, may_be_empty=True)
-    return _image(
-        name,
-        str(descriptor["digest"]),
-        raw,
-        [lambda entry=entry: _blob(store, entry, place) for entry in layers],  # type: ignore[misc]
-        architecture,
-    )
+    readers = [partial(_blob, store, entry, place) for entry in layers]
+    return _image(root.name, str(descriptor["digest"]), raw, readers, place=place, architecture=architecture)
 
 
 def _from_docker_save(files: Archive, tag: str | None, path: Path) -> Image:
@@ -211,8 +212,9 @@ def _from_docker_save(files: Archive, tag: str | None, path: Path) -> Image:
     data = files.read(config)
     raw = load_document(data, path)
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    name = tag or next(iter(entry.get("RepoTags") or []), path.name)
-    return _image(name, digest, raw, [lambda layer=layer: files.read(layer) for layer in layers], None)  # type: ignore[misc]
+    name = tag or next(iter(entry.get("RepoTags") or []), "")
+    readers = [partial(files.read, layer) for layer in layers]
+    return _image(str(name), digest, raw, readers, place=path, architecture=None)
 
 
 def _choose(entries: list[Json], architecture: Architecture, place: Path) -> Json:
@@ -252,10 +254,11 @@ def _image(
     name: str,
     digest: str,
     raw: Json,
-    layers: list[Callable[[], memoryview]],
+    layers: Sequence[Callable[[], memoryview]],
+    *,
+    place: Path,
     architecture: Architecture | None,
 ) -> Image:
-    place = Path(name)
     rootfs = raw.get("rootfs")
     diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     if (
@@ -274,7 +277,7 @@ def _image(
             path=place,
             hint="choose the processor with --arch",
         )
-    return Image(name, digest, config, raw, tuple(layers), tuple(diff_ids))
+    return Image(name, str(place), digest, config, raw, tuple(layers), tuple(diff_ids))
 
 
 def _config(raw: Json, place: Path) -> ImageConfig:

@@ -21,6 +21,7 @@ from typing import IO, Any, Final
 from nitro_eif.container.credentials import credentials
 from nitro_eif.container.documents import DOCUMENT_BYTES_MAX, check_digest
 from nitro_eif.container.references import Reference
+from nitro_eif.container.stores import Root
 from nitro_eif.errors import EifFormatError, RegistryError
 from nitro_eif.files import CHUNK_BYTES, Progress, map_temporary, scratch_file
 
@@ -68,18 +69,17 @@ class Registry:
         self._authorization: str | None = None
         self._opener = urllib.request.build_opener(_Redirects(plain=self._plain))
 
-    def root(self) -> tuple[bytes, str]:
+    def root(self) -> Root:
         """The index or manifest that the reference names, checked where it is a digest."""
         version = self._reference.version
         with self._get(f"manifests/{version}", accept=_ACCEPT) as response:
             data = _read(response, DOCUMENT_BYTES_MAX)
-            media_type = response.headers.get("Content-Type", "")
         if ":" in version:
             try:
                 check_digest(data, version)
             except EifFormatError as error:
                 raise error.at(Path(self._name)) from None
-        return data, media_type
+        return Root(data, self._name)
 
     def blob(self, digest: str, size: int | None) -> memoryview:
         """Download a blob, or a manifest that an index names, into a temporary file."""

@@ -6,7 +6,7 @@
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from nitro_eif.container.documents import Json, load_document, objects
 from nitro_eif.errors import EifFormatError, UsageError
@@ -21,11 +21,20 @@ _LINKS_MAX: Final = 2
 """``docker save`` of old links equal layers to each other, once."""
 
 
+class Root(NamedTuple):
+    """Where reading an image starts."""
+
+    document: bytes
+    """An index or manifest."""
+    name: str
+    """What the image calls itself, wherever its files are; empty if it has no name."""
+
+
 class Store(Protocol):
     """Where an image's parts come from."""
 
-    def root(self) -> tuple[bytes, str]:
-        """The top document, an index or manifest, and its media type (empty if unknown)."""
+    def root(self) -> Root:
+        """The top document, and the image's name."""
 
     def blob(self, digest: str, size: int | None) -> memoryview:
         """A blob's bytes; the caller checks their digest.
@@ -97,7 +106,7 @@ class Layout:
         self._tag = tag
         self._path = path
 
-    def root(self) -> tuple[bytes, str]:
+    def root(self) -> Root:
         """The part of ``index.json`` that is about the chosen image."""
         index = load_document(self._files.read("index.json"), self._path)
         manifests = objects(index.get("manifests"), "index.json's manifests", self._path)
@@ -112,7 +121,7 @@ class Layout:
             raise UsageError(
                 f"{self._path} has several images", hint=f"choose with :TAG one of {', '.join(names)}"
             )
-        return json.dumps({"manifests": manifests}).encode(), ""
+        return Root(json.dumps({"manifests": manifests}).encode(), names[0])
 
     def blob(self, digest: str, size: int | None) -> memoryview:
         """A file below ``blobs``."""

@@ -150,7 +150,7 @@ RULES: Final[dict[str, Rule]] = {
     "signature-repeated": Rule(_W, "One signature section is described.", "takes the last", "refuses", _U),
     # what is in them
     "kernel-empty": Rule(_E, "The kernel is a bzImage or an arm64 Image.", "accepts", "refuses", _R),
-    "kernel-format": Rule(_W, "The kernel is a bzImage or an arm64 Image.", "accepts", "refuses", _U),
+    "kernel-format": Rule(_E, "The kernel is a bzImage or an arm64 Image.", "accepts", "refuses", _R),
     "cmdline-empty": Rule(_N, "The command line is a string.", "accepts", "refuses: Out of memory", _U),
     "cmdline-text": Rule(_W, "The command line is a string of kernel parameters.", "accepts", "accepts", _U),
     "cmdline-long": Rule(_W, "Linux takes 2047 bytes.", "accepts", "accepts", _U),

@@ -18,6 +18,7 @@ from nitro_eif.errors import EifFormatError, HostError, UsageError
 from nitro_eif.image.format import CUSTOM_METADATA_BYTES_MAX
 
 BUILD_TOOL: Final = "nitro-eif"
+_TIME_HINT: Final = "write it like 2026-01-31T12:00:00+00:00"
 METADATA_BYTES_MAX: Final = 64 << 20
 """The format has no limit; a hostile file must not fill the memory with its JSON."""
 
@@ -145,26 +146,28 @@ def load_json(data: bytes | memoryview) -> dict[str, Any]:
 
 
 def build_time(given: str | None = None, environment: Mapping[str, str] = os.environ) -> str:
-    """Choose the build time: as given, else SOURCE_DATE_EPOCH, else now; UTC, so the same in all time zones.
+    """Choose the build time: as given, else SOURCE_DATE_EPOCH, else 1970; UTC, so the same in all time zones.
+
+    The present time would make each build another file, so it is taken only where ``now`` is asked for.
 
     Raises:
         UsageError: The given time or SOURCE_DATE_EPOCH is not a time.
     """
+    if given == "now":
+        return datetime.fromtimestamp(int(time.time()), UTC).isoformat()
     if given is not None:
         try:
             moment = datetime.fromisoformat(given)
         except ValueError:
-            raise UsageError(f"{given!r} is no time; write it like 2026-01-31T12:00:00+00:00") from None
+            raise UsageError(f"{given!r} is not a time", hint=_TIME_HINT) from None
         if moment.tzinfo is None:
-            raise UsageError(f"{given!r} has no time zone; write it like 2026-01-31T12:00:00+00:00")
+            raise UsageError(f"{given!r} has no time zone", hint=_TIME_HINT)
         return given
-    epoch = environment.get("SOURCE_DATE_EPOCH")
-    if epoch is None:
-        return datetime.fromtimestamp(time.time(), UTC).isoformat()
+    epoch = environment.get("SOURCE_DATE_EPOCH", "0")
     try:
         return datetime.fromtimestamp(int(epoch), UTC).isoformat()
     except (ValueError, OverflowError, OSError):
-        raise UsageError(f"SOURCE_DATE_EPOCH is {epoch!r}; it is seconds since 1970") from None
+        raise UsageError(f"SOURCE_DATE_EPOCH is {epoch!r}", hint="it is in seconds since 1970") from None
 
 
 def custom_metadata(path: Path) -> Any:  # noqa: ANN401 - JSON
@@ -172,7 +175,7 @@ def custom_metadata(path: Path) -> Any:  # noqa: ANN401 - JSON
 
     Raises:
         HostError: It cannot be read.
-        UsageError: It is too long, or no JSON object.
+        UsageError: It is too long, or not a JSON object.
     """
     try:
         data = path.read_bytes()

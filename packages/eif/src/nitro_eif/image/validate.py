@@ -26,6 +26,7 @@ from nitro_eif.image.format import (
     SectionType,
     type_name,
 )
+from nitro_eif.image.kernel import kernel_problem
 from nitro_eif.image.measure import Checksums, Measured, gaps, measure_and_checksum
 from nitro_eif.image.metadata import Metadata, load_json
 from nitro_eif.image.reader import Eif
@@ -192,9 +193,9 @@ def _content(eif: Eif, section: Section) -> Iterator[Finding]:
         return
     match section.type:
         case SectionType.KERNEL:
-            if not _looks_like_kernel(section.data, eif.architecture):
-                wanted = "an arm64 Image" if eif.architecture is Architecture.AARCH64 else "a bzImage"
-                yield Finding("kernel-format", f"the kernel is not {wanted}", place, section.index)
+            problem = kernel_problem(section.data, eif.architecture)
+            if problem is not None:
+                yield Finding("kernel-format", problem, place, section.index)
         case SectionType.CMDLINE:
             yield from _cmdline(section)
         case SectionType.RAMDISK:
@@ -206,12 +207,6 @@ def _content(eif: Eif, section: Section) -> Iterator[Finding]:
         case SectionType.SIGNATURE if len(section.data) > SIGNATURE_BYTES_MAX:
             message = f"the signature section has {len(section.data)} bytes, more than {SIGNATURE_BYTES_MAX}"
             yield Finding("signature-large", message, section.offset, section.index)
-
-
-def _looks_like_kernel(data: memoryview, architecture: Architecture) -> bool:
-    if architecture is Architecture.AARCH64:
-        return bytes(data[0x38:0x3C]) == b"ARM\x64"
-    return bytes(data[0x202:0x206]) == b"HdrS"
 
 
 def _cmdline(section: Section) -> Iterator[Finding]:
