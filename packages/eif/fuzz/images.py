@@ -3,9 +3,12 @@
 The first byte chooses the reader; the rest is its file. Each takes any bytes, or raises the package's errors.
 """
 
+import resource
 import sys
+import tempfile
 import warnings
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import atheris
 
@@ -21,10 +24,17 @@ with atheris.instrument_imports():
         validate,
     )
     from nitro_eif.build.kernel_package import module_dependencies
+    from nitro_eif.filesystem.compression import unpacked
     from nitro_eif.filesystem.tar import apply_tar
     from nitro_eif.image.cose import parse_sign1
     from nitro_eif.image.format import CRC_OFFSET, HEADER, HEADER_BYTES, SECTION_HEADER
     from nitro_eif.image.metadata import Metadata
+
+
+CPU_S_MAX = 5.0
+"""What one input may take; libFuzzer's are 4 KiB, unless a corpus has longer ones."""
+MEMORY_BYTES_MAX = 512 << 20
+"""By how much one input may raise the peak of memory."""
 
 
 def image(data: bytes) -> None:
@@ -62,7 +72,23 @@ def layer(data: bytes) -> None:
     apply_tar(Tree(), memoryview(data))
 
 
+def packed(data: bytes) -> None:
+    """Any bytes are a compressed archive, or an error."""
+    with ExitStack() as stack:
+        apply_tar(Tree(), unpacked(memoryview(data), stack))
+
+
+def package(data: bytes) -> None:
+    """Any bytes, one after the other, are the members of a Debian package, or an error."""
+    with tempfile.NamedTemporaryFile() as file, ExitStack() as stack:
+        file.write(data)
+        file.flush()
+        read_package(Path(file.name), Architecture.X86_64, stack)
+
+
 READERS = [
+    packed,
+    package,
     image,
     sections,
     ramdisk,
@@ -74,11 +100,17 @@ READERS = [
 
 
 def one_input(data: bytes) -> None:
-    """Give an input to the reader that its first byte chooses."""
+    """Give an input to the reader that its first byte chooses, and watch its time and memory."""
     if not data:
         return
+    before = resource.getrusage(resource.RUSAGE_SELF)
     with suppress(EifError):
         READERS[data[0] % len(READERS)](data[1:])
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    grown_bytes = (after.ru_maxrss - before.ru_maxrss) << 10
+    if cpu_s > CPU_S_MAX or grown_bytes > MEMORY_BYTES_MAX:
+        raise AssertionError(f"{len(data)} bytes cost {cpu_s:.1f} s and {grown_bytes >> 20} MiB")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import pytest
 from containers import digest
 from fake_registry import FakeRegistry
 from nitro_eif import Architecture, RegistryError, open_image
-from nitro_eif.container.documents import DOCUMENT_BYTES_MAX
 from nitro_eif.container.references import Reference
 from nitro_eif.container.registry import TRIES, Registry, _Redirects
+from nitro_eif.json_text import JSON_BYTES_MAX
 
 
 class Client:
@@ -117,9 +117,9 @@ def test_a_blob_may_not_be_longer_than_the_manifest_says(client: Client, surplus
 
 
 def test_a_manifest_may_have_four_mebibytes_and_no_more(client: Client) -> None:
-    client.server.top = b" " * DOCUMENT_BYTES_MAX
+    client.server.top = b" " * JSON_BYTES_MAX
 
-    assert len(client.registry.root().document) == DOCUMENT_BYTES_MAX == 4 << 20
+    assert len(client.registry.root().document) == JSON_BYTES_MAX == 4 << 20
     client.server.top += b" "
     with pytest.raises(RegistryError, match="more than 4194304 bytes"):
         client.registry.root()

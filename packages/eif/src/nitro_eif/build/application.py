@@ -24,6 +24,8 @@ LINUXKIT_MTIME: Final = 1492533000
 _MOUNT_POINTS: Final = ("dev", "run", "sys", "var", "proc", "tmp")
 """What AWS's build adds under ``/rootfs`` for the init."""
 _IDS_MAX: Final = 0xFFFF_FFFF
+_ACCOUNTS_BYTES_MAX: Final = 16 << 20
+"""Of /etc/passwd and /etc/group."""
 
 _NITRO_CLI_LEFT_OUT: Final = (".dockerenv", "Dockerfile", "dev/console", "etc/hostname")
 _NITRO_CLI_HOSTS: Final = (
@@ -209,6 +211,8 @@ def _records(tree: Tree, path: str, fields: int) -> list[list[str]]:
     node = tree.get(real) if real else None
     if node is None or node.is_directory:
         return []
+    if len(node.data) > _ACCOUNTS_BYTES_MAX:
+        raise UsageError(f"the image's /{path} has {len(node.data)} bytes: give --user in numbers")
     lines = bytes(node.data).decode("utf-8", "surrogateescape").splitlines()
     return [row for line in lines if len(row := line.split(":")) == fields]
 

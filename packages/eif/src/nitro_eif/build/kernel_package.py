@@ -30,6 +30,11 @@ CMDLINE: Final = (
 CMDLINE_AARCH64: Final = "reboot=k panic=30 pci=off console=ttyS0 random.trust_cpu=on root=/dev/ram0"
 
 MODULE_BYTES_MAX: Final = 64 << 20
+"""Of one module, unpacked."""
+ALL_MODULES_BYTES_MAX: Final = 256 << 20
+"""Of all modules that are picked, unpacked."""
+_SECTION_NAME_BYTES_MAX: Final = 64
+_MODINFO_BYTES_MAX: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +130,9 @@ def module_dependencies(module: bytes) -> list[str]:
         EifFormatError: It is not such a file, or has no such section.
     """
     try:
-        for name, data in _elf_sections(module):
+        for name, offset, size in _elf_sections(module):
             if name == b".modinfo":
+                data = module[offset : offset + min(size, _MODINFO_BYTES_MAX)]
                 fields = [field.partition(b"=") for field in data.split(b"\0")]
                 text = b",".join(value for key, _, value in fields if key == b"depends").decode("ascii")
                 return [dependency.replace("-", "_") for dependency in text.split(",") if dependency]
@@ -135,7 +141,8 @@ def module_dependencies(module: bytes) -> list[str]:
     raise EifFormatError("not a kernel module: it has no .modinfo section", offset=0)
 
 
-def _elf_sections(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _elf_sections(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name, offset and size of each section."""
     if data[:6] != b"\x7fELF\x02\x01":
         raise ValueError("not a 64-bit little-endian ELF file")
     table, entry_size, count, names_index = (
@@ -144,9 +151,11 @@ def _elf_sections(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     )
     headers = [struct.unpack_from("<II16xQQ", data, table + index * entry_size) for index in range(count)]
     _, _, names_offset, names_size = headers[names_index]
-    names = data[names_offset : names_offset + names_size]
     for name, _, offset, size in headers:
-        yield names[name:].split(b"\0", 1)[0], data[offset : offset + size]
+        # Not more of a name than counts: tens of thousands of sections may share a huge table of names.
+        start = names_offset + name
+        end = min(names_offset + names_size, start + _SECTION_NAME_BYTES_MAX)
+        yield data[start:end].partition(b"\0")[0], offset, size
 
 
 def _closure(
@@ -154,29 +163,34 @@ def _closure(
 ) -> tuple[list[tuple[str, bytes]], list[str]]:
     """Order modules so that each comes after those that it needs."""
     loaded: dict[str, bytes] = {}
-    missing: list[str] = []
-    visiting: set[str] = set()
-
-    def visit(name: str) -> None:
-        if name in loaded or name in visiting or name in built_in:
-            return
-        if name not in available:
-            missing.append(name)
-            return
-        visiting.add(name)
-        try:
-            data = decompressed_module(tree[available[name]].data)
-            for dependency in module_dependencies(data):
-                visit(dependency)
-        except EifFormatError as error:
-            raise EifFormatError(
-                f"{available[name]}: {error.reason}", offset=error.offset, path=path
-            ) from None
-        loaded[name] = data
-
-    for name in wanted:
-        visit(name.replace("-", "_"))
-    return list(loaded.items()), missing
+    missing: dict[str, None] = {}
+    visited: set[str] = set()
+    left = ALL_MODULES_BYTES_MAX
+    # A module is looked at twice: first for what it needs, which goes on top, and then to be loaded itself.
+    pending: list[tuple[str, bytes | None]] = [(name.replace("-", "_"), None) for name in reversed(wanted)]
+    while pending:
+        name, data = pending.pop()
+        if data is not None:
+            loaded[name] = data
+        elif name not in visited and name not in built_in:
+            visited.add(name)
+            if name not in available:
+                missing[name] = None
+                continue
+            try:
+                data = decompressed_module(tree[available[name]].data)
+                left -= len(data)
+                needs = module_dependencies(data)
+            except EifFormatError as error:
+                raise EifFormatError(
+                    f"{available[name]}: {error.reason}", offset=error.offset, path=path
+                ) from None
+            if left < 0:
+                message = f"the modules have more than {ALL_MODULES_BYTES_MAX} bytes"
+                raise EifFormatError(message, offset=0, path=path)
+            pending.append((name, data))
+            pending += [(need, None) for need in reversed(needs)]
+    return list(loaded.items()), list(missing)
 
 
 def decompressed_module(data: bytes | memoryview) -> bytes:
@@ -202,7 +216,11 @@ class _Bounded(io.BytesIO):
 
 def _built_in(tree: Tree, version: str) -> set[str]:
     node = tree.get(f"{_modules_root(tree)}/{version}/modules.builtin")
-    return set() if node is None else {module_name(line) for line in bytes(node.data).decode().split()}
+    return (
+        set()
+        if node is None
+        else {module_name(line) for line in bytes(node.data).decode(errors="replace").split()}
+    )
 
 
 def _modules_root(tree: Tree) -> str:

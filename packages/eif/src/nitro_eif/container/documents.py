@@ -4,16 +4,14 @@
 """
 
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any, Final
 
 from nitro_eif.errors import EifFormatError
 from nitro_eif.files import chunks
+from nitro_eif.json_text import parse_json
 
-DOCUMENT_BYTES_MAX: Final = 4 << 20
-"""How long a manifest, index or config may be; registries have the same limit."""
 DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 Json = dict[str, Any]
@@ -55,11 +53,9 @@ def load_json(data: bytes | memoryview, place: Path) -> Any:  # noqa: ANN401 - J
     Raises:
         EifFormatError: It is not JSON, or absurdly long.
     """
-    if len(data) > DOCUMENT_BYTES_MAX:
-        raise EifFormatError(f"a manifest or config of {len(data)} bytes", offset=0, path=place)
     try:
-        return json.loads(bytes(data))
-    except (ValueError, RecursionError) as error:
+        return parse_json(data)
+    except ValueError as error:
         raise EifFormatError(f"a manifest or config is not JSON: {error}", offset=0, path=place) from None
 
 

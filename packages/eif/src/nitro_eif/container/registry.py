@@ -5,7 +5,6 @@ Plain HTTP is for registries on this machine, or where the caller asks for it. C
 """
 
 import http.client
-import json
 import re
 import socket
 import ssl
@@ -19,11 +18,12 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from nitro_eif.container.credentials import credentials
-from nitro_eif.container.documents import DOCUMENT_BYTES_MAX, check_digest
+from nitro_eif.container.documents import check_digest
 from nitro_eif.container.references import Reference
 from nitro_eif.container.stores import Root
 from nitro_eif.errors import EifFormatError, RegistryError
 from nitro_eif.files import CHUNK_BYTES, Progress, map_temporary, scratch_file
+from nitro_eif.json_text import JSON_BYTES_MAX, parse_json
 
 TIMEOUT_S: Final = 60.0
 """How long a registry may be silent."""
@@ -73,7 +73,7 @@ class Registry:
         """The index or manifest that the reference names, checked where it is a digest."""
         version = self._reference.version
         with self._get(f"manifests/{version}", accept=_ACCEPT) as response:
-            data = _read(response, DOCUMENT_BYTES_MAX)
+            data = _read(response, JSON_BYTES_MAX)
         if ":" in version:
             try:
                 check_digest(data, version)
@@ -83,7 +83,7 @@ class Registry:
 
     def blob(self, digest: str, size: int | None) -> memoryview:
         """Download a blob, or a manifest that an index names, into a temporary file."""
-        limit = size if size is not None else DOCUMENT_BYTES_MAX
+        limit = size if size is not None else JSON_BYTES_MAX
         for attempt in range(TRIES):
             try:
                 file = self._stack.enter_context(scratch_file())
@@ -113,7 +113,7 @@ class Registry:
                 file.write(data)
                 if self._progress is not None:
                     self._progress(done, size)
-        if done < size and size != DOCUMENT_BYTES_MAX:
+        if done < size and size != JSON_BYTES_MAX:
             raise http.client.IncompleteRead(b"", size - done)
 
     def _find(self, digest: str) -> http.client.HTTPResponse:
@@ -198,13 +198,13 @@ class Registry:
             request.add_unredirected_header("Authorization", f"Basic {basic}")
         try:
             with self._open(request) as response:
-                answer: Any = json.loads(_read(response, DOCUMENT_BYTES_MAX))
+                answer: Any = parse_json(_read(response, JSON_BYTES_MAX))
         except urllib.error.HTTPError as error:
             with error:
                 raise self._refused(error, url) from None
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             raise RegistryError(f"{url}: no token: {error}") from error
-        except (ValueError, RecursionError):
+        except ValueError:
             raise RegistryError(f"{url}: the token service does not answer with JSON") from None
         token = (answer.get("token") or answer.get("access_token")) if isinstance(answer, dict) else None
         if not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):

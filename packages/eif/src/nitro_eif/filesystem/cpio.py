@@ -6,6 +6,7 @@ first inode are those that AWS's build tool (linuxkit) writes, so that the same 
 A path here is relative, without ``./`` in front; bytes that are not UTF-8 are surrogate escapes.
 """
 
+import re
 import stat
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ ALIGNMENT: Final = 4
 
 _FIRST_INODE: Final = 721
 _DEVICE: Final = (3, 1)
-_FIELDS: Final = 13
+_DIGITS: Final = re.compile(rb"[0-9a-fA-F]+")
 
 Data = bytes | memoryview
 
@@ -206,8 +207,7 @@ def read_archive(view: memoryview, start: int = 0) -> Generator[Entry, None, int
 
 
 def _numbers(header: bytes, at: int) -> list[int]:
-    digits = header[6:]
     # int() would take signs, blanks and underscores.
-    if not all(byte in b"0123456789abcdefABCDEF" for byte in digits):
+    if not _DIGITS.fullmatch(header, len(MAGIC)):
         raise EifFormatError("a cpio header has a field that is not a hexadecimal number", offset=at)
-    return [int(digits[8 * index : 8 * index + 8], 16) for index in range(_FIELDS)]
+    return [int(header[start : start + 8], 16) for start in range(len(MAGIC), HEADER_BYTES, 8)]

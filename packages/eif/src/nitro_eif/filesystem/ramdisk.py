@@ -5,21 +5,31 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import IO
+from typing import IO, Final
 
 from nitro_eif.errors import EifFormatError
 from nitro_eif.files import CHUNK_BYTES, map_temporary, scratch_file
 from nitro_eif.filesystem.compression import Allowance, compression_of, unpack
 from nitro_eif.filesystem.cpio import ALIGNMENT, MAGIC, MAGIC_CHECKSUM, Entry, read_archive
 
+ENTRIES_MAX: Final = 4 << 20
+"""Of all archives in a ramdisk: a few MiB can be compressed to a thousand times as many."""
+
 
 def read_ramdisk(view: memoryview) -> Iterator[Entry]:
     """All entries of a ramdisk, or of several that are joined.
 
     Raises:
-        EifFormatError: The kernel would not unpack this.
+        EifFormatError: The kernel would not unpack this, or it has too many entries.
         HostError: It is compressed in a way that is not supported here.
     """
+    for count, entry in enumerate(_read(view)):
+        if count >= ENTRIES_MAX:
+            raise EifFormatError(f"more than {ENTRIES_MAX} entries", offset=entry.archive)
+        yield entry
+
+
+def _read(view: memoryview) -> Iterator[Entry]:
     allowance = Allowance(len(view))
     at = 0
     with ExitStack() as stack:

@@ -11,8 +11,14 @@ from io import RawIOBase
 from typing import Any, Final
 
 from nitro_eif.errors import EifFormatError
-from nitro_eif.filesystem.cpio import Node, encode_path
-from nitro_eif.filesystem.tree import Tree, clean
+from nitro_eif.files import CHUNK_BYTES
+from nitro_eif.filesystem.cpio import PATH_BYTES_MAX, Node, encode_path
+from nitro_eif.filesystem.tree import PATHS_MAX, Tree, clean, short, too_long
+
+MEMBERS_MAX: Final = 4 * PATHS_MAX
+"""Of an archive: files that are replaced later, and their extended attributes, count as well."""
+HEADER_BYTES_MAX: Final = 1 << 20
+"""Of an extended header: extended attributes have at most 64 KiB each on Linux."""
 
 _WHITEOUT: Final = ".wh."
 _OPAQUE: Final = ".wh..wh..opq"
@@ -37,33 +43,41 @@ def apply_tar(tree: Tree, archive: memoryview, *, whiteouts: bool = True) -> Non
     Raises:
         EifFormatError: The archive is malformed, or an entry would leave the tree.
     """
-    members = list(read_members(archive))
-    if whiteouts:
-        # First, whatever their place in the archive: they must not hide what this layer brings.
-        for member, path in members:
+    # Whiteouts first, whatever their place in the archive: they must not hide what this layer brings. The
+    # archive is read twice for that, because a list of its members would take more memory than itself.
+    if whiteouts and _contains(archive, _WHITEOUT.encode()):
+        for member, path in read_members(archive):
             _white_out(tree, path, member)
-        members = [(m, path) for m, path in members if not path.rpartition("/")[2].startswith(_WHITEOUT)]
-    for member, path in members:
-        if path:
-            try:
-                tree.add(path, _node(tree, member, archive))
-            except ValueError as error:
-                raise EifFormatError(
-                    f"{member.name!r} cannot be unpacked: {error}", offset=member.offset
-                ) from None
+    for member, path in read_members(archive):
+        if not path or (whiteouts and path.rpartition("/")[2].startswith(_WHITEOUT)):
+            continue
+        try:
+            tree.add(path, _node(tree, member, archive))
+        except ValueError as error:
+            raise EifFormatError(
+                f"{short(member.name)} cannot be unpacked: {error}", offset=member.offset
+            ) from None
 
 
 def read_members(archive: memoryview) -> Iterator[tuple[tarfile.TarInfo, str]]:
     """A tar archive's members and their clean paths.
 
     Raises:
-        EifFormatError: The archive is malformed, or a path would leave its root.
+        EifFormatError: The archive is malformed or has too many members, or a path would leave its root.
     """
+    work = 0
     try:
         with tarfile.open(
             fileobj=_Reader(archive), mode="r:", encoding="utf-8", errors="surrogateescape"
         ) as tar:
             for member in tar:
+                # The library keeps all members, which only random access needs.
+                tar.members.clear()  # type: ignore[attr-defined]
+                # It also copies all global headers for each member.
+                work += 1 + len(member.pax_headers)
+                if work > MEMBERS_MAX:
+                    message = f"more than {MEMBERS_MAX} files and attributes"
+                    raise EifFormatError(message, offset=member.offset)  # noqa: TRY301
                 yield member, _checked(member)
     except EifFormatError:
         raise
@@ -79,10 +93,23 @@ def read_members(archive: memoryview) -> Iterator[tuple[tarfile.TarInfo, str]]:
         raise EifFormatError(f"the tar archive is broken: {error}", offset=0) from None
 
 
+def _contains(archive: memoryview, text: bytes) -> bool:
+    # Pieces overlap, so that a text on their border is found.
+    return any(
+        text in bytes(archive[start : start + CHUNK_BYTES + len(text)])
+        for start in range(0, len(archive), CHUNK_BYTES)
+    )
+
+
 def _checked(member: tarfile.TarInfo) -> str:
+    if too_long(member.name) or too_long(member.linkname):
+        raise EifFormatError(
+            f"{short(member.name)} is or leads to a path of more than {PATH_BYTES_MAX} bytes",
+            offset=member.offset,
+        )
     path = clean(member.name)
     if ".." in path.split("/"):
-        raise EifFormatError(f"{member.name!r} leads out of the archive's root", offset=member.offset)
+        raise EifFormatError(f"{short(member.name)} leads out of the archive's root", offset=member.offset)
     return path
 
 
@@ -94,12 +121,12 @@ def _white_out(tree: Tree, path: str, member: tarfile.TarInfo) -> None:
     if real is None:
         return
     if name == _OPAQUE:
-        for child in [path for path in tree.below(real) if path.rpartition("/")[0] == real]:
-            tree.remove(child)
+        for child in tree.names(real):
+            tree.remove(f"{real}/{child}" if real else child)
         return
     hidden = name.removeprefix(_WHITEOUT)
     if hidden in {"", ".", ".."}:
-        raise EifFormatError(f"{member.name!r} is a whiteout of nothing", offset=member.offset)
+        raise EifFormatError(f"{short(member.name)} is a whiteout of nothing", offset=member.offset)
     tree.remove(f"{real}/{hidden}" if real else hidden)
 
 
@@ -107,13 +134,13 @@ def _node(tree: Tree, member: tarfile.TarInfo, archive: memoryview) -> Node:
     if member.type == tarfile.LNKTYPE:
         return _linked(tree, member)
     if member.isreg():
-        kind, data = stat.S_IFREG, _contents(member, archive)
+        kind, data = stat.S_IFREG, _contents(tree, member, archive)
     elif member.type in _TYPES:
         kind = _TYPES[member.type]
         data = encode_path(member.linkname) if kind == stat.S_IFLNK else b""
     else:
         raise EifFormatError(
-            f"{member.name!r} has the unknown tar type {member.type!r}", offset=member.offset
+            f"{short(member.name)} has the unknown tar type {member.type!r}", offset=member.offset
         )
     is_device = kind in {stat.S_IFCHR, stat.S_IFBLK}
     return Node(
@@ -135,9 +162,7 @@ def _linked(tree: Tree, member: tarfile.TarInfo) -> Node:
     target = tree.real_path(clean(member.linkname))
     node = tree.get(target) if target is not None else None
     if node is None or node.is_directory:
-        message = (
-            f"{member.name!r} is a hard link to {member.linkname!r}, but there is no such file before it"
-        )
+        message = f"{short(member.name)} is a hard link to {short(member.linkname)}, which is not before it"
         raise EifFormatError(message, offset=member.offset)
     return node
 
@@ -145,37 +170,35 @@ def _linked(tree: Tree, member: tarfile.TarInfo) -> Node:
 def _owner(number: int, member: tarfile.TarInfo) -> int:
     if not 0 <= number <= 0xFFFF_FFFF:
         raise EifFormatError(
-            f"{member.name!r} has owner {number}, which is not a 32-bit number", offset=member.offset
+            f"{short(member.name)} has owner {number}, which is not a 32-bit number", offset=member.offset
         )
     return number
 
 
-def _contents(member: tarfile.TarInfo, archive: memoryview) -> bytes | memoryview:
+def _contents(tree: Tree, member: tarfile.TarInfo, archive: memoryview) -> bytes | memoryview:
     end = member.offset_data + member.size
     if member.sparse is not None:
+        tree.hold(member.size)
         return _expand(member, archive)
     if end > len(archive):
-        message = f"{member.name!r} has {member.size} bytes, {len(archive) - member.offset_data} are left"
+        message = (
+            f"{short(member.name)} has {member.size} bytes, {len(archive) - member.offset_data} are left"
+        )
         raise EifFormatError(f"{message} in the tar archive: truncated", offset=member.offset)
     return archive[member.offset_data : end]
 
 
 def _expand(member: tarfile.TarInfo, archive: memoryview) -> bytes:
     """The contents of a sparse file, its holes filled with zeros, because a ramdisk has no holes."""
-    if member.size > _SPARSE_BYTES_MAX:
-        raise EifFormatError(f"{member.name!r} is a sparse file of {member.size} bytes", offset=member.offset)
     contents = bytearray(member.size)
     at = member.offset_data
     pieces: Any = member.sparse
     for offset, size in pieces:
         if size and (offset < 0 or size < 0 or offset + size > member.size or at + size > len(archive)):
-            raise EifFormatError(f"{member.name!r} is a broken sparse file", offset=member.offset)
+            raise EifFormatError(f"{short(member.name)} is a broken sparse file", offset=member.offset)
         contents[offset : offset + size] = archive[at : at + size]
         at += size
     return bytes(contents)
-
-
-_SPARSE_BYTES_MAX: Final = 1 << 30
 
 
 class _Reader(RawIOBase):
@@ -199,6 +222,9 @@ class _Reader(RawIOBase):
         return self._at
 
     def read(self, size: int | None = -1) -> bytes:
+        # Contents are taken from the view, so the library reads headers only, and whole ones at once.
+        if size is not None and size > HEADER_BYTES_MAX:
+            raise EifFormatError(f"a tar header of {size} bytes", offset=self._at)
         end = len(self._view) if size is None or size < 0 else self._at + size
         data = bytes(self._view[self._at : end])
         self._at += len(data)

@@ -2,20 +2,28 @@
 
 Paths are relative and clean (``usr/bin/env``). Parents are followed through symbolic links inside the tree,
 and never out of it, as an extraction into a root directory would.
+
+A small archive can name very much: deep paths, links that lead to links, sparse files. So a tree has limits
+on what it holds and on how long it looks, and refuses what goes beyond them.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 from nitro_eif.errors import EifFormatError
-from nitro_eif.filesystem.cpio import Entry, Node, encode_path
+from nitro_eif.filesystem.cpio import PATH_BYTES_MAX, Entry, Node, encode_path
 
 _SYMLINKS_MAX: Final = 40
 """As Linux: more in one path are a loop."""
 
-
-PATHS_MAX: Final = 4_000_000
-"""More than any distribution has; a file of a few GiB could name a hundred times as many."""
+PATHS_MAX: Final = 1 << 20
+"""More than any distribution has; a compressed file of a few MiB could name a thousand times as many."""
+ALL_PATHS_BYTES_MAX: Final = 256 << 20
+"""Of all paths together, those of implied parents too: the average is below 100 bytes."""
+STEPS_MAX: Final = 16 << 20
+"""How many names of paths may be looked up: 16 for each path that there may be."""
+HELD_BYTES_MAX: Final = 256 << 20
+"""What contents that are not views of a file, such as those of sparse files, may occupy in memory."""
 
 
 class Tree:
@@ -23,8 +31,11 @@ class Tree:
 
     def __init__(self) -> None:
         self._nodes: dict[str, Node] = {}
-        self._children: dict[str, set[str]] = {"": set()}
-        """Names in each directory."""
+        self._children: dict[str, dict[str, None]] = {"": {}}
+        """Names in each directory that has any; a dictionary is smaller than a set."""
+        self._paths_bytes = 0
+        self._steps = 0
+        self._held_bytes = 0
 
     def __contains__(self, path: str) -> bool:
         return path in self._nodes
@@ -48,15 +59,29 @@ class Tree:
         """The nodes, once for each path."""
         yield from self._nodes.values()
 
+    def names(self, directory: str) -> list[str]:
+        """The names in a directory, sorted."""
+        return sorted(self._children.get(directory, ()))
+
     def below(self, directory: str) -> Iterator[str]:
         """The paths under a directory, parents first."""
         pending = [directory]
         while pending:
             parent = pending.pop()
-            for name in sorted(self._children.get(parent, ())):
+            for name in self.names(parent):
                 path = f"{parent}/{name}" if parent else name
                 yield path
                 pending.append(path)
+
+    def hold(self, count: int) -> None:
+        """Note that contents of so many bytes are kept in memory.
+
+        Raises:
+            ValueError: They are too many, with those that are kept already.
+        """
+        self._held_bytes += count
+        if self._held_bytes > HELD_BYTES_MAX:
+            raise ValueError(f"its contents and others like it have more than {HELD_BYTES_MAX} bytes")
 
     def add(self, path: str, node: Node) -> str:
         """Put a node at a path, making parents where they are missing; returns the path without links.
@@ -64,33 +89,31 @@ class Tree:
         A directory over a directory keeps its children; anything else replaces what was there.
 
         Raises:
-            ValueError: A parent is a loop of links, or no directory.
+            ValueError: A parent is a loop of links, or not a directory; or a limit is exceeded.
         """
+        if too_long(path):
+            raise ValueError(f"a path of more than {PATH_BYTES_MAX} bytes")
+        if node.is_symlink and len(node.data) > PATH_BYTES_MAX:
+            raise ValueError(f"a symbolic link to a path of more than {PATH_BYTES_MAX} bytes")
         parent, _, name = path.rpartition("/")
         if name in {"", ".", ".."}:
             raise ValueError(f"{path!r} names no file")
-        if len(self._nodes) >= PATHS_MAX:
-            raise ValueError(f"more than {PATHS_MAX} files")
         parent = self._directory(parent)
         real = f"{parent}/{name}" if parent else name
         old = self._nodes.get(real)
         if old is not None and not (old.is_directory and node.is_directory):
             self.remove(real)
-        self._nodes[real] = node
-        self._children[parent].add(name)
-        if node.is_directory:
-            self._children.setdefault(real, set())
+        self._put(real, parent, name, node)
         return real
 
     def remove(self, path: str) -> None:
         """Take a path and what is under it away."""
-        for child in list(self.below(path)):
-            self._nodes.pop(child, None)
+        for child in [path, *self.below(path)]:
+            if self._nodes.pop(child, None) is not None:
+                self._paths_bytes -= len(child)
             self._children.pop(child, None)
-        self._nodes.pop(path, None)
-        self._children.pop(path, None)
         parent, _, name = path.rpartition("/")
-        self._children.get(parent, set()).discard(name)
+        self._children.get(parent, {}).pop(name, None)
 
     def resolve(self, path: str) -> str | None:
         """Follow all links of a path; `None` if it leads nowhere."""
@@ -108,15 +131,26 @@ class Tree:
             return None
         return f"{found}/{name}" if found else name
 
+    def _put(self, path: str, parent: str, name: str, node: Node) -> None:
+        if path not in self._nodes:
+            self._paths_bytes += len(path)
+            if len(self._nodes) >= PATHS_MAX:
+                raise ValueError(f"more than {PATHS_MAX} files")
+            if too_long(path):
+                # Links may have led a short path to a long one.
+                raise ValueError(f"a path of more than {PATH_BYTES_MAX} bytes")
+            if self._paths_bytes > ALL_PATHS_BYTES_MAX:
+                raise ValueError(f"all paths together have more than {ALL_PATHS_BYTES_MAX} bytes")
+        self._nodes[path] = node
+        self._children.setdefault(parent, {})[name] = None
+
     def _directory(self, path: str) -> str:
         found, missing = self._walk(path)
         if not missing and found and not self._nodes[found].is_directory:
             raise ValueError(f"{found} is not a directory")
         for name in missing:
             parent, found = found, f"{found}/{name}" if found else name
-            self._nodes[found] = Node.directory()
-            self._children[parent].add(name)
-            self._children[found] = set()
+            self._put(found, parent, name, Node.directory())
         return found
 
     def _walk(self, path: str) -> tuple[str, list[str]]:
@@ -125,6 +159,10 @@ class Tree:
         at = ""
         links = 0
         while names:
+            # Forty links of a thousand names each would else cost seconds for every path through them.
+            self._steps += 1
+            if self._steps > STEPS_MAX:
+                raise ValueError("its symbolic links take too long to follow")
             name = names.pop()
             if name == "..":
                 # At the root this stays there, as the kernel has it.
@@ -164,16 +202,29 @@ def tree_of(entries: Iterable[Entry]) -> Tree:
             continue
         node = entry.node
         if entry.links > 1 and not node.is_directory:
+            # All names of a file have its inode; the kernel takes contents from the one that has any.
             node = linked.setdefault((entry.archive, entry.inode, entry.node.mode), node)
             if entry.node.data:
                 node.data = entry.node.data
         try:
             tree.add(path, node)
         except ValueError as error:
-            raise EifFormatError(f"{entry.path!r} cannot be unpacked: {error}", offset=entry.offset) from None
+            raise EifFormatError(
+                f"{short(entry.path)} cannot be unpacked: {error}", offset=entry.offset
+            ) from None
     return tree
+
+
+def too_long(path: str) -> bool:
+    """Whether a path is longer than Linux and cpio archives can have it."""
+    return len(path if path.isascii() else encode_path(path)) > PATH_BYTES_MAX
 
 
 def clean(path: str) -> str:
     """A path without empty parts, dots and a slash in front; parent references stay."""
     return "/".join(part for part in path.split("/") if part not in {"", "."})
+
+
+def short(path: str) -> str:
+    """A path for messages, quoted and not too long."""
+    return repr(path if len(path) <= 100 else f"{path[:97]}...")

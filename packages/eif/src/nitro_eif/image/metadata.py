@@ -16,11 +16,10 @@ from typing import Any, Final, Self
 
 from nitro_eif.errors import EifFormatError, HostError, UsageError
 from nitro_eif.image.format import CUSTOM_METADATA_BYTES_MAX
+from nitro_eif.json_text import parse_json
 
 BUILD_TOOL: Final = "nitro-eif"
 _TIME_HINT: Final = "write it like 2026-01-31T12:00:00+00:00"
-METADATA_BYTES_MAX: Final = 64 << 20
-"""The format has no limit; a hostile file must not fill the memory with its JSON."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,17 +127,13 @@ def load_json(data: bytes | memoryview) -> dict[str, Any]:
     Raises:
         EifFormatError: It is not a JSON object.
     """
-    if len(data) > METADATA_BYTES_MAX:
-        raise EifFormatError(
-            f"the metadata has {len(data)} bytes", offset=METADATA_BYTES_MAX, code="metadata-json"
-        )
     try:
-        value = json.loads(bytes(data))
+        value = parse_json(data)
     except json.JSONDecodeError as error:
         raise EifFormatError(
             f"the metadata is not JSON: {error.msg}", offset=error.pos, code="metadata-json"
         ) from None
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+    except ValueError as error:
         raise EifFormatError(f"the metadata is not JSON: {error}", offset=0, code="metadata-json") from None
     if not isinstance(value, dict):
         raise EifFormatError("the metadata is not a JSON object", offset=0, code="metadata-json")
