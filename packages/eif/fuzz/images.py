@@ -14,10 +14,12 @@ import atheris
 
 with atheris.instrument_imports():
     from nitro_eif import (
+        Architecture,
         Eif,
         EifError,
         EifFormatError,
         Tree,
+        read_package,
         read_ramdisk,
         require_bootable,
         tree_of,

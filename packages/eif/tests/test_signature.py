@@ -302,3 +302,82 @@ def test_cose_vectors_of_others() -> None:
 def test_self_signed_certificates_are_of_their_keys() -> None:
     key, _ = example_key()
     assert load_certificate(self_signed(key)).public_key() == key.public_key()
+
+
+def stale(listed: int, *, last: bool = True) -> bytes:
+    """A signed image whose table has another size for the signature than the section's own header."""
+    key, certificate = _ONE
+    signature = (SIGNATURE, make_signature(PCR0, KeySigner(key), certificate))
+    sections = [*parts(), signature] if last else [*parts()[:3], signature, *parts()[3:]]
+    place = sections.index(signature)
+
+    def edit(_: list[int], sizes: list[int]) -> None:
+        sizes[place] += listed
+
+    return image(sections, edit=edit)
+
+
+@pytest.mark.parametrize("listed", [-100, -1, 1, 100, 1 << 40])
+@pytest.mark.parametrize("last", [True, False])
+def test_a_signature_with_a_stale_size_is_replaced_and_removed(
+    tmp_path: Path, listed: int, last: object
+) -> None:
+    path = tmp_path / "x.eif"
+    key, certificate = example_key()
+    path.write_bytes(stale(listed, last=bool(last)))
+    with pytest.raises(EifFormatError), Eif.open(path):
+        pass
+
+    sign(path, KeySigner(key), certificate)
+    with Eif.open(path) as eif:
+        require_bootable(eif)
+        assert [section.type for section in eif.sections].index(SIGNATURE) == (5 if last else 3)
+
+    path.write_bytes(stale(listed, last=bool(last)))
+    remove_signature(path)
+    assert path.read_bytes() == image(parts())
+
+
+def test_other_faults_of_the_table_are_not_signed_over(tmp_path: Path) -> None:
+    path = tmp_path / "x.eif"
+    key, certificate = example_key()
+    path.write_bytes(image(parts(), edit=lambda _, sizes: sizes.__setitem__(2, 1)))
+
+    with pytest.raises(EifFormatError, match="the table 1"):
+        sign(path, KeySigner(key), certificate)
+    with pytest.raises(EifFormatError, match="the table 1"):
+        remove_signature(path)
+
+
+@pytest.mark.parametrize(
+    ("from_now", "warning"),
+    [
+        ((-2, -1), "the signing certificate expired on"),
+        ((1, 2), "the signing certificate is not valid before"),
+        ((-1, 1), None),
+    ],
+)
+def test_signing_with_a_certificate_of_another_time_warns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], from_now: tuple[int, int], warning: str | None
+) -> None:
+    from nitro_eif.cli import main
+
+    now = datetime.now(UTC)
+    start, end = (now + timedelta(days=days) for days in from_now)
+    key, certificate = example_key(not_before=start, not_after=end)
+    (tmp_path / "key.pem").write_bytes(key_pem(key))
+    (tmp_path / "cert.pem").write_bytes(certificate)
+    path = tmp_path / "x.eif"
+    write_eif(example_contents(), path)
+    signing = [
+        "--private-key",
+        str(tmp_path / "key.pem"),
+        "--signing-certificate",
+        str(tmp_path / "cert.pem"),
+    ]
+
+    assert main(["sign", str(path), *signing]) == 0
+
+    error = capsys.readouterr().err
+    assert ("warning" in error) is (warning is not None)
+    assert warning is None or f"eif: warning: {warning}" in error

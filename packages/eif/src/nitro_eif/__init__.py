@@ -35,6 +35,7 @@ from nitro_eif.image.measure import (
 )
 from nitro_eif.image.metadata import BuildMetadata, Metadata
 from nitro_eif.image.reader import Eif
+from nitro_eif.image.readers import Reader, objections
 from nitro_eif.image.registers import (
     INSTANCE_ID_PATTERN,
     ROLE_ARN_PATTERN,
@@ -127,6 +128,7 @@ __all__ = [
     "Measurements",
     "Metadata",
     "Node",
+    "Reader",
     "RegistryError",
     "Rule",
     "Section",
@@ -154,6 +156,7 @@ __all__ = [
     "measure_and_checksum",
     "measure_contents",
     "nitro_cli_launch",
+    "objections",
     "open_image",
     "pack_eif",
     "pcr3",

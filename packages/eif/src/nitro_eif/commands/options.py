@@ -3,9 +3,11 @@
 import argparse
 import os
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nitro_eif.commands.terminal import story
 from nitro_eif.errors import UsageError
 from nitro_eif.files import read_file
 from nitro_eif.image.metadata import (
@@ -20,6 +22,8 @@ from nitro_eif.image.metadata import (
 from nitro_eif.image.registers import pcr8
 
 if TYPE_CHECKING:
+    from cryptography import x509
+
     from nitro_eif.signing.keys import Signer
 
 
@@ -83,8 +87,18 @@ def signing_of(options: argparse.Namespace) -> Signing | None:
 
     pem = read_file(options.signing_certificate)
     der = load_certificate(pem).public_bytes(Encoding.DER)
+    _warn_of_dates(load_certificate(pem), datetime.now(UTC))
     signer = load_signer(options.private_key, passphrase=_passphrase(options))
     return Signing(signer, pem, pcr8(der))
+
+
+def _warn_of_dates(certificate: "x509.Certificate", now: datetime) -> None:
+    """Warn of a certificate with which the image is refused now; another day may be right for it."""
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now > end:
+        story(f"eif: warning: the signing certificate expired on {end:%Y-%m-%d}: Nitro refuses the image")
+    elif now < start:
+        story(f"eif: warning: the signing certificate is not valid before {start:%Y-%m-%d %H:%M} UTC")
 
 
 def metadata_of(

@@ -8,13 +8,17 @@ from nitro_eif.commands.options import add_json
 from nitro_eif.commands.terminal import Meter, print_json, printable
 from nitro_eif.errors import UsageError
 from nitro_eif.files import read_file
-from nitro_eif.image.findings import Fate, Severity
+from nitro_eif.image.findings import Finding, Severity
 from nitro_eif.image.measure import Measured, Measurements, measure_and_checksum
 from nitro_eif.image.reader import Eif
+from nitro_eif.image.readers import Reader, objections
 from nitro_eif.image.validate import validate
+
+ALL = "all"
 
 EXAMPLES = (
     "eif verify hello.eif",
+    "eif verify --as all --strict hello.eif",
     "eif verify --signed --signing-certificate signer.pem --pcr0 $PCR0 hello.eif",
 )
 
@@ -28,6 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for register in ("pcr0", "pcr1", "pcr2", "pcr8"):
         parser.add_argument(f"--{register}", metavar="HEX", help=f"it must measure this {register.upper()}")
+    parser.add_argument(
+        "--as",
+        dest="reader",
+        choices=[*Reader, ALL],
+        default=Reader.NITRO,
+        help="who must not object: the hypervisor (nitro, the default), nitro-cli, qemu, or any of all",
+    )
+    parser.add_argument("--strict", action="store_true", help="warnings count, too")
     add_json(parser)
 
 
@@ -37,11 +49,7 @@ def run(options: argparse.Namespace) -> int:
     with Eif.open(options.image, salvage=True) as eif, Meter("Measuring") as meter:
         measured = measure_and_checksum(eif, progress=meter)
         findings = validate(eif, measured=measured, now=datetime.now(UTC))
-        problems = [
-            finding.message
-            for finding in findings
-            if finding.severity is Severity.ERROR or finding.rule.hypervisor is Fate.REFUSES
-        ]
+        problems = _objections(eif, findings, measured, options)
         signed = eif.signature is not None
         if not signed and (options.signed or options.signing_certificate):
             problems.append("the image is not signed")
@@ -65,14 +73,28 @@ def run(options: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
+def _objections(
+    eif: Eif, findings: list[Finding], measured: Measured, options: argparse.Namespace
+) -> list[str]:
+    """What the readers that were asked for object to, each thing once."""
+    readers = list(Reader) if options.reader == ALL else [Reader(options.reader)]
+    found: dict[str, None] = {}
+    for reader in readers:
+        for objection in objections(eif, findings, measured, reader):
+            found[objection if isinstance(objection, str) else objection.message] = None
+    if options.strict:
+        found |= {finding.message: None for finding in findings if finding.severity is not Severity.NOTE}
+    return list(found)
+
+
 def _expected(options: argparse.Namespace) -> dict[str, str]:
     expected = {}
     for name in ("PCR0", "PCR1", "PCR2", "PCR8"):
         value = getattr(options, name.lower())
         if value is not None:
-            if not re.fullmatch(r"[0-9a-fA-F]{96}", value):
+            if not re.fullmatch(r"(0[xX])?[0-9a-fA-F]{96}", value):
                 raise UsageError(f"--{name.lower()} {value!r}: a register is 96 hexadecimal digits")
-            expected[name] = value.lower()
+            expected[name] = value[-96:].lower()
     return expected
 
 

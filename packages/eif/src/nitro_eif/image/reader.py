@@ -60,33 +60,51 @@ class Eif:
         """Where the image came from, for messages."""
 
     @classmethod
-    def parse(cls, data: Buffer, *, path: Path | None = None) -> Self:
+    def parse(cls, data: Buffer, *, path: Path | None = None, without: SectionType | None = None) -> Self:
         """Read an image from memory; `nitro_eif.require_bootable` asks for more.
 
         Args:
             data: The whole file.
             path: Where the bytes came from, for messages.
+            without: Sections of this type are left out, and may be broken.
 
         Raises:
             EifFormatError: The bytes are not an image, or can be read in more than one way.
         """
-        eif = cls.salvage(data, path=path)
+        eif = cls.salvage(data, path=path, without=without)
         for finding in eif.findings:
             if finding.code in _UNREADABLE:
                 raise finding.as_error(path)
         return eif
 
     @classmethod
-    def salvage(cls, data: Buffer, *, path: Path | None = None) -> Self:
-        """Read what can be read of a broken image; `findings` says what cannot."""
+    def salvage(cls, data: Buffer, *, path: Path | None = None, without: SectionType | None = None) -> Self:
+        """Read what can be read of a broken image; `findings` says what cannot.
+
+        Args:
+            data: The whole file.
+            path: Where the bytes came from, for messages.
+            without: Sections of this type are left out.
+        """
         view = memoryview(data).cast("B").toreadonly()
-        header, sections, findings = _scan(view)
+        header, sections, findings = _scan(view, without)
         return cls(view, header, sections, findings, path)
 
     @classmethod
     @contextmanager
-    def open(cls, path: str | os.PathLike[str], *, salvage: bool = False) -> Iterator[Self]:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        salvage: bool = False,
+        without: SectionType | None = None,
+    ) -> Iterator[Self]:
         """Map a file and read the image in it, as `parse` does, or as `salvage` does where asked.
+
+        Args:
+            path: The file.
+            salvage: Read what can be read of a broken image.
+            without: As for `parse`.
 
         Raises:
             EifFormatError: As `parse`.
@@ -94,7 +112,8 @@ class Eif:
         """
         with map_file(path) as view:
             place = Path(path)
-            yield cls.salvage(view, path=place) if salvage else cls.parse(view, path=place)
+            read = cls.salvage if salvage else cls.parse
+            yield read(view, path=place, without=without)
 
     @property
     def version(self) -> int:
@@ -179,7 +198,9 @@ _UNREADABLE = frozenset(
 """Findings after which sections could be read in more than one way, or not at all."""
 
 
-def _scan(view: memoryview) -> tuple[Header, tuple[Section, ...], tuple[Finding, ...]]:
+def _scan(
+    view: memoryview, without: SectionType | None
+) -> tuple[Header, tuple[Section, ...], tuple[Finding, ...]]:
     if len(view) < HEADER_BYTES:
         message = f"an EIF header has {HEADER_BYTES} bytes, the file has {len(view)}: truncated, or no EIF"
         findings = [Finding("header-truncated", message, len(view))]
@@ -198,6 +219,8 @@ def _scan(view: memoryview) -> tuple[Header, tuple[Section, ...], tuple[Finding,
     sections: list[Section] = []
     end = HEADER_BYTES
     for index in range(min(count, SECTIONS_MAX)):
+        if without is not None and _type_at(view, header.section_offsets[index]) == without:
+            continue
         section = _section(view, header, index, findings)
         if section is None:
             continue
@@ -206,6 +229,13 @@ def _scan(view: memoryview) -> tuple[Header, tuple[Section, ...], tuple[Finding,
         end = max(end, section.end)
         sections.append(section)
     return header, tuple(sections), tuple(findings)
+
+
+def _type_at(view: memoryview, offset: int) -> int | None:
+    if offset + SECTION_HEADER_BYTES > len(view):
+        return None
+    section_type: int = SECTION_HEADER.unpack_from(view, offset)[0]
+    return section_type
 
 
 def _magic(view: memoryview) -> Finding:

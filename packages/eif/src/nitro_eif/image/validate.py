@@ -276,4 +276,5 @@ def _checksum(eif: Eif, computed: Checksums) -> Iterator[Finding]:
         code = "crc-without-trailing"
     elif stored == computed.qemu:
         code = "crc-without-gaps"
+        readings += "; it covers the sections only, as QEMU has it, and not the bytes between them"
     yield Finding(code, f"checksum: {readings}", CRC_OFFSET)

@@ -68,11 +68,9 @@ def sign(
         SigningError: Key and certificate cannot sign.
         HostError: A file cannot be read or written.
     """
-    with Eif.open(path) as eif:
-        unsigned = Eif(
-            eif.view, eif.header, tuple(s for s in eif.sections if s.type != SectionType.SIGNATURE), ()
-        )
-        pcr0 = measure(unsigned, progress=progress).pcr0
+    # A signature that is there may be broken, as AWS's own re-signing leaves it: it is replaced anyway.
+    with Eif.open(path, without=SectionType.SIGNATURE) as eif:
+        pcr0 = measure(eif, progress=progress).pcr0
         data = make_signature(pcr0, signer, certificate_pem)
         header = replace(eif.header, version=max(eif.version, FIRST_SIGNED_VERSION))
         _rewrite(eif, header, data, output or path)
@@ -87,20 +85,16 @@ def remove_signature(path: str | os.PathLike[str], *, output: str | os.PathLike[
         EifFormatError: The file is not an image.
         HostError: A file cannot be read or written.
     """
-    with Eif.open(path) as eif:
+    with Eif.open(path, without=SectionType.SIGNATURE) as eif:
         _rewrite(eif, eif.header, None, output or path)
 
 
 def _rewrite(eif: Eif, header: Header, signature: bytes | None, output: str | os.PathLike[str]) -> None:
-    sections: list[SectionData] = []
-    written = False
-    for section in eif.sections:
-        if section.type != SectionType.SIGNATURE:
-            sections.append((section.type, section.data))
-        elif signature is not None and not written:
-            sections.append((SectionType.SIGNATURE, signature))
-            written = True
-    if signature is not None and not written:
-        sections.append((SectionType.SIGNATURE, signature))
+    sections: list[SectionData] = [(section.type, section.data) for section in eif.sections]
+    if signature is not None:
+        # Where a signature was, or at the end: all sections before the first one left out are there.
+        kept = {section.index for section in eif.sections}
+        place = next((index for index in range(len(kept)) if index not in kept), len(kept))
+        sections.insert(place, (SectionType.SIGNATURE, signature))
     with replacing(Path(output)) as file:
         write_sections(file, header, sections)
