@@ -114,8 +114,8 @@ static void *allocate(size_t length)
     return (void *)address;
 }
 
-/* The file's text, ended by a NUL, or null where there is no such file. */
-static char *read_file(const char *path)
+/* The file's text, ended by a NUL that does not count as its length, or null where there is no such file. */
+static char *read_file(const char *path, size_t *text_length)
 {
     long file = syscall(SYS_open, path, O_RDONLY | O_CLOEXEC);
     size_t capacity = 4096, length = 0;
@@ -141,36 +141,54 @@ static char *read_file(const char *path)
     }
     syscall(SYS_close, file);
     text[length] = 0;
+    *text_length = length;
     return text;
 }
 
 /* Like read_file, for what is the application's business no more: the file is gone afterwards. */
-static char *take_file(const char *path)
+static char *take_file(const char *path, size_t *length)
 {
-    char *text = read_file(path);
+    char *text = read_file(path, length);
 
     if (text)
         syscall(SYS_unlink, path);
     return text;
 }
 
-/* Cuts the text into its lines, in place. The last newline ends a line, it does not begin one. */
-static char **lines_of(char *text)
+/* Cuts the text where `end` stands, in place. The last one ends an entry, it does not begin one. */
+static char **entries_of(char *text, size_t length, char end)
 {
-    size_t count = 1, at = 0;
-    char **lines;
+    size_t count = 1, entry = 0;
+    char **entries;
 
-    for (char *c = text; *c; c++)
-        count += *c == '\n';
-    lines = allocate((count + 1) * sizeof *lines);
-    while (*text) {
-        lines[at++] = text;
-        while (*text && *text != '\n')
-            text++;
-        if (*text)
-            *text++ = 0;
+    for (size_t at = 0; at < length; at++)
+        count += text[at] == end;
+    entries = allocate((count + 1) * sizeof *entries);
+    for (size_t at = 0; at < length; at++) {
+        entries[entry++] = text + at;
+        while (at < length && text[at] != end)
+            at++;
+        text[at] = 0; /* behind the last one, there is room for a NUL */
     }
-    return lines; /* fresh memory is zero, so the list is ended */
+    return entries; /* fresh memory is zero, so the list is ended */
+}
+
+/* The lines of a file, or null where there is no such file. */
+static char **lines_of(const char *path)
+{
+    size_t length;
+    char *text = read_file(path, &length);
+
+    return text ? entries_of(text, length, '\n') : NULL;
+}
+
+/* Like lines_of; the file is gone afterwards. */
+static char **take_lines(const char *path)
+{
+    size_t length;
+    char *text = take_file(path, &length);
+
+    return text ? entries_of(text, length, '\n') : NULL;
 }
 
 /* --- mounting ----------------------------------------------------------------------------------------------- */
@@ -214,12 +232,10 @@ static long mount(const struct mount *mount)
 /* Mounts each enabled controller of version 1 in a directory of its own; says whether all of them allow it. */
 static bool mount_cgroup_controllers(void)
 {
-    char *table = read_file("/proc/cgroups"); /* name, hierarchy, number of groups, enabled; a heading in front */
+    char **row = lines_of("/proc/cgroups"); /* name, hierarchy, number of groups, enabled; a heading in front */
     bool any = false;
 
-    if (!table)
-        return false;
-    for (char **row = lines_of(table); *row; row++) {
+    for (; row && *row; row++) {
         struct line directory = {0};
         char *name = *row, *end = name;
 
@@ -312,10 +328,10 @@ static bool load_module(const char *path)
 
 static void load_modules(void)
 {
-    char *list = take_file("/modules.load");
+    char **path = take_lines("/modules.load");
 
-    if (list)
-        for (char **path = lines_of(list); *path; path++)
+    if (path)
+        for (; *path; path++)
             if (**path && **path != '#' && !load_module(*path))
                 give_up("/modules.load names a module that is not there:", *path, -ENOENT);
     load_module("/nsm.ko");
@@ -387,34 +403,43 @@ struct application {
     char *directory, *user; /* null where the image does not say */
 };
 
-static char *first_line(char *text)
+static char *first_line(char **lines)
 {
-    return text ? lines_of(text)[0] : NULL;
+    return lines ? lines[0] : NULL;
+}
+
+/* What the application gets: entries that NULs end and so may have newlines, or else lines. */
+static char **take_list(const char *with_nuls, const char *with_newlines)
+{
+    size_t length;
+    char *text = take_file(with_nuls, &length);
+
+    return text ? entries_of(text, length, 0) : take_lines(with_newlines);
 }
 
 static struct application read_application(void)
 {
     static char *shell[] = {"sh", NULL}, *nothing[] = {NULL};
     struct application application = {shell, nothing, NULL, NULL};
-    char *command = take_file("/cmd"), *environment = take_file("/env");
+    char **command = take_list("/cmd0", "/cmd"), **environment = take_list("/env0", "/env");
 
     if (command && *command) {
-        application.arguments = lines_of(command);
+        application.arguments = command;
     } else {
         struct line line = begin("no command in /cmd: runs sh");
 
         say(&line);
     }
     if (environment) {
-        char **kept = application.environment = lines_of(environment);
+        char **kept = application.environment = environment;
 
         for (char **variable = kept; *variable; variable++)
             if (**variable) /* an empty line is no variable */
                 *kept++ = *variable;
         *kept = NULL;
     }
-    application.directory = first_line(take_file("/workdir"));
-    application.user = first_line(take_file("/user"));
+    application.directory = first_line(take_lines("/workdir"));
+    application.user = first_line(take_lines("/user"));
     return application;
 }
 

@@ -14,6 +14,7 @@ from nitro_eif import (
     UsageError,
     aws_bootstrap_ramdisk,
     bootstrap_ramdisk,
+    guest_init,
     launch_of,
     nitro_cli_launch,
     read_ramdisk,
@@ -21,7 +22,7 @@ from nitro_eif import (
     tree_of,
     write_application,
 )
-from nitro_eif.build.application import LINUXKIT_MTIME, dropped_xattrs, resolve_user
+from nitro_eif.build.application import LINUXKIT_MTIME, dropped_xattrs, reads_newlines, resolve_user
 from nitro_eif.testing import tar_member, tar_of
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\nbroken\n"  # noqa: S105 - a file, no password
@@ -123,9 +124,33 @@ def test_mount_points_that_are_links_stay_links() -> None:
 
 
 def test_what_cannot_be_a_line_is_refused() -> None:
-    for launch in (Launch(("a\nb",)), Launch(("a",), ("A=\n",)), Launch(("a\0",))):
-        with pytest.raises(UsageError, match="newline or NUL"):
+    for launch in (Launch(("a\nb",)), Launch(("a",), ("A=\n",))):
+        with pytest.raises(UsageError, match=r"has a newline in it.*the init reads one a line") as caught:
             unpack(image(), launch)
+        assert "this project's init" in caught.value.hint
+    with pytest.raises(UsageError, match="has a NUL in it"):
+        unpack(image(), Launch(("a\0",)))
+
+
+@pytest.mark.parametrize(
+    ("launch", "files"),
+    [
+        (Launch(("a\nb", "c"), ("A=1", "B=\n")), {"cmd0": b"a\nb\0c\0", "env0": b"A=1\0B=\n\0"}),
+        (Launch(("a",), ("A=\n",)), {"cmd0": b"a\0", "env0": b"A=\n\0"}),
+        (Launch(("a",), ("A=1",)), {"cmd": b"a\n", "env": b"A=1\n"}),
+    ],
+)
+def test_values_with_newlines_are_ended_by_nuls(launch: Launch, files: dict[str, bytes]) -> None:
+    file = io.BytesIO()
+    write_application(file, image(), launch, newlines=True)
+    found = tree_of(read_ramdisk(memoryview(file.getvalue())))
+
+    assert {path: bytes(node.data) for path, node in found.items() if path[:3] in {"cmd", "env"}} == files
+
+
+def test_this_projects_init_reads_newlines_and_others_do_not() -> None:
+    assert reads_newlines(guest_init())
+    assert not reads_newlines(b"\x7fELF /cmd\0 /env\0")
 
 
 def test_as_nitro_cli_the_files_are_as_linuxkit_leaves_them() -> None:

@@ -420,8 +420,9 @@ sys.exit(nitro_eif.cli.main(sys.argv[1:]))
 """
     output = tmp_path / "out" / "x.eif"
     output.parent.mkdir()
-    kernel = image.parent / "kernel"
-    parts = ["--kernel", str(kernel), "--cmdline", "c", "--ramdisk", str(kernel), "--output", str(output)]
+    kernel, ramdisk = image.parent / "kernel", tmp_path / "ramdisk"
+    ramdisk.write_bytes(example_ramdisk({"init": Node.file(b"#!", 0o755)}))
+    parts = ["--kernel", str(kernel), "--cmdline", "c", "--ramdisk", str(ramdisk), "--output", str(output)]
     done = subprocess.run(
         [sys.executable, "-c", code, "build", *parts], capture_output=True, text=True, check=False
     )

@@ -82,6 +82,6 @@ def test_an_installation_without_it_says_how_to_get_it(
 ) -> None:
     monkeypatch.setattr(guest, "files", lambda _package: tmp_path)
 
-    with pytest.raises(HostError, match="no init for enclaves") as caught:
+    with pytest.raises(HostError, match="no init for x86_64 enclaves") as caught:
         guest_init()
     assert "--init" in caught.value.hint

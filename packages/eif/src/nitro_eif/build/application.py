@@ -2,7 +2,10 @@
 
 The second ramdisk has the application's files under ``/rootfs``, and beside it what the init reads: ``/cmd``
 and ``/env`` (one argument or assignment a line, as AWS's init takes them), ``/workdir`` and ``/user`` (only
-this project's init takes these). The first ramdisk has the init, kernel modules and ``/modules.load``.
+this project's init takes these). Where an argument or variable has a newline in it, ``/cmd0`` and ``/env0``
+take the place of the first two: a NUL ends each entry there, and only this project's init reads them.
+
+The first ramdisk has the init, kernel modules and ``/modules.load``.
 """
 
 import io
@@ -120,13 +123,21 @@ def resolve_user(user: str, tree: Tree) -> tuple[str, str]:
     return text, (account[5] if account else "") or "/"
 
 
-def write_application(file: IO[bytes], tree: Tree, launch: Launch, *, nitro_cli: bool = False) -> None:
+def reads_newlines(init: bytes) -> bool:
+    """Whether an init reads ``/cmd0`` and ``/env0``, whose entries may have newlines; AWS's does not."""
+    return b"/cmd0\0" in init and b"/env0\0" in init
+
+
+def write_application(
+    file: IO[bytes], tree: Tree, launch: Launch, *, nitro_cli: bool = False, newlines: bool = False
+) -> None:
     """Write the second ramdisk.
 
     Args:
         file: Where to.
         tree: The application's files, changed in place: mount points and WORKDIR are made where missing.
         launch: How to run it.
+        newlines: Whether the init reads entries with newlines in them; see `reads_newlines`.
         nitro_cli: Treat the files as nitro-cli's build does (hosts, resolv.conf, hard links and others).
 
     Raises:
@@ -142,10 +153,7 @@ def write_application(file: IO[bytes], tree: Tree, launch: Launch, *, nitro_cli:
                 raise UsageError(f"{path!r} cannot be made in the image: {error}") from None
     entries = [("rootfs", Node.directory())]
     entries += [(f"rootfs/{path}", node) for path, node in tree.items()]
-    entries += [
-        ("cmd", Node.file(_lines(launch.arguments, "an argument of the application"))),
-        ("env", Node.file(_lines(launch.environment, "an environment variable"))),
-    ]
+    entries += _lists(launch, newlines=newlines)
     if launch.workdir != "/" and not nitro_cli:
         entries.append(("workdir", Node.file(_lines([launch.workdir], "the working directory"))))
     if launch.user and not nitro_cli:
@@ -197,12 +205,35 @@ def _cpio(entries: Iterable[tuple[str, Node]], *, mtime: int = 0) -> bytes:
     return file.getvalue()
 
 
+def _lists(launch: Launch, *, newlines: bool) -> list[tuple[str, Node]]:
+    """The files of arguments and environment, as lines where that is possible."""
+    if newlines and any("\n" in value for value in (*launch.arguments, *launch.environment)):
+        return [
+            ("cmd0", Node.file(_ended(launch.arguments, "an argument of the application", "\0"))),
+            ("env0", Node.file(_ended(launch.environment, "an environment variable", "\0"))),
+        ]
+    return [
+        ("cmd", Node.file(_lines(launch.arguments, "an argument of the application"))),
+        ("env", Node.file(_lines(launch.environment, "an environment variable"))),
+    ]
+
+
 def _lines(values: Iterable[str], what: str) -> bytes:
+    return _ended(values, what, "\n")
+
+
+def _ended(values: Iterable[str], what: str, end: str) -> bytes:
+    """Each value, with ``end`` after it."""
     data = bytearray()
     for value in values:
-        if "\n" in value or "\0" in value:
-            raise UsageError(f"{what} has a newline or NUL in it, {value[:60]!r}: the init reads one a line")
-        data += value.encode("utf-8", "surrogateescape") + b"\n"
+        if "\0" in value:
+            raise UsageError(f"{what} has a NUL in it, {value[:60]!r}: no program can be given one")
+        if end in value:
+            raise UsageError(
+                f"{what} has a newline in it, {value[:60]!r}: the init reads one a line",
+                hint="use this project's init, which reads such values: no --blobs, --init or --nitro-cli",
+            )
+        data += value.encode("utf-8", "surrogateescape") + end.encode()
     return bytes(data)
 
 

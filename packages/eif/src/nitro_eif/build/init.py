@@ -5,24 +5,30 @@ Its source is in ``packages/eif/init``, here and in the source distribution; a w
 
 from importlib.resources import files
 
+from nitro_eif.architecture import Architecture
 from nitro_eif.errors import HostError
 
 
-def guest_init() -> bytes:
-    """The init for x86_64: a static ELF executable for ``/init`` of an image's first ramdisk.
+def guest_init(architecture: Architecture = Architecture.X86_64) -> bytes:
+    """The init: a static ELF executable for ``/init`` of an image's first ramdisk.
 
     It does what AWS's init does (aws-nitro-enclaves-sdk-bootstrap, ``init/init.c``): loads ``/nsm.ko`` and
     what ``/modules.load`` lists, sends the heartbeat, then runs ``/cmd`` with ``/env`` in ``/rootfs``. It
-    also obeys ``/workdir`` (a directory) and ``/user`` (``uid:gid[:gid,gid...]`` in numbers).
+    also obeys ``/workdir`` (a directory) and ``/user`` (``uid:gid[:gid,gid...]`` in numbers), and prefers
+    ``/cmd0`` and ``/env0``, in which a NUL ends each entry rather than a newline.
+
+    Args:
+        architecture: The processor that it is for.
 
     Raises:
-        HostError: This installation was built without a compiler, and so without the init.
+        HostError: This installation was built without a compiler for that processor, and so without the init.
     """
-    program = files("nitro_eif") / "_guest" / "init-x86_64"
+    program = files("nitro_eif") / "_guest" / f"init-{architecture}"
     try:
         return program.read_bytes()
     except FileNotFoundError as error:
+        compiler = "gcc" if architecture is Architecture.X86_64 else "gcc-aarch64-linux-gnu"
         raise HostError(
-            "this installation of nitro-eif has no init for enclaves, because there was no compiler",
-            hint="install gcc and then nitro-eif again, or a wheel of it; or give an init with --init",
+            f"this installation has no init for {architecture} enclaves, because there was no compiler",
+            hint=f"install {compiler} and then nitro-eif again, or a wheel of it; or use --init",
         ) from error

@@ -15,9 +15,11 @@ from nitro_eif.build.application import (
     dropped_xattrs,
     launch_of,
     nitro_cli_launch,
+    reads_newlines,
     write_application,
 )
 from nitro_eif.build.init import guest_init
+from nitro_eif.build.inspection import concerns, lacks_init
 from nitro_eif.build.kernel_package import (
     CMDLINE,
     CMDLINE_AARCH64,
@@ -27,13 +29,14 @@ from nitro_eif.build.kernel_package import (
     read_package,
 )
 from nitro_eif.commands.options import add_json, add_signing, metadata_of, signing_of
-from nitro_eif.commands.terminal import Meter, print_json, size, story
+from nitro_eif.commands.terminal import Meter, print_json, printable, size, story
 from nitro_eif.container.images import Image, ImageConfig, open_image
-from nitro_eif.errors import UsageError
+from nitro_eif.errors import EifFormatError, HostError, UsageError
 from nitro_eif.files import map_file, map_temporary, read_file, scratch_file
 from nitro_eif.filesystem.compression import compress
+from nitro_eif.filesystem.ramdisk import read_ramdisk
 from nitro_eif.filesystem.rootfs import read_rootfs
-from nitro_eif.filesystem.tree import Tree
+from nitro_eif.filesystem.tree import Tree, tree_of
 from nitro_eif.image.kernel import kernel_hint, kernel_problem
 from nitro_eif.image.measure import measure_contents
 from nitro_eif.image.metadata import kernel_config
@@ -213,12 +216,28 @@ def _from_parts(options: argparse.Namespace, stack: ExitStack) -> _Parts:
     ):
         if getattr(options, option):
             raise UsageError(f"--{option.replace('_', '-')} goes with --image or --rootfs")
+    ramdisks: list[bytes | memoryview] = [
+        stack.enter_context(map_file(ramdisk)) for ramdisk in options.ramdisk
+    ]
+    _warn_of_no_init(ramdisks, options.cmdline)
     return _Parts(
         stack.enter_context(map_file(options.kernel)),
         options.cmdline,
-        [stack.enter_context(map_file(ramdisk)) for ramdisk in options.ramdisk],
+        ramdisks,
         _NAME,
     )
+
+
+def _warn_of_no_init(ramdisks: list[bytes | memoryview], cmdline: str) -> None:
+    if "rdinit=" in cmdline:
+        return
+    try:
+        trees = [tree_of(read_ramdisk(memoryview(ramdisk))) for ramdisk in ramdisks]
+    except (EifFormatError, HostError) as error:
+        story(f"eif: warning: a ramdisk cannot be read, so nobody knows whether it has an /init: {error}")
+        return
+    if lacks_init(trees):
+        story("eif: warning: no ramdisk has an /init, and the command line has no rdinit=")
 
 
 def _from_application(options: argparse.Namespace, stack: ExitStack) -> _Parts:
@@ -228,13 +247,22 @@ def _from_application(options: argparse.Namespace, stack: ExitStack) -> _Parts:
     tree, config, image = _application(options, stack)
     launch = _launch(options, config, tree)
     _warn_of_xattrs(tree)
+    for concern in concerns(tree, launch, Architecture(options.arch)):
+        story(f"eif: warning: {printable(concern)}")
+    init, bootstrap = _bootstrap(options, kernel)
     with scratch_file() as file:
-        write_application(file, tree, launch, nitro_cli=options.nitro_cli)
+        write_application(
+            file,
+            tree,
+            launch,
+            nitro_cli=options.nitro_cli,
+            newlines=reads_newlines(init) and not options.nitro_cli,
+        )
         application = map_temporary(file)
     return _Parts(
         kernel.image,
         options.cmdline if options.cmdline is not None else kernel.cmdline,
-        [_bootstrap(options, kernel), application],
+        [bootstrap, application],
         (image.name or image.digest) if image else _NAME,
         image.digest if image else "1.0",
         image.inspect() if image else None,
@@ -264,14 +292,12 @@ def _kernel(options: argparse.Namespace, stack: ExitStack) -> Kernel:
     return kernel
 
 
-def _bootstrap(options: argparse.Namespace, kernel: Kernel) -> bytes:
-    if options.init:
-        return bootstrap_ramdisk(read_file(options.init), kernel.modules)
-    if kernel.init is not None:
-        return aws_bootstrap_ramdisk(kernel.init, kernel.nsm)
-    if options.arch != Architecture.X86_64:
-        raise UsageError("this package's own init is for x86_64: give one with --init, or use --blobs")
-    return bootstrap_ramdisk(guest_init(), kernel.modules)
+def _bootstrap(options: argparse.Namespace, kernel: Kernel) -> tuple[bytes, bytes]:
+    """The init, and the ramdisk that has it."""
+    if not options.init and kernel.init is not None:
+        return kernel.init, aws_bootstrap_ramdisk(kernel.init, kernel.nsm)
+    init = read_file(options.init) if options.init else guest_init(Architecture(options.arch))
+    return init, bootstrap_ramdisk(init, kernel.modules)
 
 
 def _application(options: argparse.Namespace, stack: ExitStack) -> tuple[Tree, ImageConfig, Image | None]:
