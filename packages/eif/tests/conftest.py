@@ -22,3 +22,9 @@ def registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeRe
         yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the command line print as at a terminal, where tests do not ask for JSON."""
+    monkeypatch.setattr("nitro_eif.cli._is_terminal", lambda: True)

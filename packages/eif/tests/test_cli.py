@@ -289,7 +289,10 @@ def test_diff_says_when_only_bytes_outside_of_sections_differ(
 
 
 def test_pcr_prints_as_nitro_cli_does(signing: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["pcr", "--input", signing[1], *signing[2:], "--instance-id", "i-0123456789abcdef0"]) == 0
+    assert (
+        main(["pcr", "--json", "--input", signing[1], *signing[2:], "--instance-id", "i-0123456789abcdef0"])
+        == 0
+    )
     values = json.loads(capsys.readouterr().out)
 
     content = hashlib.sha384(Path(signing[1]).read_bytes()).digest()

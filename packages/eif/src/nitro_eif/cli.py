@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     options = parser().parse_args(arguments)
+    if hasattr(options, "text"):
+        options.json = options.json or not (options.text or _is_terminal())
     try:
         with _terminable():
             run: Callable[[argparse.Namespace], int] = options.run
@@ -69,6 +71,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _complain(error, hint=error.hint, code=exit_code(error))
     except MemoryError:
         return _complain("not enough memory", code=EXIT_HOST)
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def _complain(message: object, *, hint: str = "", code: int) -> int:

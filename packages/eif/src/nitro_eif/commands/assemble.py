@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from nitro_eif.commands.options import add_json
-from nitro_eif.commands.terminal import Meter, print_json, story
+from nitro_eif.commands.terminal import Meter, print_measurements, story
 from nitro_eif.disassembly import assemble
 from nitro_eif.image.measure import measure
 from nitro_eif.image.reader import Eif
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments to its parser."""
     parser.add_argument("directory", metavar="DIR")
     parser.add_argument("--output", metavar="FILE", required=True)
-    add_json(parser, "print JSON, as always")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -27,5 +27,5 @@ def run(options: argparse.Namespace) -> int:
     story(
         f"eif: {'the image that was extracted' if same else 'another image than the one that was extracted'}"
     )
-    print_json({"Measurements": measurements.as_json()})
+    print_measurements(measurements.as_json(), as_json=options.json)
     return 0

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments to its parser."""
     parser.add_argument("image", metavar="EIF")
     parser.add_argument("--findings", action="store_true", help="say of each finding who minds, and why")
-    add_json(parser, "print JSON in nitro-cli describe-eif's shape")
+    add_json(parser, " in nitro-cli describe-eif's shape")
 
 
 def run(options: argparse.Namespace) -> int:

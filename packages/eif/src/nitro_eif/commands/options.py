@@ -27,9 +27,20 @@ if TYPE_CHECKING:
     from nitro_eif.signing.keys import Signer
 
 
-def add_json(parser: argparse.ArgumentParser, text: str = "print JSON") -> None:
-    """Add ``--json``."""
-    parser.add_argument("--json", action="store_true", help=text)
+def add_json(parser: argparse.ArgumentParser, shape: str = "") -> None:
+    """Add ``--json`` and ``--text``; ``eif`` makes ``options.json`` of them and of where the output goes.
+
+    Args:
+        parser: The command's.
+        shape: What the help says of the JSON.
+    """
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--json",
+        action="store_true",
+        help=f"print JSON{shape}; the default where the output is not a terminal",
+    )
+    form.add_argument("--text", action="store_true", help="print text, also into a pipe or file")
 
 
 def add_signing(group: argparse._ArgumentGroup, *, required: bool) -> None:

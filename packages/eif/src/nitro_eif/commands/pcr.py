@@ -3,7 +3,7 @@
 import argparse
 
 from nitro_eif.commands.options import add_json
-from nitro_eif.commands.terminal import print_json
+from nitro_eif.commands.terminal import print_json, table
 from nitro_eif.errors import UsageError
 from nitro_eif.files import chunks, map_file, read_file
 from nitro_eif.image.registers import pcr3, pcr4, pcr8, pcr_of_data
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--signing-certificate", metavar="PEM", help="certificate: PCR8")
     parser.add_argument("--role-arn", metavar="ARN", help="the parent instance's IAM role: PCR3")
     parser.add_argument("--instance-id", metavar="ID", help="the parent instance: PCR4")
-    add_json(parser, "print JSON, as always")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -42,5 +42,9 @@ def run(options: argparse.Namespace) -> int:
         values["PCR4"] = pcr4(options.instance_id)
     if not values:
         raise UsageError("say what to measure: --input, --signing-certificate, --role-arn or --instance-id")
-    print_json({name: value.hex() for name, value in values.items()})
+    registers = {name: value.hex() for name, value in values.items()}
+    if options.json:
+        print_json(registers)
+    else:
+        print(table(registers.items(), indent=""))
     return 0

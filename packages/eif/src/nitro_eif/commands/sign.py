@@ -3,7 +3,7 @@
 import argparse
 
 from nitro_eif.commands.options import add_json, add_signing, signing_of
-from nitro_eif.commands.terminal import Meter, print_json, story
+from nitro_eif.commands.terminal import Meter, print_measurements, story
 from nitro_eif.errors import UsageError
 
 EXAMPLES = ("eif sign hello.eif --signing-certificate signer.pem --private-key signer.key",)
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", metavar="EIF")
     parser.add_argument("--output", metavar="FILE", help="default: in place")
     add_signing(parser.add_argument_group("signing"), required=True)
-    add_json(parser, "print JSON, as always")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -29,5 +29,5 @@ def run(options: argparse.Namespace) -> int:
             options.image, signing.signer, signing.certificate_pem, output=options.output, progress=meter
         )
     story(f"eif: {options.output or options.image} is signed")
-    print_json({"Measurements": measurements.as_json()})
+    print_measurements(measurements.as_json(), as_json=options.json)
     return 0

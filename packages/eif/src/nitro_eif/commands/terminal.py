@@ -73,6 +73,14 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def print_measurements(values: dict[str, str], *, as_json: bool) -> None:
+    """Print registers as `Measurements.as_json` gives them: JSON as nitro-cli's, or one a line."""
+    if as_json:
+        print_json({"Measurements": values})
+    else:
+        print(table(((name, value) for name, value in values.items() if name.startswith("PCR")), indent=""))
+
+
 def story(text: str) -> None:
     """What is going on, on standard error."""
     print(text, file=sys.stderr, flush=True)

@@ -3,7 +3,7 @@
 import argparse
 
 from nitro_eif.commands.options import add_json
-from nitro_eif.commands.terminal import Meter, print_json, story
+from nitro_eif.commands.terminal import Meter, print_measurements, story
 from nitro_eif.image.measure import measure
 from nitro_eif.image.reader import Eif
 
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
     output = options.output or options.image
     remove_signature(options.image, output=output)
     story(f"eif: {output} has no signature")
-    if options.json:
-        with Eif.open(output) as eif, Meter("Measuring") as meter:
-            print_json({"Measurements": measure(eif, progress=meter).as_json()})
+    with Eif.open(output) as eif, Meter("Measuring") as meter:
+        measurements = measure(eif, progress=meter)
+    print_measurements(measurements.as_json(), as_json=options.json)
     return 0
