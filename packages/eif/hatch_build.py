@@ -1,6 +1,8 @@
 """Compile the guest's init into wheels and editable installs; the source distribution carries its source.
 
-Without a compiler the package is built all the same, only without the init: everything but `eif build` with
+There is one for each processor for which this machine has a compiler.
+
+Without any compiler the package is built all the same, only without the init: everything but `eif build` with
 this project's own init works then, and `nitro_eif.guest_init` says what to do.
 """
 
@@ -14,31 +16,34 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 sys.path.insert(0, str(Path(__file__).parent / "init"))
 from compile import CompileError, NoCompilerError, compile_program
 
-OUTPUT = "src/nitro_eif/_guest/init-x86_64"
+OUTPUT = "src/nitro_eif/_guest"
+ARCHITECTURES = ("x86_64", "aarch64")
 REQUIRED = "NITRO_EIF_REQUIRE_INIT"
-"""Set this in the environment of a release's build, which must not be without the init."""
+"""Set this in the environment of a release's build, which must not be without any of the inits."""
 
 
 class GuestInitHook(BuildHookInterface[Any]):
     """Hatchling's name for a program that runs before a wheel is put together."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
-        """Make the init, and have it packed although git ignores it.
+        """Make the inits, and have them packed although git ignores them.
 
         Args:
-            version: "standard" or "editable"; both need the init.
+            version: "standard" or "editable"; both need the inits.
             build_data: What hatchling is told.
         """
         root = Path(self.root)
-        try:
-            compile_program(root / "init/init.c", root / OUTPUT)
-        except NoCompilerError as error:
-            if os.environ.get(REQUIRED):
+        for architecture in ARCHITECTURES:
+            output = f"{OUTPUT}/init-{architecture}"
+            try:
+                compile_program(root / "init/init.c", root / output, architecture)
+            except NoCompilerError as error:
+                if os.environ.get(REQUIRED):
+                    sys.exit(f"error: {error}")
+                # An init of an earlier build may be of other source; it must not be packed unseen.
+                (root / output).unlink(missing_ok=True)
+                self.app.display_warning(f"warning: built without the init for {architecture}: {error}")
+            except CompileError as error:
                 sys.exit(f"error: {error}")
-            # An init of an earlier build may be of other source; it must not be packed unseen.
-            (root / OUTPUT).unlink(missing_ok=True)
-            self.app.display_warning(f"warning: built without the guest's init: {error}")
-            return
-        except CompileError as error:
-            sys.exit(f"error: {error}")
-        build_data["artifacts"].append(OUTPUT)
+            else:
+                build_data["artifacts"].append(output)

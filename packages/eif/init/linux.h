@@ -1,7 +1,7 @@
-/* What a freestanding x86-64 program needs of Linux: system calls, their constants, text output.
+/* What a freestanding program for x86-64 or aarch64 needs of Linux: system calls, their constants, text output.
  *
- * The numbers are Linux's user-space interface (arch/x86/entry/syscalls/syscall_64.tbl and include/uapi) and
- * never change. They stand here so that the build needs a compiler and a linker, and neither libc nor kernel
+ * The numbers are Linux's user-space interface (arch/x86/entry/syscalls/syscall_64.tbl,
+ * include/uapi/asm-generic/unistd.h and the rest of include/uapi) and never change. They stand here so that the build needs a compiler and a linker, and neither libc nor kernel
  * headers: the same compiler then makes the same bytes everywhere. */
 #ifndef LINUX_H
 #define LINUX_H
@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if defined(__x86_64__)
 enum {
     SYS_read = 0, SYS_write = 1, SYS_open = 2, SYS_close = 3, SYS_lseek = 8, SYS_mmap = 9,
     SYS_rt_sigprocmask = 14, SYS_ioctl = 16, SYS_dup2 = 33, SYS_nanosleep = 35, SYS_socket = 41,
@@ -19,10 +20,27 @@ enum {
     SYS_mount = 165, SYS_umount2 = 166, SYS_reboot = 169, SYS_clock_gettime = 228, SYS_exit_group = 231,
     SYS_finit_module = 313,
 };
+#elif defined(__aarch64__)
+enum {
+    SYS_dup3 = 24, SYS_ioctl = 29, SYS_mkdirat = 34, SYS_unlinkat = 35, SYS_symlinkat = 36, SYS_umount2 = 39,
+    SYS_mount = 40, SYS_chdir = 49, SYS_chroot = 51, SYS_fchown = 55, SYS_openat = 56, SYS_close = 57,
+    SYS_lseek = 62, SYS_read = 63, SYS_write = 64, SYS_exit = 93, SYS_exit_group = 94, SYS_nanosleep = 101,
+    SYS_clock_gettime = 113, SYS_rt_sigprocmask = 135, SYS_reboot = 142, SYS_setgid = 144, SYS_setuid = 146,
+    SYS_setsid = 157, SYS_setgroups = 159, SYS_uname = 160, SYS_socket = 198, SYS_connect = 203,
+    SYS_setsockopt = 208, SYS_clone = 220, SYS_execve = 221, SYS_mmap = 222, SYS_wait4 = 260,
+    SYS_finit_module = 273,
+
+    /* These are only on older architectures; `syscall6` makes of them what took their place. */
+    SYS_open = 1000, SYS_mkdir, SYS_unlink, SYS_symlink, SYS_dup2, SYS_fork,
+};
+#else
+#error "this program is for x86-64 and aarch64"
+#endif
 
 enum { O_RDONLY = 0, O_WRONLY = 1, O_RDWR = 2, O_CLOEXEC = 02000000 };
 enum { SEEK_SET = 0, SEEK_END = 2 };
 
+#if defined(__x86_64__)
 static inline long syscall6(long number, long a, long b, long c, long d, long e, long f)
 {
     long result;
@@ -36,6 +54,41 @@ static inline long syscall6(long number, long a, long b, long c, long d, long e,
                      : "rcx", "r11", "memory");
     return result;
 }
+#else
+static inline long syscall6(long number, long a, long b, long c, long d, long e, long f)
+{
+    enum { AT_FDCWD = -100, CHILD_SIGNAL = 17 };
+
+    switch (number) {
+    case SYS_open:
+        return syscall6(SYS_openat, AT_FDCWD, a, b, c, 0, 0);
+    case SYS_mkdir:
+        return syscall6(SYS_mkdirat, AT_FDCWD, a, b, 0, 0, 0);
+    case SYS_unlink:
+        return syscall6(SYS_unlinkat, AT_FDCWD, a, 0, 0, 0, 0);
+    case SYS_symlink:
+        return syscall6(SYS_symlinkat, a, AT_FDCWD, b, 0, 0, 0);
+    case SYS_dup2:
+        return a == b ? a : syscall6(SYS_dup3, a, b, 0, 0, 0, 0); /* which refuses what is the same already */
+    case SYS_fork:
+        return syscall6(SYS_clone, CHILD_SIGNAL, 0, 0, 0, 0, 0);
+    }
+
+    register long x8 __asm__("x8") = number;
+    register long x0 __asm__("x0") = a;
+    register long x1 __asm__("x1") = b;
+    register long x2 __asm__("x2") = c;
+    register long x3 __asm__("x3") = d;
+    register long x4 __asm__("x4") = e;
+    register long x5 __asm__("x5") = f;
+
+    __asm__ volatile("svc 0"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
+                     : "memory");
+    return x0;
+}
+#endif
 
 /* A negative result is -errno. */
 #define SYSCALL_ARGS(_0, _1, _2, _3, _4, _5, _6, ...) \
@@ -115,9 +168,16 @@ __attribute__((used, noreturn)) static void start(void)
     __builtin_unreachable();
 }
 
+#if defined(__x86_64__)
 __asm__(".globl _start\n"
         "_start: xor %ebp, %ebp\n"
         "and $-16, %rsp\n"
         "call start\n");
+#else
+__asm__(".globl _start\n"
+        "_start: mov x29, xzr\n"
+        "mov x30, xzr\n"
+        "bl start\n");
+#endif
 
 #endif

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1]
-INIT = "nitro_eif/_guest/init-x86_64"
+INIT, OTHER_INIT = "nitro_eif/_guest/init-x86_64", "nitro_eif/_guest/init-aarch64"
 
 pytest.importorskip("hatchling", reason="needs hatchling, which builds the package")
 
@@ -41,6 +41,7 @@ def test_with_a_compiler_the_wheel_has_the_init(sources: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert INIT in files_of(sources)
+    assert (OTHER_INIT in files_of(sources)) is (shutil.which("aarch64-linux-gnu-gcc") is not None)
 
 
 def test_without_a_compiler_the_wheel_has_all_but_the_init(sources: Path) -> None:
@@ -48,12 +49,20 @@ def test_without_a_compiler_the_wheel_has_all_but_the_init(sources: Path) -> Non
     stale.parent.mkdir()
     stale.write_bytes(b"of an earlier build")
 
-    done = build(sources, CC="no-such-cc")
+    done = build(sources, CC="no-such-cc", CC_AARCH64="no-such-cross-cc")
 
     assert done.returncode == 0, done.stderr
-    assert INIT not in files_of(sources)
+    assert not {INIT, OTHER_INIT} & set(files_of(sources))
     assert "nitro_eif/cli.py" in files_of(sources)
-    assert "built without the guest's init" in done.stdout + done.stderr
+    assert "built without the init for x86_64" in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler on this machine")
+def test_a_release_is_not_built_without_the_other_processors_init(sources: Path) -> None:
+    done = build(sources, CC_AARCH64="no-such-cross-cc", NITRO_EIF_REQUIRE_INIT="1")
+
+    assert done.returncode == 1
+    assert "gcc-aarch64-linux-gnu" in done.stderr
 
 
 def test_a_release_is_not_built_without_the_init(sources: Path) -> None:

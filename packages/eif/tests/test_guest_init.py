@@ -1,20 +1,31 @@
 """The guest's init: what is shipped is what its source gives, on any machine with the same compiler."""
 
+import os
 import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from nitro_eif import HostError, guest_init
+from nitro_eif import Architecture, Eif, HostError, guest_init, read_ramdisk, require_bootable, tree_of
 from nitro_eif.build import init as guest
+from nitro_eif.cli import main
 
 SOURCES = Path(__file__).parents[1] / "init"
-PT_INTERP, ET_EXEC, EM_X86_64 = 3, 2, 62
+PT_INTERP, ET_EXEC = 3, 2
+MACHINES = {Architecture.X86_64: 62, Architecture.AARCH64: 183}
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler on this machine")
+
+
+def built(architecture: Architecture) -> bytes:
+    try:
+        return guest_init(architecture)
+    except HostError as error:
+        pytest.skip(f"{error}; {error.hint}")
 
 
 def compiled(sources: Path, output: Path) -> bytes:
@@ -22,16 +33,57 @@ def compiled(sources: Path, output: Path) -> bytes:
     return output.read_bytes()
 
 
-def test_it_is_a_static_executable_for_x86_64() -> None:
-    init = guest_init()
+@pytest.mark.parametrize("architecture", Architecture)
+def test_it_is_a_static_executable_for_its_processor(architecture: Architecture) -> None:
+    init = built(architecture)
 
     kind, machine = struct.unpack_from("<HH", init, 16)
     (table,) = struct.unpack_from("<Q", init, 32)
     size, count = struct.unpack_from("<HH", init, 54)
     segments = [struct.unpack_from("<I", init, table + index * size)[0] for index in range(count)]
     assert init.startswith(b"\x7fELF\x02\x01")
-    assert (kind, machine) == (ET_EXEC, EM_X86_64)
+    assert (kind, machine) == (ET_EXEC, MACHINES[architecture])
     assert PT_INTERP not in segments
+
+
+@pytest.mark.parametrize("architecture", Architecture)
+def test_it_makes_system_calls_of_its_processor(tmp_path: Path, architecture: Architecture) -> None:
+    tracer = shutil.which(f"qemu-{architecture}")
+    if tracer is None:
+        pytest.skip(f"no qemu-{architecture}; Debian's package is qemu-user")
+    init = tmp_path / "init"
+    init.write_bytes(built(architecture))
+    init.chmod(0o755)
+    # Nobody may mount, so this is as far as it comes; root's machine must not get its mounts.
+    command = [tracer, "-strace", str(init)]
+    other = {"user": 65534, "group": 65534, "extra_groups": []} if os.getuid() == 0 else {}
+    with tempfile.TemporaryDirectory(prefix="eif-init-") as name:
+        Path(name).chmod(0o755)
+        copy = Path(name) / "init"
+        shutil.copy(init, copy)
+        command[-1] = str(copy)
+        done = subprocess.run(command, capture_output=True, check=False, timeout=60, cwd=name, **other)  # type: ignore[call-overload]
+
+    assert done.returncode == 1
+    assert b"mount(" in done.stderr
+    assert b"exit_group(1)" in done.stderr
+    assert b"Unknown syscall" not in done.stderr
+
+
+def test_an_image_for_aarch64_is_built_on_any_host(tmp_path: Path) -> None:
+    init = built(Architecture.AARCH64)
+    kernel, root, output = tmp_path / "Image", tmp_path / "root", tmp_path / "x.eif"
+    kernel.write_bytes(bytes(0x38) + b"ARM\x64" + bytes(64))
+    root.mkdir()
+
+    arguments = ["--arch", "aarch64", "--kernel", str(kernel), "--rootfs", str(root), "--cmd", "/app"]
+    assert main(["build", *arguments, "--output", str(output)]) == 0
+
+    with Eif.open(output) as eif:
+        require_bootable(eif)
+        assert eif.architecture is Architecture.AARCH64
+        assert b"root=/dev/ram0" in eif.cmdline
+        assert bytes(tree_of(read_ramdisk(eif.ramdisks[0]))["init"].data) == init
 
 
 @needs_compiler
