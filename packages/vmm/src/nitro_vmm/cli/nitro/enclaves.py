@@ -13,12 +13,12 @@ from nitro_vmm.cli.detach import start
 from nitro_vmm.cli.exit_code import ExitCode
 from nitro_vmm.cli.nitro.errors import NitroCliError
 from nitro_vmm.cli.nitro.images import eif, show
-from nitro_vmm.cli.stop import STOP_TIMEOUT_S, end
+from nitro_vmm.cli.stop import STOP_TIMEOUT_S, end, wait_for
 from nitro_vmm.cli.streams import tell
 from nitro_vmm.defaults import MEMORY_MIB_MIN, MEMORY_PER_IMAGE_BYTE
 from nitro_vmm.errors import HostError, UsageError
 from nitro_vmm.run.control import ask
-from nitro_vmm.run.registry import Entry, alive, directory_of, entries, find
+from nitro_vmm.run.registry import Entry, alive, directory_of, entries, find, process_of
 
 MIB: Final = 1 << 20
 MEMORY: Final = re.compile(r"(\d{1,9})([MGT]?)")
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     code, started, said = start(argv)
     if started is None:
         kinds = {ExitCode.IMAGE: "E35", ExitCode.USAGE: "E03", ExitCode.HOST: "E29"}
-        raise NitroCliError(kinds.get(ExitCode(code), "E36"), said.removeprefix("vmm: error: "))
+        raise NitroCliError(kinds.get(ExitCode(code), "E36"), said.rpartition("vmm: error: ")[2])
     entry = find(started["Name"])
     with suppress(OSError):
         (directory_of(entry) / "cpu_ids.json").write_text(json.dumps(cpu_ids))
@@ -156,6 +156,9 @@ def _wait_for_boot(entry: Entry) -> None:
                 return
     except (HostError, OSError):
         pass  # it has ended already
+    with process_of(entry) as pidfd:
+        if pidfd is not None:
+            wait_for(pidfd, STOP_TIMEOUT_S)  # its process still writes down why
     why = "the enclave was killed"
     with suppress(UsageError):
         report = find(entry.name).report
