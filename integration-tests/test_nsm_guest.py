@@ -15,7 +15,7 @@ import pytest
 
 import images
 from nitro_eif import Eif, Node, guest_init, measure, write_cpio
-from nitro_nsm import Nsm, NsmConfig, Root, ensure_test_root, read_test_root, verify
+from nitro_nsm import Nsm, NsmConfig, Policy, Root, ensure_test_root, read_test_root, verify
 from nitro_nsm.testing import serving
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +47,11 @@ def check_what_it_said(said: str, root: Root, pcrs: dict[int, bytes]) -> None:
     match = DOCUMENT.search(said)
     assert match is not None
     verified = verify(
-        base64.b64decode(match[1]), at=datetime.now(UTC), root=root.trust, pcrs=pcrs, nonce=b"n" * 1024
+        base64.b64decode(match[1]),
+        at=datetime.now(UTC),
+        root=root.trust,
+        policy=Policy(pcrs=pcrs),
+        nonce=b"n" * 1024,
     )
     assert list(verified.pcrs) == list(range(32))
     assert verified.user_data is None

@@ -231,7 +231,8 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="REGEX", help="tests whose names match")
     parser.add_argument("--without-qemu", action="store_true", help="do not run them in QEMU")
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
-    options, options.vmm = parser.parse_known_args()
+    options, vmm_options = parser.parse_known_args()
+    options.vmm = vmm_options
     try:
         with TemporaryDirectory() as scratch:
             built = Path(scratch, "tests")

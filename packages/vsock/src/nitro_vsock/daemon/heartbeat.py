@@ -1,7 +1,7 @@
 """The heartbeat of a Nitro enclave, answered by the daemon, so that QEMU's users need no program for it.
 
-When an enclave has booted, its init connects to port 9000 of the parent, sends the byte 0xB7 and waits for the
-same byte (aws-nitro-enclaves-cli, ``enclave_proc``). An enclave without an answer ends itself.
+When an enclave has booted, its init connects to port 9000 of the parent, sends the byte 0xB7 and waits for
+the same byte (aws-nitro-enclaves-cli, ``enclave_proc``). An enclave without an answer ends itself.
 """
 
 import socket
