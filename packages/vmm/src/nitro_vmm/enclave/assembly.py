@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -76,6 +76,7 @@ def assemble(
     host_side: HostSide,
     services: dict[int, Service],
     say: Callable[[str], None],
+    notes: Sequence[str] = (),
 ) -> Assembly:
     """Make an enclave. Takes long enough to be called in a thread.
 
@@ -88,6 +89,7 @@ def assemble(
         host_side: Where the enclave's connections go.
         services: Servers on ports that ``host_side`` does not know.
         say: Told what happens, for people.
+        notes: More to say once the image is known to boot.
 
     Raises:
         ImageError: The image would not boot.
@@ -106,6 +108,8 @@ def assemble(
         if bytes(eif.kernel[: len(ELF_MAGIC)]) == ELF_MAGIC:
             say("warning: the kernel is an ELF file, which boots here; Nitro boots a bzImage only")
         say(f"booting {config.eif_path} ({image_mib:.1f} MiB) in {memory_mib} MiB")
+        for note in notes:
+            say(note)
 
         processors = _choose_processors(config, accelerator, say)
         machine = Machine(

@@ -283,10 +283,15 @@ class Enclave:
         if self.config.allow:
             services[HTTP_PROXY_PORT] = self._egress.serve_http
         self._published = PublishedPorts(self.config.publish, self._resources, self._say)
+        # Opened first, because Unicorn measures a clock while the image is loaded. Why it was chosen is told
+        # when the image is known to boot.
+        notes: list[str] = []
+        accelerator = self._accelerator or open_accelerator(self.config.accelerator, say=notes.append)
         return assemble(
             self.config,
-            self._accelerator or open_accelerator(self.config.accelerator, say=self._say),
+            accelerator,
             self._resources,
+            notes=notes,
             console=self._on_console,
             console_ready=self._on_console_ready,
             host_side=self._parent,
