@@ -39,7 +39,7 @@ BENCH_SKIPPED = 4
 PYTHONS = nox.project.python_versions(MANIFESTS["vmm"])
 """What the packages run on, as their classifiers say."""
 
-COVERAGE_FLOORS = {"eif": 91, "nsm": 97, "vsock": 95, "vmm": 94}
+COVERAGE_FLOORS = {"eif": 94, "nsm": 97, "vsock": 95, "vmm": 94}
 """Per cent of lines and branches that each package's tests must reach. Raise them when tests reach more."""
 
 KVM_TESTS = [
