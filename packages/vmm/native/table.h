@@ -70,6 +70,9 @@
     X(void, tcg_gen_qemu_ld_i64_x86_64, (void *, void *, void *, uint64_t, int)) /* alignment of SSE operands */ \
     X(void, tcg_gen_qemu_st_i64_x86_64, (void *, void *, void *, uint64_t, int))                                 \
     X(void, helper_stgi_x86_64, (env *))                                   /* of SVM: stands for STMXCSR */      \
+    X(void, helper_check_exit_request_x86_64, (uc *, uint32_t))            /* inline instead of a call */        \
+    X(void, tcg_gen_callN_x86_64, (void *, void *, void *, int, void **))                                        \
+    X(void, tcg_gen_exit_tb_x86_64, (void *, void *, unsigned))                                                  \
     /* x87.c */                                                                                                  \
     X(uint32_t, helper_fnstsw_x86_64, (env *))                             /* exception flags of the x87 */      \
     X(void, helper_fclex_x86_64, (env *))                                                                        \
@@ -134,7 +137,10 @@
     X(void, tcg_gen_addi_i64_x86_64, (void *, void *, void *, int64_t))                                          \
     X(void, tcg_gen_ext32u_i64_x86_64, (void *, void *, void *))                                                 \
     X(void, tcg_gen_movcond_i64_x86_64, (void *, int, void *, void *, void *, void *, void *))                   \
-    X(void, tcg_gen_callN_x86_64, (void *, void *, void *, int, void **))                                        \
+    X(void, tcg_gen_op1_x86_64, (void *, int, uint64_t))                                                         \
+    X(void, tcg_gen_op3_x86_64, (void *, int, uint64_t, uint64_t, uint64_t))                                     \
+    X(void *, gen_new_label_x86_64, (void *))                                                                    \
+    X(void, tcg_gen_brcondi_i32_x86_64, (void *, int, void *, int32_t, void *))                                  \
     X(uint64_t, get_page_addr_code_hostp_x86_64, (env *, uint64_t, void **))                                     \
     X(uint32_t, cpu_lduw_mmuidx_ra_x86_64, (env *, uint64_t, int, uintptr_t))                                    \
     X(uint64_t, cpu_ldq_mmuidx_ra_x86_64, (env *, uint64_t, int, uintptr_t))

@@ -5,6 +5,8 @@
  * - SSE operands of 16 bytes in memory must be aligned, with a few exceptions (alignment.c).
  * - STMXCSR reads flags that live in the host's MXCSR; they are fetched just before.
  * - CMPXCHG of 32 bits leaves RAX alone when it finds what it expects; QEMU clears the upper half.
+ * - At each block's start Unicorn calls a function that looks whether somebody wants the processor. Here it is
+ *   a load and a branch, as in QEMU.
  * - LOCK NEG leaves wrong flags; with one processor it is the same without LOCK. */
 
 #include "alignment.h"
@@ -15,7 +17,13 @@
 #define SIZE_MASK 3
 #define SIZE_64 3
 #define TYPE_I64 1    /* QEMU's TCGType */
+#define TYPE_I32 0
 #define CONDITION_EQ 8
+#define CONDITION_LT 2
+#define OPERATION_SET_LABEL 1 /* of QEMU's TCGOpcode */
+#define OPERATION_LD_I32 13
+#define EXIT_REQUESTED 3
+#define LABEL_PRESENT(label) (FIELD(uint32_t, label, 0) |= 1)
 #define UD2 0x0B
 #define REPZ_BYTE 0xF3
 #define NOWHERE UINT64_MAX
@@ -25,8 +33,10 @@ static __thread __attribute__((tls_model("initial-exec"))) struct {
     void *translate_instruction; /* QEMU's */
     uint64_t refused_at;         /* where UD2 is read instead */
     uint64_t lock_at;            /* where a prefix without meaning is read instead */
+    bool wanted_check;           /* the block's start has still to be translated */
+    void *leave_label;           /* where a block goes whose processor is wanted; NULL if it has none */
     bool align;                  /* the next access of 8 bytes is the first half of an aligned operand */
-} current = {NULL, NOWHERE, NOWHERE, false};
+} current = {NULL, NOWHERE, NOWHERE, false, NULL, false};
 
 static void forget_instruction(void)
 {
@@ -113,6 +123,8 @@ void translator_loop_x86_64(const void *operations, void *disassembly, cpu *proc
     void *const *theirs = operations;
     void *ours[TRANSLATOR_OPERATIONS];
 
+    current.leave_label = NULL;
+    current.wanted_check = CPU_MACHINE(processor) != NULL;
     forget_instruction(); /* a fault may have ended the last translation */
     if (CPU_MACHINE(processor) != NULL) {
         for (int at = 0; at < TRANSLATOR_OPERATIONS; at++)
@@ -122,6 +134,44 @@ void translator_loop_x86_64(const void *operations, void *disassembly, cpu *proc
         operations = ours;
     }
     original.translator_loop_x86_64(operations, disassembly, processor, block, max);
+}
+
+void helper_check_exit_request_x86_64(uc *engine, uint32_t in_delay_slot)
+{
+    original.helper_check_exit_request_x86_64(engine, in_delay_slot);
+}
+
+/* LEAVE_BLOCK is the sign of this word. */
+static void check_inline(char *tcg)
+{
+    void *word = original.tcg_temp_new_internal_x86_64(tcg, TYPE_I32, false);
+
+    current.leave_label = original.gen_new_label_x86_64(tcg);
+    original.tcg_gen_op3_x86_64(tcg, OPERATION_LD_I32, (uint64_t)word, (uint64_t)TCG_ENV(tcg),
+                                (uint64_t)(ICOUNT_OFFSET - ENV_OFFSET));
+    original.tcg_gen_brcondi_i32_x86_64(tcg, CONDITION_LT, TCG_VALUE(tcg, word), 0, current.leave_label);
+    original.tcg_temp_free_internal_x86_64(tcg, word);
+}
+
+void tcg_gen_callN_x86_64(void *tcg, void *function, void *result, int count, void **arguments)
+{
+    if (current.wanted_check && function == (void *)helper_check_exit_request_x86_64) {
+        current.wanted_check = false;
+        check_inline(tcg);
+    } else {
+        original.tcg_gen_callN_x86_64(tcg, function, result, count, arguments);
+    }
+}
+
+/* The last thing in a block is its way out when the processor is wanted; until now nothing led there. */
+void tcg_gen_exit_tb_x86_64(void *tcg, void *block, unsigned way)
+{
+    if (way == EXIT_REQUESTED && current.leave_label != NULL) {
+        LABEL_PRESENT(current.leave_label);
+        original.tcg_gen_op1_x86_64(tcg, OPERATION_SET_LABEL, (uint64_t)current.leave_label);
+        current.leave_label = NULL;
+    }
+    original.tcg_gen_exit_tb_x86_64(tcg, block, way);
 }
 
 uint8_t cpu_ldub_code_x86_64(env *registers, uint64_t address)
