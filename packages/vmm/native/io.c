@@ -40,6 +40,7 @@ static void check_permission(env *registers, uint32_t port, int size, uintptr_t 
 /* Python's arithmetic must neither see the guest's rounding nor leave flags behind. */
 static uint64_t read_board(struct machine *machine, read_device read, uint64_t address, int size)
 {
+    flush_console(machine);
     leave_mxcsr(machine->registers);
     uint64_t value = read(address, size);
     enter_mxcsr(machine->registers);
@@ -48,6 +49,7 @@ static uint64_t read_board(struct machine *machine, read_device read, uint64_t a
 
 static void write_board(struct machine *machine, write_device write, uint64_t address, int size, uint64_t value)
 {
+    flush_console(machine);
     leave_mxcsr(machine->registers);
     write(address, size, value);
     enter_mxcsr(machine->registers);
@@ -55,21 +57,37 @@ static void write_board(struct machine *machine, write_device write, uint64_t ad
 
 void arm_timer(struct machine *machine, int64_t ticks)
 {
+    flush_console(machine);
     leave_mxcsr(machine->registers);
     machine->board.arm_timer(ticks);
     enter_mxcsr(machine->registers);
 }
 
+void print_bytes(struct machine *machine, uint32_t port, const uint8_t *bytes, int count)
+{
+    leave_mxcsr(machine->registers);
+    machine->board.write_bytes(port, bytes, count);
+    if (machine->running)
+        enter_mxcsr(machine->registers);
+}
+
 static uint64_t in(struct machine *machine, uint32_t port, int size, uintptr_t return_address)
 {
+    uint64_t value;
+
     check_permission(machine->registers, port, size, return_address);
-    return read_board(machine, machine->board.read_port, port, size);
+    if (!read_console(machine, port, size, &value)) {
+        value = read_board(machine, machine->board.read_port, port, size);
+        watch_console(machine, port, size, value);
+    }
+    return value;
 }
 
 static void out(struct machine *machine, uint32_t port, int size, uint32_t value, uintptr_t return_address)
 {
     check_permission(machine->registers, port, size, return_address);
-    write_board(machine, machine->board.write_port, port, size, value);
+    if (!write_console(machine, port, size, value))
+        write_board(machine, machine->board.write_port, port, size, value);
 }
 
 #define IN(letter, size, type)                                                                                   \

@@ -65,6 +65,7 @@ EXPORTED int nitro_run(struct machine *machine)
     int error = original.uc_emu_start(machine->engine, ENV_EIP(machine->registers), 0, 0, 0);
     leave_mxcsr(machine->registers);
     machine->running = 0;
+    flush_console(machine);
     CPU_HALTED(machine->processor) = 0;
     if (machine->triple_fault)
         return TRIPLE_FAULT;

@@ -6,6 +6,7 @@
 #include <stddef.h>
 
 #include "clock.h"
+#include "console.h"
 #include "layout.h"
 #include "table.h"
 
@@ -31,6 +32,7 @@ typedef uint64_t (*read_device)(uint64_t address, int size);
 typedef void (*write_device)(uint64_t address, int size, uint64_t value);
 /* Has the local APIC's timer interrupt in so many ticks of the time stamp counter; -1 disarms it. */
 typedef void (*arm_deadline)(int64_t ticks);
+typedef void (*write_bytes)(uint64_t port, const uint8_t *bytes, int count);
 
 struct board {
     read_device read_port;
@@ -38,6 +40,7 @@ struct board {
     read_device read_memory;
     write_device write_memory;
     arm_deadline arm_timer;
+    write_bytes write_bytes;
 };
 
 /* RAM comes in two stretches at most. */
@@ -73,6 +76,7 @@ struct machine {
     int hole_count;
     struct hole holes[HOLES_MAX];
     struct clock clock;
+    struct console console;
     int ram_count;
     struct ram ram[RAM_MAX];
     struct region regions[REGIONS];

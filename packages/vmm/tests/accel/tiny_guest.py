@@ -53,6 +53,9 @@ class RememberingBus:
     def write_memory(self, address: int, size: int, value: int) -> None:
         self.asked.append(("store", address, size, value))
 
+    def write_bytes(self, port: int, data: bytes) -> None:
+        self.asked.append(("bytes", port, data))
+
     def arm_timer(self, ticks: int) -> None:
         self.asked.append(("timer", ticks))
 

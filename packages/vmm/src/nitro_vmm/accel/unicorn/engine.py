@@ -19,6 +19,9 @@ class Bus(Protocol):
     def write_memory(self, address: int, size: int, value: int) -> None:
         """A store."""
 
+    def write_bytes(self, port: int, data: bytes) -> None:
+        """OUT of one byte after the other."""
+
     def arm_timer(self, ticks: int) -> None:
         """The time stamp counter's deadline: when it comes, in ticks from now; -1 for none."""
 

@@ -16,6 +16,7 @@ PATH: Final = Path(__file__).with_name("libnitro.so")
 
 ReadDevice: Final = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int)
 WriteDevice: Final = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_int, ctypes.c_uint64)
+WriteBytes: Final = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_int)
 ArmTimer: Final = ctypes.CFUNCTYPE(None, ctypes.c_int64)
 
 
@@ -28,6 +29,7 @@ class Board(ctypes.Structure):
         ("read_memory", ReadDevice),
         ("write_memory", WriteDevice),
         ("arm_timer", ArmTimer),
+        ("write_bytes", WriteBytes),
     )
 
 
@@ -58,6 +60,7 @@ class Library:
             quick.nitro_add_ram, number, pointer, ctypes.c_uint64, ctypes.c_uint64, pointer
         )
         self.add_leaf = _prototype(quick.nitro_add_leaf, number, pointer, ctypes.POINTER(Leaf))
+        self.set_console = _prototype(quick.nitro_set_console, None, pointer, ctypes.c_uint32)
         self.set_tsc_frequency = _prototype(quick.nitro_set_tsc_frequency, None, pointer, ctypes.c_uint64)
         self.limit_features = _prototype(quick.nitro_limit_features, number, pointer)
         self.stop = _prototype(quick.nitro_stop, None, pointer)

@@ -8,10 +8,10 @@ import unicorn
 
 from nitro_vmm.accel.unicorn.engine import Bus, Stopped
 from nitro_vmm.accel.unicorn.identity import Leaf
-from nitro_vmm.accel.unicorn.native import ArmTimer, Board, Library, ReadDevice, WriteDevice
+from nitro_vmm.accel.unicorn.native import ArmTimer, Board, Library, ReadDevice, WriteBytes, WriteDevice
 from nitro_vmm.accel.unicorn.native import Leaf as NativeLeaf
 from nitro_vmm.accel.unicorn.private import engine_address, mismatch
-from nitro_vmm.address_map import RamRange
+from nitro_vmm.address_map import COM1, RamRange
 
 ENDINGS: Final = (Stopped.HALTED, Stopped.ASKED, Stopped.TRIPLE_FAULT, Stopped.CRASHED)
 """By the number that ``nitro_run`` returns."""
@@ -53,11 +53,13 @@ class NativeEngine:
             ReadDevice(self._guarded(bus, "read_memory")),
             WriteDevice(self._guarded(bus, "write_memory")),
             ArmTimer(self._guarded(bus, "arm_timer")),
+            WriteBytes(self._guarded(_Bytes(bus), "write")),
         )
         reason = ctypes.c_char_p()
         self._machine = library.attach(engine_address(uc), self._board, reason)
         if not self._machine:
             raise mismatch((reason.value or b"").decode())
+        library.set_console(self._machine, COM1)
         library.set_tsc_frequency(self._machine, tsc_hz)
         for (address, size), host in ram:
             if not library.add_ram(self._machine, address, size, host):
@@ -115,7 +117,7 @@ class NativeEngine:
         """See `Engine`."""
         self._library.withdraw(self._machine)
 
-    def _guarded(self, bus: Bus, method: str) -> Callable[..., Any]:
+    def _guarded(self, bus: object, method: str) -> Callable[..., Any]:
         """An exception of a device's ends the run; ctypes would print it and go on."""
 
         def call(*arguments: int) -> Any:  # noqa: ANN401 - an integer, or nothing
@@ -127,3 +129,14 @@ class NativeEngine:
                 return 0
 
         return call
+
+
+class _Bytes:
+    """Hands on what the console has printed."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    def write(self, port: int, address: int, count: int) -> None:
+        """The bytes at an address of ours."""
+        self._bus.write_bytes(port, ctypes.string_at(address, count))

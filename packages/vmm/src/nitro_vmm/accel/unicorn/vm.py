@@ -240,6 +240,16 @@ class _LockedBus:
         finally:
             self._interrupts.leave()
 
+    def write_bytes(self, port: int, data: bytes) -> None:
+        """OUT of one byte after the other."""
+        self._interrupts.enter()
+        try:
+            for byte in data:
+                self._bus.write_port(port, 1, byte)
+        finally:
+            self._interrupts.leave()
+        self._bus.finish_output()
+
     def arm_timer(self, ticks: int) -> None:
         """The time stamp counter's deadline."""
         self._interrupts.enter()
