@@ -42,6 +42,8 @@ HELPERS = {
     ("fsgsbase_restore", 32): ("clang_helpers_32.S",),
     ("sysret_rip", 64): ("clang_helpers_64.S",),
 }
+HEADERS = "/usr/include/x86_64-linux-gnu"
+"""Where gcc for 32-bit programs finds asm/ if gcc-multilib is not there, with which cross compilers conflict."""
 FLAGS = {"check_initial_reg_state": ("-Wl,-ereal_start",), "nx_stack": ("-Wl,-z,noexecstack",)}
 TIMERS = ("posix_timers", "nanosleep", "nsleep-lat", "mqueue-lat", "threadtest")
 """Those that need no more than a minute and leave the clock alone."""
@@ -232,19 +234,20 @@ def main() -> int:
     parser.add_argument("--without-qemu", action="store_true", help="do not run them in QEMU")
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
     options, vmm_options = parser.parse_known_args()
-    options.vmm = vmm_options
     try:
         with TemporaryDirectory() as scratch:
             built = Path(scratch, "tests")
             built.mkdir()
             not_built = compile_tests(source(), built)
-            return compare(built, not_built, options, Path(scratch))
+            return compare(built, not_built, options, vmm_options, Path(scratch))
     except (SelftestsError, *images.ERRORS) as error:
         say(f"error: {error}")
         return 4
 
 
-def compare(built: Path, not_built: list[str], options: argparse.Namespace, scratch: Path) -> int:
+def compare(
+    built: Path, not_built: list[str], options: argparse.Namespace, vmm_options: list[str], scratch: Path
+) -> int:
     """Run the tests on all machines that there are."""
     initrd, vmlinuz, image = scratch / "initrd", scratch / "vmlinuz", scratch / "selftests.eif"
     names = ramdisk(built, initrd, options.only)
@@ -258,7 +261,7 @@ def compare(built: Path, not_built: list[str], options: argparse.Namespace, scra
     )
     write_eif(contents, image)
     ours_command = [images.command("vmm"), "run", str(image), "--memory-mib", str(MEMORY_MIB), "--quiet"]
-    ours_command += ["--boot-timeout-s", str(TIMEOUT_S), *options.vmm]
+    ours_command += ["--boot-timeout-s", str(TIMEOUT_S), *vmm_options]
     ours = results(run("an enclave", ours_command), names)
     theirs: dict[str, Outcome] = {}
     if shutil.which(QEMU) and not options.without_qemu:
