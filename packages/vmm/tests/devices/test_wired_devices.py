@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from wired_devices import OPERATION, check
 
 operations = st.builds(
-    OPERATION.pack, st.integers(0, 11), st.integers(0, 255), st.integers(0, 0xFFFF), st.integers(0, 2**32 - 1)
+    OPERATION.pack, st.integers(0, 13), st.integers(0, 255), st.integers(0, 0xFFFF), st.integers(0, 2**32 - 1)
 )
 
 

@@ -24,6 +24,30 @@ HZ = 1_000_000_000
 SIZES = (1, 2, 4, 8)
 NSM, VSOCK = 6, 7
 
+# Where queues may be and how large, also where no queue can be; and what chains of descriptors are made of.
+RING_PLACES = (
+    0,
+    0x400,
+    0x800,
+    0xC00,
+    0x100,
+    0x500,
+    0x900,
+    0x200,
+    0x600,
+    0xA00,
+    0xFFF0,
+    0x1_0000,
+    1,
+    2,
+    8,
+    0xFFFF_F000,
+)
+RING_REGISTERS = (Register.QUEUE_DESC_LOW, Register.QUEUE_DRIVER_LOW, Register.QUEUE_DEVICE_LOW)
+QUEUE_SIZES = (1, 2, 8, 16, 256, 0, 3, 0xFFFF)
+CHAIN_ADDRESSES = (0x2000, 0x3000, 0, 0x400, 0xFFF8, 0x1_0000, 1 << 63, (1 << 64) - 8)
+CHAIN_LENGTHS = (0, 1, 16, 44, 0x1000, 0x1_0000, 0x7FFF_FFFF, 0xFFFF_FFFF)
+
 # One thing that the guest, its host or time does: what, size, offset, value.
 OPERATION = struct.Struct("<BBHI")
 
@@ -79,9 +103,34 @@ class WiredDevices:
             device.write(Register.QUEUE_READY, 4, 1)
         device.write(Register.STATUS, 4, status | LADDER[3])
 
+    def lay_out(self, device: Device, queue: int, layout: int) -> None:
+        """Tell a device where a queue is: 4 bits each for its size and its three rings, which may overlap."""
+        device.write(Register.QUEUE_SEL, 4, queue)
+        device.write(Register.QUEUE_READY, 4, 0)
+        device.write(Register.QUEUE_SIZE, 4, QUEUE_SIZES[layout & 7])
+        for number, register in enumerate(RING_REGISTERS):
+            place = layout >> 4 + 4 * number & 15
+            device.write(register, 4, RING_PLACES[place])
+            device.write(register + 4, 4, 0xFFFF_FFFF if layout >> 16 & 15 == number else 0)
+        device.write(Register.QUEUE_READY, 4, 1)
+
+    def chain(self, place: int, seed: int) -> None:
+        """Write descriptors that hang together in any way, and offer one."""
+        base = RING_PLACES[place & 3]
+        for number in range(4):
+            seed = seed * 1103515245 + 12345 & 0xFFFF_FFFF
+            address = CHAIN_ADDRESSES[seed >> 8 & 7]
+            flags, following = seed >> 16 & 7, seed >> 20 & 7
+            descriptor = struct.pack("<QIHH", address, CHAIN_LENGTHS[seed >> 24 & 7], flags, following)
+            self.ram[base + 16 * number : base + 16 * number + 16] = descriptor
+        available = base + 0x100
+        (index,) = struct.unpack_from("<H", self.ram, available + 2)
+        struct.pack_into("<HH", self.ram, available, seed & 1, index + 1 & 0xFFFF)
+        struct.pack_into("<H", self.ram, available + 4 + 2 * (index & 7), seed >> 4 & 7)
+
     def operate(self, what: int, size: int, offset: int, value: int) -> None:
         """Do one thing, and take an interrupt if there is one."""
-        match what % 12:
+        match what % 14:
             case 8:
                 place = offset % (RAM_BYTES - 4)
                 self.ram[place : place + 4] = value.to_bytes(4, "little")
@@ -92,6 +141,11 @@ class WiredDevices:
                 self.serial.receive(bytes(size))
             case 11:
                 self.vsock.turn()
+            case 12:
+                self.lay_out(self.devices[NSM + (size & 1)], size >> 1 & 3, value)
+            case 13:
+                self.chain(offset, value)
+                self.devices[NSM + (size & 1)].write(Register.QUEUE_NOTIFY, 4, size >> 1 & 3)
             case device:
                 self.access(
                     self.devices[device], SIZES[size & 3], offset & 0xFFF, value, write=bool(size & 4)
