@@ -28,7 +28,7 @@ FOLDERS = ("x86", "timers", "breakpoints")
 QEMU = "qemu-system-x86_64"
 MEMORY_MIB = 512
 CMDLINE = "console=ttyS0 quiet panic=-1"
-TEST_TIMEOUT_S = 20
+TEST_TIMEOUT_S = 60
 TIMEOUT_S = 900
 
 COMPILE = ("gcc", "-O2", "-g", "-std=gnu99", "-pthread", "-w", "-no-pie", "-static")
