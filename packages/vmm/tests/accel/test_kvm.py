@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from nitro_vmm.accel import EntryState, Exit, ExitReason, open_accelerator
 from nitro_vmm.accel.kvm import cpuid, ioctl, probe
+from nitro_vmm.accel.kvm.collected import CollectedWrites
 from nitro_vmm.accel.kvm.ioctl import CpuidEntry, Registers, Request, Segment, System, SystemRegisters, Table
 from nitro_vmm.accel.kvm.vcpu import KvmVcpu
 from nitro_vmm.accel.kvm.vm import Kvm, KvmVm
@@ -118,6 +119,39 @@ def test_ports_are_read_and_written(guest: Guest) -> None:
     assert exit_ == Exit(ExitReason.HALTED)
     assert guest.bus.asked == [("out", 0x3F8, 1, 0x68), ("in", 0x3F8, 4), ("out", 0x3F8, 4, 0x5566_7788)]
     assert guest.bus.finished == 2
+
+
+def test_what_is_printed_arrives_in_order_and_with_few_exits(guest: Guest) -> None:
+    # mov dx,0x3f8; mov al,'h'; out dx,al; inc al; out dx,al; in al,dx; out dx,al; cli; hlt
+    guest.run("66baf803 b068 ee fec0 ee ec ee faf4")
+
+    assert guest.bus.asked == [
+        ("out", 0x3F8, 1, 0x68),
+        ("out", 0x3F8, 1, 0x69),
+        ("in", 0x3F8, 1),
+        ("out", 0x3F8, 1, 0x88),
+    ]
+    if guest.vm.collects:
+        assert guest.vcpu.exits == 1
+
+
+def test_what_is_printed_before_an_endless_loop_arrives(guest: Guest) -> None:
+    guest.enter("66baf803 b068 ee ebfe")
+    thread = threading.Thread(target=guest.vcpu.run)
+    thread.start()
+
+    assert guest.bus.said.wait(PATIENCE_S)
+    guest.vcpu.kick()
+    thread.join(PATIENCE_S)
+
+    assert guest.bus.asked == [("out", 0x3F8, 1, 0x68)]
+
+
+def test_more_is_printed_than_the_ring_holds(guest: Guest) -> None:
+    # mov dx,0x3f8; mov ecx,1000; again: mov al,cl; out dx,al; loop again; cli; hlt
+    guest.run("66baf803 b9e8030000 88c8 ee e2fb faf4")
+
+    assert [asked[3] for asked in guest.bus.asked] == [count & 0xFF for count in range(1000, 0, -1)]
 
 
 def test_device_memory_is_read_and_written(guest: Guest) -> None:
@@ -286,6 +320,7 @@ NUMBERS = {
     "CREATE_IRQCHIP": 0xAE60,
     "IRQ_LINE": 0x4008_AE61,
     "SET_GSI_ROUTING": 0x4008_AE6A,
+    "REGISTER_COALESCED_MMIO": 0x4010_AE67,
     "IOEVENTFD": 0x4040_AE79,
     "RUN": 0xAE80,
     "GET_REGS": 0x8090_AE81,
@@ -357,6 +392,20 @@ def test_a_guest_sees_its_own_topology() -> None:
 def test_what_is_not_filtered_is_the_hosts() -> None:
     assert seen(leaf(7)) == leaf(7)
     assert seen(leaf(0x4000_0001)) == leaf(0x4000_0001)
+
+
+def test_collected_writes_are_taken_once_across_the_end_of_the_ring() -> None:
+    page = bytearray(4096)
+    ring = CollectedWrites(page, 0)
+    struct.pack_into("<II", page, 0, 169, 1)
+    struct.pack_into("<QIIB", page, 8 + 24 * 169, 0x3F8, 1, 1, 0x41)
+    struct.pack_into("<QIIH", page, 8, 0x3F8, 2, 1, 0x4243)
+    assert ring
+
+    assert list(ring.take()) == [(0x3F8, 1, 0x41), (0x3F8, 2, 0x4243)]
+
+    assert not ring
+    assert list(ring.take()) == []
 
 
 class FakeFile:

@@ -4,6 +4,7 @@ The order in which virtio devices are added is the one list of them: the bus, th
 tables that the loader writes for the kernel are all made from it.
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -69,6 +70,7 @@ class Board:
         self._line = line
         self._console = console
         self._printed = bytearray()
+        self._delivering = threading.Lock()
         self.serial = Serial(line(at.COM1_IRQ), self._printed.extend, console_ready)
         """The console's port."""
         self._i8042 = I8042(reset)
@@ -140,7 +142,11 @@ class Board:
             self._virtio[name].restore(saved)
 
     def _deliver_output(self) -> None:
-        if self._printed:
+        if not self._printed:
+            return
+        with self._delivering:
+            # Another processor may print meanwhile, so only what was copied is removed.
             data = bytes(self._printed)
-            self._printed.clear()
-            self._console(data)
+            del self._printed[: len(data)]
+            if data:
+                self._console(data)

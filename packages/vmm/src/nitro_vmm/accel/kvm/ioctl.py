@@ -37,6 +37,8 @@ ROUTING_HEADER: Final = struct.Struct("<II")
 ROUTING_ENTRY: Final = struct.Struct("<IIII II 24x")
 # struct kvm_ioeventfd: datamatch addr len fd flags, padding
 IOEVENTFD: Final = struct.Struct("<QQIiI36x")
+# struct kvm_coalesced_mmio_zone: addr size pio
+COALESCED_ZONE: Final = struct.Struct("<QII")
 # struct kvm_cpuid2: nent padding, then struct kvm_cpuid_entry2: function index flags eax ebx ecx edx, padding
 CPUID_HEADER: Final = struct.Struct("<II")
 CPUID_ENTRY: Final = struct.Struct("<7I12x")
@@ -95,6 +97,7 @@ class Request(IntEnum):
     CREATE_IRQCHIP = _request(0x60)
     IRQ_LINE = _request(0x61, WRITE, IRQ_LEVEL.size)
     SET_GSI_ROUTING = _request(0x6A, WRITE, ROUTING_HEADER.size)
+    REGISTER_COALESCED_MMIO = _request(0x67, WRITE, COALESCED_ZONE.size)
     IOEVENTFD = _request(0x79, WRITE, IOEVENTFD.size)
     RUN = _request(0x80)
     GET_REGS = _request(0x81, READ, REGS.size)
@@ -112,12 +115,14 @@ CAP_USER_MEMORY: Final = 3
 CAP_EXT_CPUID: Final = 7
 CAP_NR_VCPUS: Final = 9
 CAP_MP_STATE: Final = 14
+CAP_COALESCED_MMIO: Final = 15
 CAP_IRQ_ROUTING: Final = 25
 CAP_IOEVENTFD: Final = 36
 CAP_GET_TSC_KHZ: Final = 61
 CAP_MAX_VCPUS: Final = 66
 CAP_TSC_DEADLINE_TIMER: Final = 72
 CAP_IMMEDIATE_EXIT: Final = 136
+CAP_COALESCED_PIO: Final = 162
 
 EXIT_UNKNOWN: Final = 0
 EXIT_IO: Final = 2
@@ -387,6 +392,10 @@ class VmFile(_File):
     def signal_on_write(self, address: int, value: int, eventfd: int) -> None:
         """Have the kernel answer guests' writes of four bytes with this value by a signal to an eventfd."""
         self._ask(Request.IOEVENTFD, IOEVENTFD.pack(value, address, 4, eventfd, IOEVENTFD_DATAMATCH))
+
+    def collect_writes(self, port: int) -> None:
+        """Have the kernel collect writes to a port (see `collected`); after the first processor was made."""
+        self._ask(Request.REGISTER_COALESCED_MMIO, COALESCED_ZONE.pack(port, 1, 1))
 
     def create_vcpu(self, number: int) -> "VcpuFile":
         """A processor with this APIC id."""

@@ -57,10 +57,17 @@ class KvmVcpu:
         bus: Everything that is not RAM.
         lock: The bus lock.
         halted: Says whether all processors have halted for good; asked when this one seems to.
+        collected: Called when the kernel has come back, before its reason is looked at: to carry out writes
+            that it has collected.
     """
 
     def __init__(
-        self, file: VcpuFile, bus: Bus, lock: AbstractContextManager[bool], halted: Callable[[], bool]
+        self,
+        file: VcpuFile,
+        bus: Bus,
+        lock: AbstractContextManager[bool],
+        halted: Callable[[], bool],
+        collected: Callable[[], None] = lambda: None,
     ) -> None:
         self.exits = 0
         """How often the kernel has come back from the guest."""
@@ -70,6 +77,7 @@ class KvmVcpu:
         self._bus = bus
         self._lock = lock
         self._halted = halted
+        self._collected = collected
         self._asked = threading.Lock()
         self._kicked = False
         self._thread: int | None = None
@@ -108,11 +116,13 @@ class KvmVcpu:
                 try:
                     reason = self._file.run()
                 except InterruptedError:
+                    self._collected()
                     if (exit_ := self._interrupted()) is not None:
                         return exit_
                     continue
                 self.exits += 1
                 self.looks_asleep = 0
+                self._collected()
                 if reason == ioctl.EXIT_IO:
                     self._access_port()
                 elif reason == ioctl.EXIT_MMIO:

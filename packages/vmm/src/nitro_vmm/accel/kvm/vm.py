@@ -6,10 +6,11 @@ from typing import Final
 
 from nitro_vmm.accel import Bus, Line, Ram
 from nitro_vmm.accel.kvm import cpuid, ioctl
+from nitro_vmm.accel.kvm.collected import PAGE_BYTES, CollectedWrites
 from nitro_vmm.accel.kvm.ioctl import System, VmFile
 from nitro_vmm.accel.kvm.vcpu import KvmVcpu
 from nitro_vmm.accel.state import VmState
-from nitro_vmm.address_map import IO_APIC_PINS, PROCESSORS_MAX
+from nitro_vmm.address_map import COM1, IO_APIC_PINS, PROCESSORS_MAX
 
 TSS_ADDRESS: Final = 0xFFFB_D000
 """Three pages below the PC's BIOS at the end of 32-bit addresses, where nothing else is."""
@@ -19,6 +20,9 @@ LOOK_S_MAX: Final = 1.0
 """How long processors may be quiet before it is looked whether they sleep for good, seconds. It is short
 after an exit, so that a halt is noticed soon, and doubles with each look, so that a guest that computes is
 left alone."""
+
+OUTPUT_S_MAX: Final = 0.1
+"""How long something that was printed may wait for an exit, seconds."""
 
 
 class Kvm:
@@ -70,17 +74,19 @@ class KvmVm:
         self._lock = threading.RLock()
         self._file = system.create_vm()
         self._closing = threading.Event()
+        self._bus = bus
+        self._collected: CollectedWrites | None = None
         self.vcpus: list[KvmVcpu] = []
         """The processors; the first one boots, and the guest starts the others."""
         try:
-            self._build(system, ram, bus, processors)
+            self._build(system, ram, processors)
         except BaseException:
             self._give_back()
             raise
         self._watch = threading.Thread(target=self._look_for_halts, name="halt watch", daemon=True)
         self._watch.start()
 
-    def _build(self, system: System, ram: Ram, bus: Bus, processors: int) -> None:
+    def _build(self, system: System, ram: Ram, processors: int) -> None:
         vm = self._file
         vm.set_tss_address(TSS_ADDRESS)
         vm.create_irqchip()
@@ -92,7 +98,13 @@ class KvmVm:
         tsc_deadline = bool(system.extension(ioctl.CAP_TSC_DEADLINE_TIMER))
         for number in range(processors):
             file = vm.create_vcpu(number)
-            self.vcpus.append(KvmVcpu(file, bus, self._lock, self._all_sleep))
+            vcpu = KvmVcpu(file, self._bus, self._lock, self._all_sleep, self._carry_out_collected)
+            self.vcpus.append(vcpu)
+            if not number and system.extension(ioctl.CAP_COALESCED_PIO):
+                # What the guest prints. Without this, each byte would take an exit of its own.
+                vm.collect_writes(COM1)
+                page = system.extension(ioctl.CAP_COALESCED_MMIO)
+                self._collected = CollectedWrites(file.shared, page * PAGE_BYTES)
             file.set_cpuid(
                 list(
                     cpuid.for_guest(
@@ -102,6 +114,11 @@ class KvmVm:
             )
             self.tsc_hz = file.tsc_khz() * 1000
             """The frequency of the guest's time stamp counter."""
+
+    @property
+    def collects(self) -> bool:
+        """Whether the kernel collects what the guest prints."""
+        return self._collected is not None
 
     def line(self, irq: int) -> Line:
         """See `Vm.line`."""
@@ -139,6 +156,14 @@ class KvmVm:
                 vcpu.close()
             self._file.close()
 
+    def _carry_out_collected(self) -> None:
+        if not self._collected:
+            return
+        with self._lock:
+            for port, size, value in self._collected.take():
+                self._bus.write_port(port, size, value)
+        self._bus.finish_output()
+
     def _all_sleep(self) -> bool:
         # One that was seen asleep may have been woken by one that was looked at later. If that was so, the
         # next look sees it awake.
@@ -146,13 +171,14 @@ class KvmVm:
         return all(vcpu.looks_asleep >= looks for vcpu in self.vcpus)
 
     def _look_for_halts(self) -> None:
-        delay_s = LOOK_S_MIN
-        exits = -1
-        while not self._closing.wait(delay_s):
+        look_s, quiet_s, exits = LOOK_S_MIN, 0.0, 0
+        while not self._closing.wait(tick_s := min(look_s, OUTPUT_S_MAX)):
             exits, before = sum(vcpu.exits for vcpu in self.vcpus), exits
             if exits != before:
-                delay_s = LOOK_S_MIN
+                look_s, quiet_s = LOOK_S_MIN, 0.0
                 continue
-            delay_s = min(2 * delay_s, LOOK_S_MAX)
-            for vcpu in self.vcpus:
-                vcpu.look_for_halt()
+            quiet_s += tick_s
+            if quiet_s >= look_s or self._collected:
+                look_s, quiet_s = min(2 * look_s, LOOK_S_MAX), 0.0
+                for vcpu in self.vcpus:
+                    vcpu.look_for_halt()
