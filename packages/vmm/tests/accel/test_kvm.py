@@ -1,6 +1,7 @@
 """KVM with guests of a few instructions, wherever ``/dev/kvm`` opens; what needs no KVM is tested without."""
 
 import errno
+import fcntl
 import mmap
 import os
 import struct
@@ -406,6 +407,26 @@ def test_collected_writes_are_taken_once_across_the_end_of_the_ring() -> None:
 
     assert not ring
     assert list(ring.take()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "outcome"),
+    [(errno.EAGAIN, ioctl.EXIT_INTR), (errno.EINTR, InterruptedError), (errno.EINVAL, HostError)],
+)
+def test_a_run_that_fails_is_to_be_repeated_or_an_error(
+    number: int, outcome: int | type[Exception], guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    file = System().create_vm().create_vcpu(0)
+    monkeypatch.setattr(fcntl, "ioctl", fail)
+
+    if isinstance(outcome, int):
+        assert file.run() == outcome
+    else:
+        with pytest.raises(outcome):
+            file.run()
 
 
 class FakeFile:

@@ -431,6 +431,9 @@ class VcpuFile(_File):
             fcntl.ioctl(self.fd, Request.RUN, 0)
         except InterruptedError:
             raise
+        except BlockingIOError:
+            # A processor that waited for its start has got it, and is to be run again.
+            return EXIT_INTR
         except OSError as error:
             raise _refused(Request.RUN, error.errno) from error
         (reason,) = RUN_EXIT_REASON.unpack_from(self.shared)
