@@ -20,6 +20,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from nitro_vmm.aio import AsyncioEnclave
+    from nitro_vmm.blocking import BlockingEnclave, BlockingListener
     from nitro_vmm.config import EnclaveConfig
     from nitro_vmm.enclave import (
         Console,
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AsyncioEnclave",
+    "BlockingEnclave",
+    "BlockingListener",
     "Console",
     "ConsoleSink",
     "ConsoleStream",
@@ -57,6 +62,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "aio": ("AsyncioEnclave",),
+    "blocking": ("BlockingEnclave", "BlockingListener"),
     "config": ("EnclaveConfig",),
     "enclave": (
         "Console",
