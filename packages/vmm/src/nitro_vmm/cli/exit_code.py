@@ -41,3 +41,17 @@ exit codes:
   130  Ctrl-C; 143  SIGTERM; other signals likewise 128 and their number
 """
 """For ``--help``."""
+
+EXPLANATIONS = {
+    0: ("the enclave powered off, rebooted or halted, as enclaves do at their end", "nothing"),
+    1: ("vmm itself failed", "run it again with VMM_DEBUG=1, and report what it prints"),
+    2: ("the command line or the configuration cannot be", "the message names the setting; vmm run --help"),
+    3: ("the image cannot be read, or Nitro would not boot it", "eif describe --findings IMAGE says why"),
+    4: ("this machine lacks something", "vmm doctor says what"),
+    5: ("no heartbeat came in time", "the last lines say why; --boot-timeout-s gives it more time"),
+    10: ("the enclave's kernel panicked", "the console has the kernel's words, and the last lines the cause"),
+    11: ("the enclave crashed", "its kernel jumped into nowhere; try it in QEMU to compare"),
+    130: ("Ctrl-C", "nothing"),
+    143: ("SIGTERM, or vmm stop", "nothing"),
+}
+"""What each code means, and what to do."""

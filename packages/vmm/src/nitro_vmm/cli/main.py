@@ -6,13 +6,14 @@ import sys
 import time
 from collections.abc import Sequence
 
-from nitro_vmm.cli import completion, console, nitro_command, ps, run, stop
+from nitro_vmm.cli import completion, console, doctor, explain, nitro_command, ps, run, stop
 from nitro_vmm.cli.command import PROGRAM, complain
 from nitro_vmm.cli.exit_code import EXIT_CODES, ExitCode
+from nitro_vmm.cli.parsing import Parser
 from nitro_vmm.cli.streams import give_up, open_closed_streams
 from nitro_vmm.errors import UsageError, VmmError
 
-COMMANDS = (run, ps, console, stop, nitro_command, completion)
+COMMANDS = (run, ps, console, stop, doctor, explain, nitro_command, completion)
 
 DEBUG = "VMM_DEBUG"
 """The environment variable that brings the traceback of an error that should not be."""
@@ -20,7 +21,7 @@ DEBUG = "VMM_DEBUG"
 
 def parser() -> argparse.ArgumentParser:
     """The parser, which completion scripts are made of, too."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog=PROGRAM,
         description="AWS Nitro Enclaves on any machine.",
         epilog=run.EXAMPLE + EXIT_CODES,
@@ -31,6 +32,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
+    for chosen in commands.choices.values():
+        chosen.set_defaults(chosen=chosen)  # whose usage is shown when it gets what it does not know
     return top
 
 
@@ -67,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _execute(argv: Sequence[str] | None, started_s: float) -> int:
     try:
-        arguments = parser().parse_args(argv)
+        arguments, unknown = parser().parse_known_args(argv)
+        if unknown:
+            arguments.chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
         arguments.argv = sys.argv[1:] if argv is None else list(argv)
         return int(arguments.execute(arguments, started_s))
     except OSError:

@@ -6,12 +6,13 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Final
 
-from nitro_vmm.cli.command import PROGRAM
+from nitro_vmm.cli.command import PROGRAM, complain
 from nitro_vmm.cli.configure import add_options, config_of
 from nitro_vmm.cli.detach import launch, run_detached
 from nitro_vmm.cli.exit_code import EXIT_CODES, ExitCode
 from nitro_vmm.cli.problems import complain_of
 from nitro_vmm.cli.streams import Told, tell
+from nitro_vmm.run.process import die_with_parent
 
 if TYPE_CHECKING:
     from nitro_vmm.cli.command import Subparsers
@@ -44,6 +45,11 @@ def add(commands: "Subparsers") -> None:
         action="store_true",
         help="return when it runs, and print its name: see vmm ps, logs, console, stop",
     )
+    run.add_argument(
+        "--die-with-parent",
+        action="store_true",
+        help="end when the program that started vmm run ends, however it does",
+    )
     run.add_argument("--rm", action="store_true", help="with --detach: forget it when it has ended")
     run.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)  # how `launch` starts the process
     run.add_argument(
@@ -62,6 +68,13 @@ def add(commands: "Subparsers") -> None:
 
 def execute(arguments: argparse.Namespace, started_s: float) -> int:
     """Boot the image and wait for its end."""
+    if arguments.die_with_parent:
+        if arguments.detach:
+            hint = "one in the background outlives whoever launched it"
+            return complain(
+                "--die-with-parent and --detach exclude each other", hint=hint, code=ExitCode.USAGE
+            )
+        die_with_parent()
     if arguments.detach and arguments.ready_fd is None:
         return launch(arguments)
     level = logging.ERROR if arguments.quiet else logging.WARNING

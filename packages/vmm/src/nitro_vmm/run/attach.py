@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,10 +12,11 @@ import trio
 
 from nitro_vmm.accel import Accelerator
 from nitro_vmm.config import EnclaveConfig
-from nitro_vmm.enclave import Enclave, Result
+from nitro_vmm.enclave import Enclave, EnclaveEndedError, Result
 from nitro_vmm.enclave.tasks import ungrouped
 from nitro_vmm.run.console_writer import ConsoleWriter
 from nitro_vmm.run.escapes import EscapeFilter
+from nitro_vmm.run.process import notify
 from nitro_vmm.run.signals import receiver, said
 from nitro_vmm.run.terminal import may_read, pollable, stdin_fd, terminal_without_echo
 
@@ -79,9 +80,16 @@ async def _see_through(enclave: Enclave) -> Attached:
             nursery.start_soon(obey, signals)
             async with enclave:
                 nursery.start_soon(_feed_console, enclave)
+                nursery.start_soon(_notify_boot, enclave)
                 result = await enclave.wait()
             nursery.cancel_scope.cancel()
     return Attached(result, received)
+
+
+async def _notify_boot(enclave: Enclave) -> None:
+    with suppress(EnclaveEndedError):
+        await enclave.booted()
+        notify("READY=1")
 
 
 async def _feed_console(enclave: Enclave) -> None:

@@ -1,0 +1,36 @@
+"""Argument parsers that show the command's own usage, and guess what was meant."""
+
+import argparse
+import difflib
+import re
+import sys
+from typing import NoReturn
+
+from nitro_vmm.cli.command import complain
+from nitro_vmm.cli.exit_code import ExitCode
+
+CHOICE = re.compile(r"invalid choice: '?(.*?)'? \(choose from (.*)\)")
+UNKNOWN = re.compile(r"unrecognized arguments: (\S+)")
+
+
+class Parser(argparse.ArgumentParser):
+    """The same, with hints."""
+
+    def error(self, message: str) -> NoReturn:
+        """See `argparse.ArgumentParser.error`."""
+        self.print_usage(sys.stderr)
+        complain(message, hint=self._hint(message), code=ExitCode.USAGE)
+        self.exit(ExitCode.USAGE)
+
+    def _hint(self, message: str) -> str:
+        if match := CHOICE.search(message):
+            return _closest(match[1], re.findall(r"[\w-]+", match[2])) or f"{self.prog} --help"
+        if match := UNKNOWN.search(message):
+            option = match[1].partition("=")[0]
+            return _closest(option, list(self._option_string_actions)) or f"{self.prog} --help"
+        return f"{self.prog} --help"
+
+
+def _closest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]}?" if close else ""
