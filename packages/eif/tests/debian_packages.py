@@ -1,5 +1,6 @@
-"""Debian kernel packages and kernel modules, made on the spot."""
+"""Kernel packages of distributions, and kernel modules, made on the spot."""
 
+import gzip
 import lzma
 import struct
 import tarfile
@@ -7,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from containers import zstd
-from nitro_eif.testing import tar_member, tar_of
+from nitro_eif import Node
+from nitro_eif.testing import example_ramdisk, tar_member, tar_of
 
 VERSION = "6.12.1-cloud-amd64"
 KERNEL = bytes(0x202) + b"HdrS the kernel"
@@ -58,3 +60,22 @@ def directory_only(path: Path) -> Path:
     data = tar_of([(tar_member("./usr/share/doc", kind=tarfile.DIRTYPE), b"")])
     path.write_bytes(ar({"debian-binary": b"2.0\n", "data.tar.xz": lzma.compress(data)}))
     return path
+
+
+def deb(files: dict[str, bytes]) -> bytes:
+    """A Debian package with these files."""
+    data = tar_of([(tar_member(f"./{name}"), content) for name, content in files.items()])
+    return ar({"debian-binary": b"2.0\n", "data.tar.xz": lzma.compress(data)})
+
+
+def rpm(files: dict[str, bytes], how: str = "zstd") -> bytes:
+    """An RPM with these files, whose headers have an entry each."""
+    archive = example_ramdisk({f"./{name}": Node.file(content) for name, content in files.items()})
+    pack: Any = {"gzip": gzip.compress, "xz": lzma.compress, "zstd": zstd, "none": bytes}[how]
+    lead = b"\xed\xab\xee\xdb\x03\x00" + bytes(90)
+    signature = rpm_header(b"12345")
+    return lead + signature + bytes(-len(signature) % 8) + rpm_header(b"123") + bytes(pack(archive))
+
+
+def rpm_header(store: bytes) -> bytes:
+    return b"\x8e\xad\xe8\x01" + bytes(4) + struct.pack(">II", 1, len(store)) + bytes(16) + store

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from containers import zstd
-from debian_packages import CONFIG, KERNEL, ar, directory_only, module, package
+from debian_packages import CONFIG, KERNEL, VERSION, ar, deb, directory_only, module, package, rpm
 from nitro_eif import Architecture, EifFormatError, HostError, UsageError, read_blobs, read_package
 from nitro_eif.build.kernel_package import module_dependencies, module_name
+from nitro_eif.cli import main
 
 MODULES = {
     "net/vmw_vsock/vsock.ko.xz": lzma.compress(module()),
@@ -75,7 +76,7 @@ def test_broken_packages_are_refused(tmp_path: Path) -> None:
             path.write_bytes(data)
             with pytest.raises(EifFormatError, match=r"x\.deb"):
                 read_package(path, Architecture.X86_64, stack)
-        with pytest.raises(UsageError, match="depends on"):
+        with pytest.raises(UsageError, match="there is no kernel"):
             read_package(directory_only(path), Architecture.X86_64, stack)
         with pytest.raises(EifFormatError, match=r"a\.ko: not a kernel module"):
             read_package(tmp_path / "good.deb", Architecture.X86_64, stack, modules=["a"])
@@ -113,3 +114,86 @@ def test_blobs_are_read_from_their_directory_or_the_one_above(tmp_path: Path) ->
         assert read_blobs(blobs, Architecture.X86_64, stack).nsm == b"nsm"
         with pytest.raises(HostError, match="Image"):
             read_blobs(tmp_path, Architecture.AARCH64, stack)
+
+
+def files_of_kernel(*, boot: bool, modules: dict[str, bytes]) -> dict[str, bytes]:
+    root = f"usr/lib/modules/{VERSION}"
+    kernel = {f"boot/vmlinuz-{VERSION}": KERNEL} if boot else {f"{root}/vmlinuz": KERNEL}
+    config = {f"{root}/config": CONFIG}
+    return kernel | config | {f"{root}/kernel/{name}": data for name, data in modules.items()}
+
+
+def split(tmp_path: Path, kind: str, *, boot: bool) -> list[Path]:
+    """A kernel in one package and its modules in another."""
+    pack = {"deb": deb, "rpm": rpm}[kind]
+    first, second = tmp_path / f"a.{kind}", tmp_path / f"b.{kind}"
+    first.write_bytes(pack(files_of_kernel(boot=boot, modules={})))
+    modules = {f"usr/lib/modules/{VERSION}/kernel/{name}": data for name, data in MODULES.items()}
+    second.write_bytes(pack(modules))
+    return [first, second]
+
+
+@pytest.mark.parametrize("kind", ["deb", "rpm"])
+@pytest.mark.parametrize("boot", [True, False])
+def test_kernels_that_are_split_into_packages_are_put_together(
+    tmp_path: Path, kind: str, boot: object
+) -> None:
+    paths = split(tmp_path, kind, boot=bool(boot))
+    with ExitStack() as stack:
+        for given in (paths, paths[::-1], [tmp_path], tmp_path):
+            kernel = read_package(given, Architecture.X86_64, stack, modules=["nsm", "vsock"])
+
+            assert bytes(kernel.image) == KERNEL
+            assert [name for name, _ in kernel.modules] == ["rng_core", "nsm", "vsock"]
+            assert kernel.config == CONFIG.decode()
+        with pytest.raises(UsageError, match="there is no kernel") as caught:
+            read_package(paths[1], Architecture.X86_64, stack)
+        assert "kernel-core" in caught.value.hint
+
+
+@pytest.mark.parametrize("how", ["gzip", "xz", "zstd", "none"])
+def test_rpms_are_read_however_they_are_compressed(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "kernel.rpm"
+    path.write_bytes(rpm(files_of_kernel(boot=False, modules={"vsock.ko": module()}), how))
+    with ExitStack() as stack:
+        kernel = read_package(path, Architecture.X86_64, stack, modules=["vsock"])
+
+        assert bytes(kernel.image) == KERNEL
+        assert [name for name, _ in kernel.modules] == ["vsock"]
+
+
+def test_several_kernels_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.deb"
+    path.write_bytes(deb({"boot/vmlinuz-1": KERNEL, "boot/vmlinuz-2": KERNEL}))
+    with ExitStack() as stack, pytest.raises(UsageError, match="several kernels: 1, 2"):
+        read_package(path, Architecture.X86_64, stack)
+
+
+def test_a_directory_without_packages_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with ExitStack() as stack, pytest.raises(UsageError, match="there is no package in this directory"):
+        read_package(tmp_path, Architecture.X86_64, stack)
+
+
+def test_every_truncated_rpm_is_refused(tmp_path: Path) -> None:
+    whole = rpm({"a": b"1"}, "gzip")
+    path = tmp_path / "x.rpm"
+    with ExitStack() as stack:
+        for size in range(4, len(whole) - 1):
+            path.write_bytes(whole[:size])
+            with pytest.raises((EifFormatError, UsageError)):
+                read_package(path, Architecture.X86_64, stack)
+
+
+def test_the_command_line_takes_several_packages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = split(tmp_path, "rpm", boot=False)
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "init").write_bytes(b"init")
+    arguments = ["--rootfs", str(root), "--cmd", "/app", "--init", str(tmp_path / "init")]
+    for path in paths:
+        arguments += ["--kernel-package", str(path)]
+
+    assert main(["build", *arguments, "--output", str(tmp_path / "x.eif")]) == 0
+    assert f"eif: warning: {paths[0]}, {paths[1]} has no module virtio_mmio" in capsys.readouterr().err
+    assert main(["build", *arguments, "--module", "gone", "--output", str(tmp_path / "x.eif")]) == 2

@@ -1,7 +1,7 @@
-"""Kernels: nitro-cli's blobs, and a distribution's package with the modules that an enclave needs.
+"""Kernels: nitro-cli's blobs, and a distribution's packages with the modules that an enclave needs.
 
-A Debian package is an ``ar`` archive (deb(5)) with a tar archive of files. A module says in its ``.modinfo``
-section which others it needs; the package has no ``modules.dep``, which is made when it is installed.
+A module says in its ``.modinfo`` section which others it needs; packages have no ``modules.dep``, which is
+made when they are installed.
 """
 
 import io
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from nitro_eif.architecture import Architecture
+from nitro_eif.build.packages import package_files, unpack_packages
 from nitro_eif.errors import EifFormatError, UsageError
 from nitro_eif.files import map_file, read_file
-from nitro_eif.filesystem.compression import compression_of, unpack, unpacked
-from nitro_eif.filesystem.tar import apply_tar
+from nitro_eif.filesystem.compression import compression_of, unpack
 from nitro_eif.filesystem.tree import Tree
 
 NEEDED_MODULES: Final = ("virtio_mmio", "vsock", "vmw_vsock_virtio_transport", "nsm")
@@ -28,6 +28,8 @@ CMDLINE: Final = (
 )
 """What nitro-cli uses on x86_64, without what its kernel does not know."""
 CMDLINE_AARCH64: Final = "reboot=k panic=30 pci=off console=ttyS0 random.trust_cpu=on root=/dev/ram0"
+
+_MODULES_ROOTS: Final = ("usr/lib/modules", "lib/modules")
 
 MODULE_BYTES_MAX: Final = 64 << 20
 """Of one module, unpacked."""
@@ -80,42 +82,68 @@ def read_blobs(directory: Path, architecture: Architecture, stack: ExitStack) ->
 
 
 def read_package(
-    path: Path, architecture: Architecture, stack: ExitStack, *, modules: Sequence[str] = NEEDED_MODULES
+    paths: Path | Sequence[Path],
+    architecture: Architecture,
+    stack: ExitStack,
+    *,
+    modules: Sequence[str] = NEEDED_MODULES,
 ) -> Kernel:
-    """Read a Debian kernel package, ``linux-image-VERSION_ARCH.deb``, with the modules and what they need.
+    """Read a distribution's kernel packages, with the modules that are wanted and what these need.
+
+    One package of Debian 12 or 13 (``linux-image-VERSION_ARCH.deb``) has all; newer ones and others are split
+    (``linux-image`` and ``linux-modules``, ``kernel-core`` and ``kernel-modules``).
+
+    Args:
+        paths: Packages, or directories of them.
+        architecture: The enclave's processor.
+        stack: Closes maps and temporary files.
+        modules: The modules that are wanted.
 
     Raises:
-        EifFormatError: The package is malformed.
-        UsageError: It has no kernel in it (``linux-image-amd64`` and the like only name one).
-        HostError: It cannot be read.
+        EifFormatError: A package is malformed.
+        UsageError: There is no kernel in them (``linux-image-amd64`` and the like only name one), or several.
+        HostError: One cannot be read.
     """
-    view = stack.enter_context(map_file(path))
-    tree = Tree()
-    try:
-        apply_tar(tree, unpacked(_data_member(view), stack), whiteouts=False)
-    except EifFormatError as error:
-        raise error.at(path) from None
-    kernels = [
-        name for name, node in tree.items() if name.startswith("boot/vmlinu") and not node.is_directory
-    ]
+    files = package_files([paths] if isinstance(paths, Path) else list(paths))
+    named = ", ".join(str(path) for path in files)
+    tree = unpack_packages(files, stack)
+    kernels = _kernels(tree)
     if len(kernels) != 1:
-        found = "several kernels" if kernels else "no kernel: take the package that this one depends on"
-        raise UsageError(f"{path}: the package has {found}")
-    version = kernels[0].partition("-")[2]
+        if kernels:
+            raise UsageError(f"{named}: there are several kernels: {', '.join(sorted(kernels))}")
+        raise UsageError(
+            f"{named}: there is no kernel",
+            hint="take the packages that these depend on: linux-image or linux-binary, or kernel-core",
+        )
+    ((version, kernel),) = kernels.items()
+    root = _modules_root(tree, version)
     available = {
-        module_name(name): name
-        for name in tree.below(f"{_modules_root(tree)}/{version}")
-        if re.search(r"\.ko(\.xz|\.zst|\.gz)?$", name)
+        module_name(name): name for name in tree.below(root) if re.search(r"\.ko(\.xz|\.zst|\.gz)?$", name)
     }
-    loaded, missing = _closure(tree, available, modules, _built_in(tree, version), path)
-    config = tree.get(f"boot/config-{version}")
+    loaded, missing = _closure(tree, available, modules, _built_in(tree, root), files[0])
+    config = tree.get(f"boot/config-{version}") or tree.get(f"{root}/config")
     return Kernel(
-        tree[kernels[0]].data,
+        tree[kernel].data,
         CMDLINE if architecture is Architecture.X86_64 else CMDLINE_AARCH64,
         tuple(loaded),
         config=bytes(config.data).decode(errors="replace") if config is not None else None,
         missing=tuple(missing),
     )
+
+
+def _kernels(tree: Tree) -> dict[str, str]:
+    """Paths of kernels by their versions; one that is in both places counts once, and from /boot."""
+    found: dict[str, str] = {}
+    for root in _MODULES_ROOTS:
+        for version in tree.names(root):
+            path = f"{root}/{version}/vmlinuz"
+            if path in tree and tree[path].data and not tree[path].is_symlink:
+                found[version] = path
+    for name in tree.names("boot"):
+        path = f"boot/{name}"
+        if name.startswith("vmlinu") and "-" in name and tree[path].data and not tree[path].is_symlink:
+            found[name.partition("-")[2]] = path
+    return found
 
 
 def module_name(path: str) -> str:
@@ -214,32 +242,12 @@ class _Bounded(io.BytesIO):
         return super().write(data)
 
 
-def _built_in(tree: Tree, version: str) -> set[str]:
-    node = tree.get(f"{_modules_root(tree)}/{version}/modules.builtin")
-    return (
-        set()
-        if node is None
-        else {module_name(line) for line in bytes(node.data).decode(errors="replace").split()}
-    )
+def _built_in(tree: Tree, root: str) -> set[str]:
+    node = tree.get(f"{root}/modules.builtin")
+    text = "" if node is None else bytes(node.data).decode(errors="replace")
+    return {module_name(line) for line in text.split()}
 
 
-def _modules_root(tree: Tree) -> str:
-    return "usr/lib/modules" if "usr/lib/modules" in tree else "lib/modules"
-
-
-def _data_member(view: memoryview) -> memoryview:
-    if bytes(view[:8]) != b"!<arch>\n":
-        raise EifFormatError("not a Debian package: no ar archive", offset=0)
-    at = 8
-    while at + 60 <= len(view):
-        header = bytes(view[at : at + 60])
-        digits = header[48:58].strip()
-        if header[58:] != b"`\n" or not digits.isdigit():
-            raise EifFormatError("a broken header in the ar archive", offset=at)
-        size = int(digits)
-        if at + 60 + size > len(view):
-            raise EifFormatError("the ar archive is truncated", offset=at)
-        if header.startswith(b"data.tar"):
-            return view[at + 60 : at + 60 + size]
-        at += 60 + size + size % 2
-    raise EifFormatError("the package has no data.tar", offset=min(at, len(view)))
+def _modules_root(tree: Tree, version: str) -> str:
+    roots = [f"{root}/{version}" for root in _MODULES_ROOTS]
+    return next((root for root in roots if root in tree), roots[0])

@@ -95,7 +95,7 @@ def _add_application(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--image",
         metavar="IMAGE",
-        help="registry reference, OCI layout directory or archive, docker save archive",
+        help="registry reference, OCI or docker save archive (- for stdin), OCI layout, docker-daemon:NAME",
     )
     source.add_argument("--rootfs", metavar="PATH", help="root file system: a directory or tar archive")
     source.add_argument(
@@ -120,7 +120,11 @@ def _add_application(parser: argparse.ArgumentParser) -> None:
         "--blobs", metavar="DIR", help="nitro-cli's blobs: kernel, command line, init and nsm.ko"
     )
     base.add_argument(
-        "--kernel-package", metavar="DEB", help="Debian kernel package; modules are picked from it"
+        "--kernel-package",
+        metavar="PACKAGE",
+        action="append",
+        default=[],
+        help="kernel package, .deb or .rpm, or a directory of such; repeat for more; modules are picked",
     )
     base.add_argument(
         "--module", metavar="NAME", action="append", default=[], help="one more module of the package"
@@ -283,12 +287,14 @@ def _kernel(options: argparse.Namespace, stack: ExitStack) -> Kernel:
         cmdline = CMDLINE if architecture is Architecture.X86_64 else CMDLINE_AARCH64
         return Kernel(stack.enter_context(map_file(options.kernel)), cmdline)
     wanted = (*NEEDED_MODULES, *options.module)
-    kernel = read_package(Path(options.kernel_package), architecture, stack, modules=wanted)
+    packages = [Path(path) for path in options.kernel_package]
+    kernel = read_package(packages, architecture, stack, modules=wanted)
+    named = ", ".join(options.kernel_package)
     unknown = [name for name in kernel.missing if name in options.module]
     if unknown:
-        raise UsageError(f"{options.kernel_package}: the package has no module {', '.join(unknown)}")
+        raise UsageError(f"{named}: there is no module {', '.join(unknown)}")
     for name in kernel.missing:
-        story(f"eif: warning: {options.kernel_package} has no module {name}, nor is it built in")
+        story(f"eif: warning: {named} has no module {name}, nor is it built in")
     return kernel
 
 

@@ -5,6 +5,7 @@ the same form.) Every blob is checked against its digest, every layer against th
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,13 +17,21 @@ from nitro_eif.architecture import Architecture
 from nitro_eif.container.documents import DIGEST, Json, check_digest, load_document, load_json, objects
 from nitro_eif.container.stores import Archive, Directory, Layout, Store
 from nitro_eif.errors import EifFormatError, HostError, UsageError
-from nitro_eif.files import Progress, map_file
+from nitro_eif.files import CHUNK_BYTES, Progress, map_file, map_temporary, scratch_file
 from nitro_eif.filesystem.compression import unpacked
 from nitro_eif.filesystem.tar import apply_tar
 from nitro_eif.filesystem.tree import Tree
 
 _INDEX_DEPTH_MAX: Final = 4
 """How many indexes may lead to each other before a manifest comes."""
+
+
+_ARCHIVE_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".oci")
+_ELSEWHERE: Final = {
+    "containers-storage": "podman save --format oci-archive -o image.tar {name}",
+    "dir": "skopeo copy dir:{name} oci-archive:image.tar",
+}
+"""Where else users have images, as skopeo names it, and how to bring them here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +115,9 @@ def open_image(
 ) -> Image:
     """Find an image by what a user calls it.
 
-    ``oci:DIR[:TAG]``, ``oci-archive:FILE[:TAG]`` and ``docker-archive:FILE[:NAME]`` as skopeo writes them,
-    ``docker://REFERENCE`` for a registry; without a prefix, a path that exists, else a reference.
+    ``oci:DIR[:TAG]``, ``oci-archive:FILE[:TAG]``, ``docker-archive:FILE[:NAME]`` and ``docker-daemon:NAME``
+    as skopeo writes them, ``docker://REFERENCE`` for a registry, ``-`` for an archive in standard input;
+    without a prefix, a path that exists, else a reference.
 
     Args:
         source: What the user calls it.
@@ -124,6 +134,15 @@ def open_image(
     kind, _, rest = source.partition(":")
     if kind == "docker" and rest.startswith("//"):
         return _from_registry(rest[2:], architecture, stack, plain_http=plain_http, progress=progress)
+    if source == "-":
+        return _from_stream(stack, architecture)
+    if kind == "docker-daemon":
+        return _from_daemon(rest, stack, architecture)
+    if kind in _ELSEWHERE:
+        raise UsageError(
+            f"{source}: images of {kind} are not read from where they are",
+            hint=f"{_ELSEWHERE[kind].format(name=rest)}, and give oci-archive:image.tar",
+        )
     if kind in {"oci", "oci-archive", "docker-archive"}:
         path, tag = _split_tag(rest)
         if not path.exists():
@@ -131,9 +150,35 @@ def open_image(
         return _from_path(path, tag, architecture, stack)
     if Path(source).exists():
         return _from_path(Path(source), None, architecture, stack)
-    if source.startswith(("/", "./", "../")):
-        raise HostError(f"{source}: there is no such file or directory")
+    if _looks_like_path(source):
+        raise HostError(
+            f"{source}: there is no such file or directory",
+            hint=f"write docker://{source} if an image on a registry is meant",
+        )
     return _from_registry(source, architecture, stack, plain_http=plain_http, progress=progress)
+
+
+def _looks_like_path(text: str) -> bool:
+    """Whether a name that no file has is a mistyped path rather than an image on a registry."""
+    if text.startswith(("/", "./", "../", "~")) or text.endswith(_ARCHIVE_SUFFIXES):
+        return True
+    # A reference begins with a host or a user's name; a directory of that name here says otherwise.
+    return "/" in text and Path(text.partition("/")[0]).is_dir()
+
+
+def _from_stream(stack: ExitStack, architecture: Architecture) -> Image:
+    file = stack.enter_context(scratch_file())
+    while data := sys.stdin.buffer.read(CHUNK_BYTES):
+        file.write(data)
+    return _from_archive(map_temporary(file), None, Path("standard input"), architecture, stack)
+
+
+def _from_daemon(name: str, stack: ExitStack, architecture: Architecture) -> Image:
+    from nitro_eif.container.docker import save_from_daemon  # noqa: PLC0415 - http is slow to import
+
+    file = stack.enter_context(scratch_file())
+    save_from_daemon(name, file)
+    return _from_archive(map_temporary(file), None, Path(f"docker-daemon:{name}"), architecture, stack)
 
 
 def _split_tag(text: str) -> tuple[Path, str | None]:
@@ -162,12 +207,21 @@ def _from_registry(
 def _from_path(path: Path, tag: str | None, architecture: Architecture, stack: ExitStack) -> Image:
     if path.is_dir():
         return _resolve(Layout(Directory(path, stack), tag, path), path, architecture)
-    archive = unpacked(stack.enter_context(map_file(path)), stack)
+    return _from_archive(stack.enter_context(map_file(path)), tag, path, architecture, stack)
+
+
+def _from_archive(
+    view: memoryview, tag: str | None, path: Path, architecture: Architecture, stack: ExitStack
+) -> Image:
+    try:
+        archive = unpacked(view, stack)
+    except EifFormatError as error:
+        raise error.at(path) from None
     files = Archive(archive, path)
     if "oci-layout" in files.names and "index.json" in files.names:
         return _resolve(Layout(files, tag, path), path, architecture)
     if "manifest.json" in files.names:
-        return _from_docker_save(files, tag, path)
+        return _from_docker_save(files, tag, path, architecture)
     raise EifFormatError("neither an OCI layout nor what docker save writes", offset=0, path=path)
 
 
@@ -192,7 +246,7 @@ def _resolve(store: Store, place: Path, architecture: Architecture) -> Image:
     return _image(root.name, str(descriptor["digest"]), raw, readers, place=place, architecture=architecture)
 
 
-def _from_docker_save(files: Archive, tag: str | None, path: Path) -> Image:
+def _from_docker_save(files: Archive, tag: str | None, path: Path, architecture: Architecture) -> Image:
     images = objects(load_json(files.read("manifest.json"), path), "manifest.json", path)
     if tag is not None:
         images = [entry for entry in images if tag in (entry.get("RepoTags") or [])]
@@ -214,7 +268,7 @@ def _from_docker_save(files: Archive, tag: str | None, path: Path) -> Image:
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     name = tag or next(iter(entry.get("RepoTags") or []), "")
     readers = [partial(files.read, layer) for layer in layers]
-    return _image(str(name), digest, raw, readers, place=path, architecture=None)
+    return _image(str(name), digest, raw, readers, place=path, architecture=architecture)
 
 
 def _choose(entries: list[Json], architecture: Architecture, place: Path) -> Json:
@@ -257,7 +311,7 @@ def _image(
     layers: Sequence[Callable[[], memoryview]],
     *,
     place: Path,
-    architecture: Architecture | None,
+    architecture: Architecture,
 ) -> Image:
     rootfs = raw.get("rootfs")
     diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
@@ -270,7 +324,7 @@ def _image(
             "the image's config does not name one diff_id for each layer", offset=0, path=place
         )
     config = _config(raw, place)
-    if architecture is not None and config.architecture not in {"", architecture.oci_name}:
+    if config.architecture not in {"", architecture.oci_name}:
         raise EifFormatError(
             f"the image is for {config.architecture}, not {architecture.oci_name}",
             offset=0,

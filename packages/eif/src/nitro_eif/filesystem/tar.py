@@ -20,6 +20,10 @@ MEMBERS_MAX: Final = 4 * PATHS_MAX
 HEADER_BYTES_MAX: Final = 1 << 20
 """Of an extended header: extended attributes have at most 64 KiB each on Linux."""
 
+_BLOCK_BYTES: Final = 512
+_PADDING_BYTES: Final = 3 * _BLOCK_BYTES
+"""The rest of a block, and the two blocks of zeros that end an archive."""
+
 _WHITEOUT: Final = ".wh."
 _OPAQUE: Final = ".wh..wh..opq"
 _XATTR_PREFIXES: Final = ("SCHILY.xattr.", "LIBARCHIVE.xattr.")
@@ -79,6 +83,7 @@ def read_members(archive: memoryview) -> Iterator[tuple[tarfile.TarInfo, str]]:
                     message = f"more than {MEMBERS_MAX} files and attributes"
                     raise EifFormatError(message, offset=member.offset)  # noqa: TRY301
                 yield member, _checked(member)
+            _check_end(archive, tar.offset)
     except EifFormatError:
         raise
     except (
@@ -91,6 +96,13 @@ def read_members(archive: memoryview) -> Iterator[tuple[tarfile.TarInfo, str]]:
         OSError,
     ) as error:
         raise EifFormatError(f"the tar archive is broken: {error}", offset=0) from None
+
+
+def _check_end(archive: memoryview, at: int) -> None:
+    """Ask that members end with the archive or with zeros, because the library stops at any garbage."""
+    rest = bytes(archive[at : at + _BLOCK_BYTES])
+    if any(rest):
+        raise EifFormatError("a tar header is broken or truncated", offset=at)
 
 
 def _contains(archive: memoryview, text: bytes) -> bool:
@@ -225,7 +237,11 @@ class _Reader(RawIOBase):
         # Contents are taken from the view, so the library reads headers only, and whole ones at once.
         if size is not None and size > HEADER_BYTES_MAX:
             raise EifFormatError(f"a tar header of {size} bytes", offset=self._at)
-        end = len(self._view) if size is None or size < 0 else self._at + size
-        data = bytes(self._view[self._at : end])
+        if size is None or size < 0:
+            size = max(len(self._view) + _PADDING_BYTES - self._at, 0)
+        data = bytes(self._view[self._at : self._at + size])
+        # Zeros follow the end: some writers, such as umoci, leave out the last member's padding and the end
+        # mark, and Go's reader does not mind. Contents that are cut short are noticed all the same.
+        data += bytes(min(size, len(self._view) + _PADDING_BYTES - self._at) - len(data))
         self._at += len(data)
         return data
