@@ -14,6 +14,7 @@ pytest.importorskip("moto", reason="the extra `kms` is not installed")
 from kms_world import (
     ACCOUNT,
     IMAGE,
+    OPEN,
     ROLE,
     ROOT,
     Clock,
@@ -427,3 +428,111 @@ def test_an_answer_in_an_envelope_is_logged_with_the_enclave(
         ask(kms, "GenerateRandom", NumberOfBytes=5, Recipient=as_json(recipient.parameter()))
 
     assert "GenerateRandom for i-01234567-encffffffffffffffff: answered in an envelope" in caplog.text
+
+
+def test_aliases_are_made_moved_and_deleted_by_the_right_to_their_key(clock: Clock) -> None:
+    admin = f"arn:aws:iam::{ACCOUNT}:user/admin"
+    kms = kms_of(clock, callers={"AKIAADMIN": admin})
+    statement = {"Effect": "Allow", "Principal": {"AWS": admin}, "Action": "kms:*", "Resource": "*"}
+    policy = json.dumps({"Statement": [statement]})
+    first, second = (
+        ask(kms, "CreateKey", "AKIAADMIN", Policy=policy)["KeyMetadata"]["KeyId"] for _ in range(2)
+    )
+    alias = "alias/app"
+
+    assert refused(kms, "CreateAlias", AliasName=alias, TargetKeyId=first).kind == "AccessDeniedException"
+    ask(kms, "CreateAlias", "AKIAADMIN", AliasName=alias, TargetKeyId=first)
+    ask(kms, "UpdateAlias", "AKIAADMIN", AliasName=alias, TargetKeyId=second)
+    assert ask(kms, "DescribeKey", "AKIAADMIN", KeyId=alias)["KeyMetadata"]["KeyId"] == second
+    assert refused(kms, "DeleteAlias", AliasName=alias).kind == "AccessDeniedException"
+    ask(kms, "DeleteAlias", "AKIAADMIN", AliasName=alias)
+    assert refused(kms, "DescribeKey", "AKIAADMIN", KeyId=alias).kind == "NotFoundException"
+
+
+def test_a_grant_is_retired_by_its_token(kms: Kms) -> None:
+    key_id = secret_under(kms).key_id
+    grant = ask(kms, "CreateGrant", KeyId=key_id, GranteePrincipal=ROLE, Operations=["Decrypt"])
+
+    ask(kms, "RetireGrant", GrantToken=grant["GrantToken"])
+
+    assert ask(kms, "ListGrants", KeyId=key_id)["Grants"] == []
+
+
+@pytest.mark.parametrize(
+    ("constraints", "context", "allowed"),
+    [
+        ({"EncryptionContextSubset": {"a": "b"}}, {"a": "b"}, True),
+        ({"EncryptionContextSubset": {"a": "b"}}, {"a": "b", "c": "d"}, True),
+        ({"EncryptionContextSubset": {"a": "b"}}, {"a": "x"}, False),
+        ({"EncryptionContextSubset": {"a": "b"}}, {}, False),
+        ({"EncryptionContextEquals": {"a": "b"}}, {"a": "b"}, True),
+        ({"EncryptionContextEquals": {"a": "b"}}, {"a": "b", "c": "d"}, False),
+    ],
+)
+def test_a_grant_may_want_an_encryption_context(
+    clock: Clock,
+    constraints: dict[str, object],
+    context: dict[str, str],
+    allowed: bool,  # noqa: FBT001
+) -> None:
+    kms = kms_of(clock, caller=None, callers={"AKIAROLE": ROLE})
+    key_id = secret_under(kms, None).key_id
+    grant = {"GranteePrincipal": ROLE, "Operations": ["Encrypt"], "Constraints": constraints}
+    ask(kms, "CreateGrant", KeyId=key_id, **grant)
+    request: dict[str, object] = {"KeyId": key_id, "Plaintext": "AAAA", "EncryptionContext": context}
+
+    if allowed:
+        assert ask(kms, "Encrypt", "AKIAROLE", **request)
+    else:
+        assert refused(kms, "Encrypt", "AKIAROLE", **request).kind == "AccessDeniedException"
+
+
+def test_a_secret_moves_to_another_key(kms: Kms) -> None:
+    secret, other = secret_under(kms), secret_under(kms)
+
+    moved = ask(kms, "ReEncrypt", CiphertextBlob=secret.ciphertext, DestinationKeyId=other.key_id)
+
+    assert moved["KeyId"].endswith(other.key_id)
+    assert ask(kms, "Decrypt", CiphertextBlob=moved["CiphertextBlob"])["Plaintext"] == text(b"the secret")
+    ask(kms, "DisableKey", KeyId=other.key_id)
+    again = refused(kms, "ReEncrypt", CiphertextBlob=secret.ciphertext, DestinationKeyId=other.key_id)
+    assert again.kind == "DisabledException"
+
+
+def test_a_pair_is_bound_to_its_encryption_context(kms: Kms) -> None:
+    key_id, context = secret_under(kms).key_id, {"a": "b"}
+
+    pair = ask(
+        kms,
+        "GenerateDataKeyPairWithoutPlaintext",
+        KeyId=key_id,
+        KeyPairSpec="ECC_NIST_P256",
+        EncryptionContext=context,
+    )
+
+    assert "PrivateKeyPlaintext" not in pair
+    blob = pair["PrivateKeyCiphertextBlob"]
+    assert refused(kms, "Decrypt", CiphertextBlob=blob).kind == "InvalidCiphertextException"
+    assert ask(kms, "Decrypt", CiphertextBlob=blob, EncryptionContext=context)["Plaintext"]
+    other = refused(kms, "GenerateDataKeyPair", KeyId=key_id, KeyPairSpec="SM2")
+    assert other.kind == "UnsupportedOperationException"
+
+
+def test_a_shared_secret_needs_a_key_for_it_and_one_of_its_curve(kms: Kms) -> None:
+    symmetric = secret_under(kms).key_id
+    made = ask(kms, "CreateKey", KeySpec="ECC_NIST_P256", KeyUsage="KEY_AGREEMENT", Policy=OPEN)
+    agreement = made["KeyMetadata"]["KeyId"]
+    p384, p256 = (
+        ec.generate_private_key(curve).public_key().public_bytes(*SPKI)
+        for curve in (ec.SECP384R1(), ec.SECP256R1())
+    )
+
+    def derived(key_id: str, public: bytes) -> dict[str, object]:
+        return {"KeyId": key_id, "KeyAgreementAlgorithm": "ECDH", "PublicKey": text(public)}
+
+    assert ask(kms, "DeriveSharedSecret", **derived(agreement, p256))["SharedSecret"]
+    wrong_use = refused(kms, "DeriveSharedSecret", **derived(symmetric, p256))
+    assert wrong_use.kind == "InvalidKeyUsageException"
+    for public in (p384, b"nonsense", SHORT.public_key().public_bytes(*SPKI)):
+        error = refused(kms, "DeriveSharedSecret", **derived(agreement, public))
+        assert error.kind == "ValidationException"
