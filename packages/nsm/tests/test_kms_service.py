@@ -536,3 +536,43 @@ def test_a_shared_secret_needs_a_key_for_it_and_one_of_its_curve(kms: Kms) -> No
     for public in (p384, b"nonsense", SHORT.public_key().public_bytes(*SPKI)):
         error = refused(kms, "DeriveSharedSecret", **derived(agreement, public))
         assert error.kind == "ValidationException"
+
+
+def test_nothing_of_a_key_grows_without_bound(kms: Kms) -> None:
+    key_id = secret_under(kms).key_id
+    fifty = [{"TagKey": f"k{number}", "TagValue": "v"} for number in range(50)]
+
+    for number in range(50):
+        ask(kms, "CreateAlias", AliasName=f"alias/a{number}", TargetKeyId=key_id)
+    ask(kms, "TagResource", KeyId=key_id, Tags=fifty)
+
+    ask(kms, "TagResource", KeyId=key_id, Tags=fifty)
+    more = refused(kms, "CreateAlias", AliasName="alias/more", TargetKeyId=key_id)
+    assert more.kind == "LimitExceededException"
+    another = refused(kms, "TagResource", KeyId=key_id, Tags=[{"TagKey": "more", "TagValue": "v"}])
+    assert another.kind == "LimitExceededException"
+
+
+@pytest.mark.parametrize(
+    ("spec", "size"),
+    [
+        ("RSA_2048", 2048),
+        ("RSA_3072", 3072),
+        ("RSA_4096", 4096),
+        ("ECC_NIST_P256", 256),
+        ("ECC_NIST_P384", 384),
+        ("ECC_NIST_P521", 521),
+        ("ECC_SECG_P256K1", 256),
+    ],
+)
+def test_pairs_of_each_kind(kms: Kms, spec: str, size: int) -> None:
+    key_id = secret_under(kms).key_id
+
+    pair = ask(kms, "GenerateDataKeyPair", KeyId=key_id, KeyPairSpec=spec)
+
+    private = load_der_private_key(base64.b64decode(pair["PrivateKeyPlaintext"]), None)
+    assert isinstance(private, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey)
+    assert private.key_size == size
+    assert text(private.public_key().public_bytes(*SPKI)) == pair["PublicKey"]
+    decrypted = ask(kms, "Decrypt", CiphertextBlob=pair["PrivateKeyCiphertextBlob"])
+    assert decrypted["Plaintext"] == pair["PrivateKeyPlaintext"]

@@ -171,6 +171,15 @@ def test_a_refusal_names_the_register_and_both_values(document: bytes, root: Roo
     assert "none of the other 1" in said
 
 
+def test_a_refusal_of_the_only_image_speaks_of_no_others(document: bytes, root: Root) -> None:
+    with pytest.raises(DocumentError) as caught:
+        verify(
+            document, at=NOW, root=root.trust, policy=Policy.model_validate({"measurements": [{0: IMAGE[1]}]})
+        )
+
+    assert str(caught.value).endswith(IMAGE[1].hex())
+
+
 @pytest.mark.parametrize(
     ("fields", "why"),
     [

@@ -28,6 +28,8 @@ from nitro_nsm.kms.errors import KmsError
 
 KEYS_MAX = 10_000
 """Each takes some kilobytes and, being made, a tenth of a second."""
+ALIASES_MAX, GRANTS_MAX, TAGS_MAX = 50, 1000, 50
+"""A key's, as AWS's quotas are, or fewer: AWS allows 50,000 grants."""
 CIPHERTEXT_KEY_ID_BYTES = 36
 """moto's ciphertexts begin with the id of their key."""
 UNSUPPORTED = frozenset({"ReplicateKey", "UpdatePrimaryRegion"})
@@ -80,8 +82,7 @@ class KeyStore:
         method = getattr(responses, xform_name(operation), None)
         if method is None or operation in UNSUPPORTED:
             raise KmsError("UnsupportedOperationException", f"{operation} is not there in a local KMS")
-        if operation == "CreateKey" and len(self._backend.keys) >= KEYS_MAX:
-            raise KmsError("LimitExceededException", f"there are {KEYS_MAX} keys already")
+        self._check_quota(operation, parameters)
         try:
             answered = method()
         except JsonRESTError as error:
@@ -97,6 +98,23 @@ class KeyStore:
         text = answered if isinstance(answered, str) else answered[-1]
         answer = json.loads(text or "null")
         return answer if isinstance(answer, dict) else {}
+
+    def _check_quota(self, operation: str, parameters: Answer) -> None:
+        """Refuse what would grow without bound; moto has no quotas."""
+        match operation, parameters:
+            case "CreateKey", _:
+                count, most = len(self._backend.keys), KEYS_MAX
+            case "CreateAlias", {"TargetKeyId": str(name)}:
+                count, most = len(self.find(name).aliases), ALIASES_MAX
+            case "CreateGrant", {"KeyId": str(name)}:
+                count, most = len(self.find(name).grants), GRANTS_MAX
+            case "TagResource", {"KeyId": str(name), "Tags": list(tags)}:
+                held = self._backend.tagger.list_tags_for_resource(self.find(name).id)["Tags"]
+                count, most = len({tag["TagKey"] for tag in (*held, *tags)}) - 1, TAGS_MAX
+            case _:
+                return
+        if count >= most:
+            raise KmsError("LimitExceededException", f"{operation}: there are {most} already, the most")
 
     def find(self, name: str) -> Key:
         """The key of an id, an ARN or an alias.
