@@ -147,6 +147,7 @@ def test_sets_of_values(
         ("ArnEquals", "arn:aws:iam::123456789012:role/*", "arn:aws:iam::123456789012:role/a/b", True),
         ("ArnLike", "arn:aws:iam::*:role/r", "arn:aws:iam::123456789012:role/r", True),
         ("ArnLike", "arn:*:role/r", "arn:aws:iam::123456789012:role/r", False),
+        ("ArnLike", "arn:aws:sns:r:1:*", "arn:aws:sns:r:1:topic:subscription", True),
         ("ArnLike", "role", "arn:aws:iam::123456789012:role/r", False),
         ("ArnNotEquals", "arn:aws:iam::1:role/r", "arn:aws:iam::2:role/r", True),
         ("ArnNotLike", "arn:aws:iam::*:role/r", "arn:aws:iam::2:role/r", False),

@@ -576,3 +576,11 @@ def test_pairs_of_each_kind(kms: Kms, spec: str, size: int) -> None:
     assert text(private.public_key().public_bytes(*SPKI)) == pair["PublicKey"]
     decrypted = ask(kms, "Decrypt", CiphertextBlob=pair["PrivateKeyCiphertextBlob"])
     assert decrypted["Plaintext"] == pair["PrivateKeyPlaintext"]
+
+
+def test_there_are_only_so_many_keys(kms: Kms, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nitro_nsm.kms.keys.KEYS_MAX", 1)
+    secret_under(kms)
+
+    assert refused(kms, "CreateKey").kind == "LimitExceededException"
+    assert ask(kms, "ListKeys")["Keys"]
