@@ -33,15 +33,20 @@ bool probe_sse(void)
     return __builtin_cpu_supports("sse4.2");
 }
 
-static inline __m128i get(const void *place)
-{
-    return _mm_loadu_si128(place);
-}
+#define get load_halves
 
 static inline void put(void *place, __m128i value)
 {
     _mm_storeu_si128(place, value);
 }
+
+/* Numbers by their size: both ends of an operation on the lowest one leave the rest of the register alone. */
+#define get_whole get
+#define put_whole put
+#define get_sd(place) _mm_castpd_si128(_mm_load_sd(place))
+#define put_sd(place, value) _mm_store_sd(place, _mm_castsi128_pd(value))
+#define get_ss(place) _mm_castps_si128(_mm_load_ss(place))
+#define put_ss(place, value) _mm_store_ss(place, _mm_castsi128_ps(value))
 
 static inline bool has_unmasked(env *registers)
 {
@@ -96,16 +101,23 @@ static __attribute__((noinline)) void raise_unmasked(env *registers, uintptr_t r
     if (has_unmasked(registers))                                                                                 \
     raise_unmasked(registers, RETURN_ADDRESS)
 
-#define FLOAT(_, name)                                                                                              \
+#define OPERATION(name, from, to)                                                                                \
     void helper_##name##_x86_64(env *registers, void *destination, const void *source)                           \
     {                                                                                                            \
-        __m128i result = get(destination);                                                                       \
+        __m128i result = get_##to(destination);                                                                  \
         BEGIN(registers);                                                                                        \
-        __asm__ volatile(#name " %1, %0" : "+x"(result) : "x"(get(source)));                                     \
+        __asm__ volatile(#name " %1, %0" : "+x"(result) : "x"(get_##from(source)));                              \
         END(registers);                                                                                          \
-        put(destination, result);                                                                                \
+        put_##to(destination, result);                                                                           \
     }
+#define FLOAT(_, name) OPERATION(name, whole, whole)
+#define DOUBLE(_, name) OPERATION(name, sd, sd)
+#define SINGLE(_, name) OPERATION(name, ss, ss)
+#define CONVERT(_, name, from, to) OPERATION(name, from, to)
 SSE_FLOAT(FLOAT, )
+SSE_DOUBLE(DOUBLE, )
+SSE_SINGLE(SINGLE, )
+SSE_CONVERT(CONVERT, )
 
 #define INTEGER(_, name, mnemonic)                                                                                  \
     void helper_##name##_xmm_x86_64(env *registers, void *destination, const void *source)                       \
@@ -190,70 +202,68 @@ TO_MMX(cvttps2pi, "cvttps2dq", _mm_loadl_epi64)
 TO_MMX(cvtpd2pi, "cvtpd2dq", get)
 TO_MMX(cvttpd2pi, "cvttpd2dq", get)
 
-#define FROM_INTEGER(name, mnemonic, type)                                                                       \
+#define FROM_INTEGER(_, name, type, number)                                                                      \
     void helper_##name##_x86_64(env *registers, void *destination, type value)                                   \
     {                                                                                                            \
-        __m128i result = get(destination);                                                                       \
+        __m128i result = _mm_setzero_si128();                                                                    \
         BEGIN(registers);                                                                                        \
-        __asm__ volatile(mnemonic " %1, %0" : "+x"(result) : "r"(value));                                        \
+        __asm__ volatile("cvtsi2" #number " %1, %0" : "+x"(result) : "r"(value));                                \
         END(registers);                                                                                          \
-        put(destination, result);                                                                                \
+        put_##number(destination, result);                                                                       \
     }
-FROM_INTEGER(cvtsi2ss, "cvtsi2ssl", uint32_t)
-FROM_INTEGER(cvtsi2sd, "cvtsi2sdl", uint32_t)
-FROM_INTEGER(cvtsq2ss, "cvtsi2ssq", uint64_t)
-FROM_INTEGER(cvtsq2sd, "cvtsi2sdq", uint64_t)
+SSE_FROM_INTEGER(FROM_INTEGER, )
 
-#define TO_INTEGER(name, mnemonic, type)                                                                         \
+#define MNEMONIC_cvtss2sq "cvtss2si"
+#define MNEMONIC_cvtsd2sq "cvtsd2si"
+#define MNEMONIC_cvttss2sq "cvttss2si"
+#define MNEMONIC_cvttsd2sq "cvttsd2si"
+#define MNEMONIC_cvtss2si "cvtss2si"
+#define MNEMONIC_cvtsd2si "cvtsd2si"
+#define MNEMONIC_cvttss2si "cvttss2si"
+#define MNEMONIC_cvttsd2si "cvttsd2si"
+#define TO_INTEGER(_, name, type, number)                                                                        \
     type helper_##name##_x86_64(env *registers, const void *source)                                              \
     {                                                                                                            \
         type result;                                                                                             \
         BEGIN(registers);                                                                                        \
-        __asm__ volatile(mnemonic " %1, %0" : "=r"(result) : "x"(get(source)));                                  \
+        __asm__ volatile(MNEMONIC_##name " %1, %0" : "=r"(result) : "x"(get_##number(source)));                  \
         END(registers);                                                                                          \
         return result;                                                                                           \
     }
-TO_INTEGER(cvtss2si, "cvtss2si", int32_t)
-TO_INTEGER(cvtsd2si, "cvtsd2si", int32_t)
-TO_INTEGER(cvttss2si, "cvttss2si", int32_t)
-TO_INTEGER(cvttsd2si, "cvttsd2si", int32_t)
-TO_INTEGER(cvtss2sq, "cvtss2si", int64_t)
-TO_INTEGER(cvtsd2sq, "cvtsd2si", int64_t)
-TO_INTEGER(cvttss2sq, "cvttss2si", int64_t)
-TO_INTEGER(cvttsd2sq, "cvttsd2si", int64_t)
+SSE_TO_INTEGER(TO_INTEGER, )
 
-#define COMPARE(_, name)                                                                                            \
+#define COMPARE(_, name, number)                                                                                            \
     void helper_##name##_x86_64(env *registers, const void *left, const void *right)                             \
     {                                                                                                            \
         bool zero, parity, carry;                                                                                \
         BEGIN(registers);                                                                                        \
         __asm__ volatile(#name " %4, %3"                                                                         \
                          : "=@ccz"(zero), "=@ccp"(parity), "=@ccc"(carry)                                        \
-                         : "x"(get(left)), "x"(get(right)));                                                     \
+                         : "x"(get_##number(left)), "x"(get_##number(right)));                                                     \
         END(registers);                                                                                          \
         ENV_CC_SRC(registers) = (zero ? ZERO_FLAG : 0) | (parity ? PARITY_FLAG : 0) | (carry ? CARRY_FLAG : 0);   \
     }
 SSE_COMPARE(COMPARE, )
 
-#define ROUND(_, name)                                                                                              \
-    void helper_##name##_xmm_x86_64(env *registers, void *destination, const void *source, uint32_t immediate)   \
-    {                                                                                                            \
-        __m128i result = get(destination);                                                                       \
-        BEGIN(registers);                                                                                        \
-        switch (immediate & 15) {                                                                                \
-            IMMEDIATES_16(ROUND_CASE_##name, 0)                                                                  \
-        }                                                                                                        \
-        END(registers);                                                                                          \
-        put(destination, result);                                                                                \
-    }
 #define ROUND_CASE(mnemonic, immediate)                                                                          \
     case immediate:                                                                                              \
-        __asm__ volatile(mnemonic " %2, %1, %0" : "+x"(result) : "x"(get(source)), "i"(immediate));              \
+        __asm__ volatile(mnemonic " %2, %1, %0" : "+x"(result) : "x"(operand), "i"(immediate));                  \
         break;
 #define ROUND_CASE_roundps(immediate) ROUND_CASE("roundps", immediate)
 #define ROUND_CASE_roundpd(immediate) ROUND_CASE("roundpd", immediate)
 #define ROUND_CASE_roundss(immediate) ROUND_CASE("roundss", immediate)
 #define ROUND_CASE_roundsd(immediate) ROUND_CASE("roundsd", immediate)
+#define ROUND(_, name, number)                                                                                   \
+    void helper_##name##_xmm_x86_64(env *registers, void *destination, const void *source, uint32_t immediate)   \
+    {                                                                                                            \
+        __m128i result = get_##number(destination), operand = get_##number(source);                              \
+        BEGIN(registers);                                                                                        \
+        switch (immediate & 15) {                                                                                \
+            IMMEDIATES_16(ROUND_CASE_##name, 0)                                                                  \
+        }                                                                                                        \
+        END(registers);                                                                                          \
+        put_##number(destination, result);                                                                       \
+    }
 SSE_ROUND(ROUND, )
 
 #define DOT_CASE(mnemonic, immediate) ROUND_CASE(mnemonic, immediate)
@@ -262,7 +272,7 @@ SSE_ROUND(ROUND, )
 #define DOT(name)                                                                                                \
     void helper_##name##_xmm_x86_64(env *registers, void *destination, const void *source, uint32_t immediate)   \
     {                                                                                                            \
-        __m128i result = get(destination);                                                                       \
+        __m128i result = get(destination), operand = get(source);                                                \
         BEGIN(registers);                                                                                        \
         switch (immediate & 255) {                                                                               \
             IMMEDIATES_256(DOT_CASE_##name)                                                                      \

@@ -13,6 +13,13 @@
 #define MXCSR_RESERVED 0xFFFF0000u
 #define MXCSR_RESET 0x1F80u
 
+/* Translated code writes registers in halves, and a processor cannot forward two stores to one load: so this
+ * loads halves, too. */
+static inline __m128i load_halves(const void *place)
+{
+    return _mm_castpd_si128(_mm_loadh_pd(_mm_load_sd(place), (const double *)place + 1));
+}
+
 /* While the guest runs, the host's register has its rounding, its treatment of denormals and its flags; no
  * exception is ever unmasked there. */
 static inline void enter_mxcsr(env *registers)

@@ -11,13 +11,19 @@
     L(X, cmpltps) L(X, cmpleps) L(X, cmpunordps) L(X, cmpneqps) L(X, cmpnltps) L(X, cmpnleps) L(X, cmpordps) \
     L(X, addpd) L(X, subpd) L(X, mulpd) L(X, divpd) L(X, minpd) L(X, maxpd) L(X, sqrtpd) L(X, cmpeqpd) \
     L(X, cmpltpd) L(X, cmplepd) L(X, cmpunordpd) L(X, cmpneqpd) L(X, cmpnltpd) L(X, cmpnlepd) L(X, cmpordpd) \
+    L(X, rcpps) L(X, rsqrtps) L(X, haddps) L(X, haddpd) L(X, hsubps) L(X, hsubpd) L(X, addsubps) \
+    L(X, addsubpd) L(X, cvtdq2pd) L(X, cvtdq2ps) L(X, cvtpd2dq) L(X, cvtpd2ps) L(X, cvtps2dq) L(X, cvtps2pd) \
+    L(X, cvttpd2dq) L(X, cvttps2dq)
+
+/* The same, on the lowest number alone: doubles, and singles. */
+#define SSE_DOUBLE(L, X) \
+    L(X, addsd) L(X, subsd) L(X, mulsd) L(X, divsd) L(X, minsd) L(X, maxsd) L(X, sqrtsd) L(X, cmpeqsd) \
+    L(X, cmpltsd) L(X, cmplesd) L(X, cmpunordsd) L(X, cmpneqsd) L(X, cmpnltsd) L(X, cmpnlesd) L(X, cmpordsd)
+#define SSE_SINGLE(L, X) \
     L(X, addss) L(X, subss) L(X, mulss) L(X, divss) L(X, minss) L(X, maxss) L(X, sqrtss) L(X, cmpeqss) \
     L(X, cmpltss) L(X, cmpless) L(X, cmpunordss) L(X, cmpneqss) L(X, cmpnltss) L(X, cmpnless) L(X, cmpordss) \
-    L(X, addsd) L(X, subsd) L(X, mulsd) L(X, divsd) L(X, minsd) L(X, maxsd) L(X, sqrtsd) L(X, cmpeqsd) \
-    L(X, cmpltsd) L(X, cmplesd) L(X, cmpunordsd) L(X, cmpneqsd) L(X, cmpnltsd) L(X, cmpnlesd) L(X, cmpordsd) \
-    L(X, rcpps) L(X, rcpss) L(X, rsqrtps) L(X, rsqrtss) L(X, haddps) L(X, haddpd) L(X, hsubps) L(X, hsubpd) \
-    L(X, addsubps) L(X, addsubpd) L(X, cvtdq2pd) L(X, cvtdq2ps) L(X, cvtpd2dq) L(X, cvtpd2ps) L(X, cvtps2dq) \
-    L(X, cvtps2pd) L(X, cvtsd2ss) L(X, cvtss2sd) L(X, cvttpd2dq) L(X, cvttps2dq)
+    L(X, rcpss) L(X, rsqrtss)
+#define SSE_CONVERT(L, X) L(X, cvtss2sd, ss, sd) L(X, cvtsd2ss, sd, ss)
 
 /* Without MXCSR: L(X, helper, mnemonic). */
 #define SSE_INTEGER(L, X) \
@@ -49,26 +55,24 @@
 #define SSE_AES(L, X) \
     L(X, aesenc) L(X, aesenclast) L(X, aesdec) L(X, aesdeclast) L(X, aesimc)
 
-/* L(X, helper, result type): from an XMM register to a general one. */
+/* L(X, helper, result type, the number's type): from an XMM register to a general one. */
 #define SSE_TO_INTEGER(L, X) \
-    L(X, cvtss2si, int32_t) L(X, cvtsd2si, int32_t) L(X, cvttss2si, int32_t) L(X, cvttsd2si, int32_t) \
-    L(X, cvtss2sq, int64_t) L(X, cvtsd2sq, int64_t) L(X, cvttss2sq, int64_t) L(X, cvttsd2sq, int64_t)
+    L(X, cvtss2si, int32_t, ss) L(X, cvtsd2si, int32_t, sd) L(X, cvttss2si, int32_t, ss) L(X, cvttsd2si, int32_t, sd) \
+    L(X, cvtss2sq, int64_t, ss) L(X, cvtsd2sq, int64_t, sd) L(X, cvttss2sq, int64_t, ss) L(X, cvttsd2sq, int64_t, sd)
 
-/* L(X, helper, argument type): from a general register to an XMM one. */
+/* L(X, helper, argument type, the number's type): from a general register to an XMM one. */
 #define SSE_FROM_INTEGER(L, X) \
-    L(X, cvtsi2ss, uint32_t) L(X, cvtsi2sd, uint32_t) L(X, cvtsq2ss, uint64_t) L(X, cvtsq2sd, uint64_t)
+    L(X, cvtsi2ss, uint32_t, ss) L(X, cvtsi2sd, uint32_t, sd) L(X, cvtsq2ss, uint64_t, ss) L(X, cvtsq2sd, uint64_t, sd)
 
 /* L(X, name): between MMX and XMM registers. */
 #define SSE_MMX(L, X) \
     L(X, cvtpi2ps) L(X, cvtpi2pd) L(X, cvtps2pi) L(X, cvttps2pi) L(X, cvtpd2pi) L(X, cvttpd2pi)
 
 /* L(X, name): comparisons that set the arithmetic flags. */
-#define SSE_COMPARE(L, X) \
-    L(X, comiss) L(X, comisd) L(X, ucomiss) L(X, ucomisd)
+#define SSE_COMPARE(L, X) L(X, comiss, ss) L(X, comisd, sd) L(X, ucomiss, ss) L(X, ucomisd, sd)
 
 /* L(X, name): with an immediate byte that holds a rounding mode. */
-#define SSE_ROUND(L, X) \
-    L(X, roundps) L(X, roundpd) L(X, roundss) L(X, roundsd)
+#define SSE_ROUND(L, X) L(X, roundps, whole) L(X, roundpd, whole) L(X, roundss, ss) L(X, roundsd, sd)
 
 /* L(X, name): with an immediate byte that says what to do with strings. */
 #define SSE_STRING(L, X) \

@@ -53,7 +53,7 @@ static int32_t length(uint64_t value, uint32_t control)
 #define COMPARE_STRINGS(_, name)                                                                                    \
     void helper_##name##_xmm_x86_64(env *registers, const void *first, const void *second, uint32_t control)     \
     {                                                                                                            \
-        __m128i left = _mm_loadu_si128(first), right = _mm_loadu_si128(second);                                  \
+        __m128i left = load_halves(first), right = load_halves(second);                                          \
         int32_t left_length = length(ENV_REGS(registers)[RAX], control);                                         \
         int32_t right_length = length(ENV_REGS(registers)[RDX], control);                                        \
         __m128i mask = left;                                                                                     \

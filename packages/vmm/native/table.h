@@ -15,10 +15,11 @@
 #define TABLE_BINARY(X, name) X(void, helper_##name##_x86_64, (env *, void *, const void *))
 #define TABLE_XMM(X, name) X(void, helper_##name##_xmm_x86_64, (env *, void *, const void *))
 #define TABLE_INTEGER(X, name, mnemonic) TABLE_XMM(X, name)
-#define TABLE_TO_INTEGER(X, name, type) X(type, helper_##name##_x86_64, (env *, const void *))
-#define TABLE_FROM_INTEGER(X, name, type) X(void, helper_##name##_x86_64, (env *, void *, type))
-#define TABLE_COMPARE(X, name) X(void, helper_##name##_x86_64, (env *, const void *, const void *))
-#define TABLE_IMMEDIATE(X, name) X(void, helper_##name##_xmm_x86_64, (env *, void *, const void *, uint32_t))
+#define TABLE_CONVERT(X, name, from, to) TABLE_BINARY(X, name)
+#define TABLE_TO_INTEGER(X, name, type, number) X(type, helper_##name##_x86_64, (env *, const void *))
+#define TABLE_FROM_INTEGER(X, name, type, number) X(void, helper_##name##_x86_64, (env *, void *, type))
+#define TABLE_COMPARE(X, name, number) X(void, helper_##name##_x86_64, (env *, const void *, const void *))
+#define TABLE_IMMEDIATE(X, name, number) X(void, helper_##name##_xmm_x86_64, (env *, void *, const void *, uint32_t))
 #define TABLE_STRING(X, name) X(void, helper_##name##_xmm_x86_64, (env *, const void *, const void *, uint32_t))
 
 #define TABLE_X87(X, name) X(void, helper_##name##_x86_64, (env *))
@@ -111,6 +112,9 @@
     X(void, helper_dpps_xmm_x86_64, (env *, void *, const void *, uint32_t))                                     \
     X(void, helper_dppd_xmm_x86_64, (env *, void *, const void *, uint32_t))                                     \
     SSE_FLOAT(TABLE_BINARY, X)                                                                                   \
+    SSE_DOUBLE(TABLE_BINARY, X)                                                                                  \
+    SSE_SINGLE(TABLE_BINARY, X)                                                                                  \
+    SSE_CONVERT(TABLE_CONVERT, X)                                                                                \
     SSE_MMX(TABLE_BINARY, X)                                                                                     \
     SSE_INTEGER(TABLE_INTEGER, X)                                                                                \
     SSE_AES(TABLE_XMM, X)                                                                                        \
