@@ -60,6 +60,7 @@ class Library:
             quick.nitro_add_ram, number, pointer, ctypes.c_uint64, ctypes.c_uint64, pointer
         )
         self.add_leaf = _prototype(quick.nitro_add_leaf, number, pointer, ctypes.POINTER(Leaf))
+        self.read_host_tsc = _prototype(quick.nitro_read_host_tsc, ctypes.c_uint64)
         self.set_console = _prototype(quick.nitro_set_console, None, pointer, ctypes.c_uint32)
         self.set_tsc_frequency = _prototype(quick.nitro_set_tsc_frequency, None, pointer, ctypes.c_uint64)
         self.limit_features = _prototype(quick.nitro_limit_features, number, pointer)

@@ -6,9 +6,12 @@ from typing import Final, NamedTuple
 import unicorn
 from unicorn import x86_const as x86
 
+from nitro_vmm.accel.unicorn.native import LIBRARY, Library
+
 CODE_ADDRESS: Final = 0x1000
 # rdtsc; hlt
 CODE: Final = bytes.fromhex("0f31f4")
+TRANSLATION_BUFFER_BYTES: Final = 1 << 20
 ATTEMPTS: Final = 5
 INTERVAL_NS_MIN: Final = 20_000_000
 
@@ -23,6 +26,7 @@ class TscSample(NamedTuple):
 class _Reader:
     def __init__(self) -> None:
         self._uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+        self._uc.ctl_set_tcg_buffer_size(TRANSLATION_BUFFER_BYTES)
         self._uc.mem_map(CODE_ADDRESS, 0x1000)
         self._uc.mem_write(CODE_ADDRESS, CODE)
 
@@ -34,9 +38,20 @@ class _Reader:
         return after - before, TscSample((before + after) // 2, ticks)
 
 
+class _NativeReader:
+    def __init__(self, library: Library) -> None:
+        self._library = library
+
+    def read(self) -> tuple[int, TscSample]:
+        before = time.monotonic_ns()
+        ticks = self._library.read_host_tsc()
+        after = time.monotonic_ns()
+        return after - before, TscSample((before + after) // 2, ticks)
+
+
 def read_tsc() -> TscSample:
     """The counter as a guest reads it, now; the best of a few attempts, so right within microseconds."""
-    reader = _Reader()
+    reader = _Reader() if LIBRARY is None else _NativeReader(LIBRARY)
     return min(reader.read() for _ in range(ATTEMPTS))[1]
 
 

@@ -1,5 +1,6 @@
 """A virtual machine on Unicorn: one emulated processor, and interrupt controllers in software."""
 
+import logging
 import mmap
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from nitro_vmm.accel import Bus, Line, Ram, Vcpu
 from nitro_vmm.accel.state import EntryState, Exit, ExitReason, VmState
 from nitro_vmm.accel.unicorn.engine import Stopped
 from nitro_vmm.accel.unicorn.interrupts import Interrupts
+from nitro_vmm.accel.unicorn.native import LIBRARY, MISSING
 from nitro_vmm.accel.unicorn.private import SAVED_BYTES, UNICORN_VERSION
 from nitro_vmm.accel.unicorn.tsc import measure_tsc_hz, read_tsc
 from nitro_vmm.accel.unicorn.vcpu import Cpu
@@ -19,10 +21,28 @@ from nitro_vmm.devices.local_apic import LocalApic, LocalApicState
 from nitro_vmm.devices.state import require_bytes, require_flags, require_whole
 from nitro_vmm.errors import HostError, StateError
 
+logger = logging.getLogger(__name__)
+_said = False
+
 OFFSET_MASK: Final = (1 << PAGE_BITS) - 1
-ADDRESS_SPACE_BYTES: Final = 1088 * MIB
-"""What Unicorn reserves: 1 GiB for translated code, which it takes up as it needs it, and some for threads.
+ADDRESS_SPACE_BYTES: Final = 320 * MIB
+"""What Unicorn reserves: 256 MiB for translated code, which it takes up as it needs it, and some for threads.
 Where it gets less, the library prints a line and exits the process, so we look first."""
+
+
+PROCESSOR: Final = UNICORN_VERSION + (" with the native part" if LIBRARY else "")
+"""What a saved machine goes on with, because with the native part CPUID offers more."""
+
+
+def _say_once_what_is_missing() -> None:
+    global _said  # noqa: PLW0603
+    if MISSING and not _said:
+        _said = True
+        logger.warning(
+            "the emulated processor runs without its native part, because %s: it is slower, and some of the "
+            "guest's instructions are wrong or not offered",
+            MISSING,
+        )
 
 
 class Unicorn:
@@ -41,6 +61,7 @@ class Unicorn:
 
     def __init__(self, *, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         _check_address_space()
+        _say_once_what_is_missing()
         self._clock_ns = clock_ns
         # The counter's frequency is had from two looks at it. The image is loaded in between.
         self._tsc = read_tsc()
@@ -117,7 +138,7 @@ class UnicornVm:
         """See `Vm.state`."""
         self._interrupts.withdraw()
         return UnicornState(
-            unicorn_version=UNICORN_VERSION,
+            unicorn_version=PROCESSOR,
             registers=self._cpu.save(),
             halted=self._vcpu.halted,
             tsc=read_tsc().ticks + self._cpu.tsc_offset & (1 << 64) - 1,
@@ -128,8 +149,8 @@ class UnicornVm:
 
     def restore(self, state: VmState) -> None:
         """See `Vm.restore`. The time stamp counter goes on from where it was."""
-        if not isinstance(state, UnicornState) or state.unicorn_version != UNICORN_VERSION:
-            raise StateError(f"the machine was not saved by Unicorn {UNICORN_VERSION}")
+        if not isinstance(state, UnicornState) or state.unicorn_version != PROCESSOR:
+            raise StateError(f"the machine was not saved by Unicorn {PROCESSOR}")
         if abs(state.tsc_hz - self.tsc_hz) * TSC_HZ_TOLERANCE > self.tsc_hz:
             raise StateError(
                 f"the machine was saved where the counter runs at {state.tsc_hz} Hz, here at {self.tsc_hz}"
