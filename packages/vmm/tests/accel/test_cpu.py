@@ -277,7 +277,8 @@ def test_another_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         *("UC_CPU", "CPU_ENV", "CPU_CLASS", "CLASS_DO_INTERRUPT"),
         *("CPU_EXCEPTION_INDEX", "ENV_EIP", "ENV_CR", "ENV_STAR", "ENV_LSTAR", "ENV_FMASK"),
-        *("ENV_TR", "ENV_GDT", "ENV_IDT"),
+        *("ENV_TR", "ENV_GDT", "ENV_IDT", "ENV_FPUS", "ENV_FPUC", "ENV_MXCSR", "ENV_XMM"),
+        *("ENV_SYSENTER_CS", "ENV_SYSENTER_ESP", "ENV_SYSENTER_EIP"),
     ],
 )
 def test_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

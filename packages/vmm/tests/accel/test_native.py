@@ -1,5 +1,6 @@
 """The native part: that it is in force, and guests that only it can hold."""
 
+import re
 import struct
 import subprocess
 import sys
@@ -79,6 +80,14 @@ def test_a_function_that_is_not_called_is_noticed() -> None:
     )
 
     assert "does not call its" in name
+
+
+def test_it_asks_for_no_newer_c_library_than_its_wheel_promises() -> None:
+    """manylinux_2_17."""
+    versions = re.findall(rb"GLIBC_(\d+)\.(\d+)", native.PATH.read_bytes())
+
+    assert versions
+    assert max((int(major), int(minor)) for major, minor in versions) <= (2, 17)
 
 
 def test_other_engines_are_left_alone() -> None:

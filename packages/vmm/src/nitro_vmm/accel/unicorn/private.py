@@ -47,6 +47,13 @@ ENV_GDT: Final = 376
 ENV_IDT: Final = 400
 ENV_CR: Final = 424
 ENV_EFER: Final = 592
+ENV_FPUS: Final = 608
+ENV_FPUC: Final = 610
+ENV_MXCSR: Final = 816
+ENV_XMM: Final = 824
+ENV_SYSENTER_CS: Final = 4800
+ENV_SYSENTER_ESP: Final = 4808
+ENV_SYSENTER_EIP: Final = 4816
 ENV_STAR: Final = 4824
 ENV_LSTAR: Final = 4840
 ENV_FMASK: Final = 4856
@@ -190,13 +197,27 @@ class PrivateState:
             if _u64(at).value != value:
                 raise mismatch(f"{name} is elsewhere")
             uc.reg_write(register, before)
+        for name, register, at, value in (
+            ("FPSW", x86.UC_X86_REG_FPSW, ENV_FPUS, 0x0101),
+            ("FPCW", x86.UC_X86_REG_FPCW, ENV_FPUC, 0x0300),
+            ("MXCSR", x86.UC_X86_REG_MXCSR, ENV_MXCSR, 0x1FA0),
+            ("XMM0", x86.UC_X86_REG_XMM0, ENV_XMM, 0x5EED_1234),
+        ):
+            before = uc.reg_read(register)
+            uc.reg_write(register, value)
+            if _u32(self._env + at).value & 0xFFFF != value & 0xFFFF:
+                raise mismatch(f"{name} is elsewhere")
+            uc.reg_write(register, before)
         for name, msr, at in (
+            ("SYSENTER_CS", 0x174, ENV_SYSENTER_CS),
+            ("SYSENTER_ESP", 0x175, ENV_SYSENTER_ESP),
+            ("SYSENTER_EIP", 0x176, ENV_SYSENTER_EIP),
             ("STAR", 0xC000_0081, ENV_STAR),
             ("LSTAR", 0xC000_0082, ENV_LSTAR),
             ("FMASK", 0xC000_0084, ENV_FMASK),
         ):
             uc.reg_write(x86.UC_X86_REG_MSR, (msr, 0x1234_5678))
-            if _u64(self._env + at).value & 0xFFFF_FFFF != 0x1234_5678:
+            if _u64(self._env + at).value & 0xFFFF != 0x5678:
                 raise mismatch(f"{name} is elsewhere")
             uc.reg_write(x86.UC_X86_REG_MSR, (msr, 0))
         for name, register, found in (
