@@ -419,7 +419,7 @@ def test_a_run_that_fails_is_to_be_repeated_or_an_error(
     def fail(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    file = System().create_vm().create_vcpu(0)
+    file = guest.vm._file.create_vcpu(1)
     monkeypatch.setattr(fcntl, "ioctl", fail)
 
     if isinstance(outcome, int):
@@ -427,6 +427,7 @@ def test_a_run_that_fails_is_to_be_repeated_or_an_error(
     else:
         with pytest.raises(outcome):
             file.run()
+    file.close()
 
 
 class FakeFile:
