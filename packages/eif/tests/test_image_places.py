@@ -156,6 +156,8 @@ def test_a_layer_whose_end_is_left_out_is_read() -> None:
 def test_a_layer_that_is_cut_or_broken_is_refused_at_the_right_place() -> None:
     whole = tar_of([(tar_member("f"), b"contents"), (tar_member("g"), b"more")])
     for data, place in (
+        (b"", 0),
+        (whole[:100], 0),
         (whole[: 512 + 7], 0),
         (whole[: 1024 + 100], 1024),
         (whole[:1024] + b"x" * 512 + whole[1536:], 1024),

@@ -69,6 +69,8 @@ def read_members(archive: memoryview) -> Iterator[tuple[tarfile.TarInfo, str]]:
     Raises:
         EifFormatError: The archive is malformed or has too many members, or a path would leave its root.
     """
+    if not archive:
+        raise EifFormatError("the tar archive is empty", offset=0)
     work = 0
     try:
         with tarfile.open(
