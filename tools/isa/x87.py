@@ -73,7 +73,7 @@ def _plain() -> Iterator[tuple[str, int]]:
         for operand in INTEGERS.values():
             yield f"ffree st(7); ffree st(6); {code}; fistp {operand}", NO_CONDITIONS
             yield f"ffree st(7); ffree st(6); {code}; fisttp {operand}", NO_CONDITIONS
-    for register in (0, 2, 7):
+    for register in (0, 2, 6):
         for name in ("fld", "fst", "fstp", "fxch", "ffree", "ffreep"):
             yield f"{name} st({register})", ROUNDED
         for name in ("fcom", "fcomp", "fucom", "fucomp"):
