@@ -1,4 +1,4 @@
-"""What is known to differ and stays so, with the reason; docs/processor.md says the same to users."""
+"""What is known to differ and stays so, with the reason; the documentation says the same to users."""
 
 import re
 from typing import Final, NamedTuple
