@@ -175,6 +175,7 @@ def program_image(directory: Path, program: Path, mode: str) -> Path:
     return write_image(directory / "program.eif", kernel, ramdisk.read_bytes(), cmdline=cmdline)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_a_hostile_program_ends(tmp_path: Path, program: Path, mode: str) -> None:
     image = program_image(tmp_path, program, mode)
@@ -188,6 +189,7 @@ def test_a_hostile_program_ends(tmp_path: Path, program: Path, mode: str) -> Non
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ENDLESS)
 def test_a_hostile_program_ends_at_sigterm(tmp_path: Path, program: Path, mode: str) -> None:
     image = program_image(tmp_path, program, mode)
