@@ -1,5 +1,6 @@
 """The native part: that it is in force, and guests that only it can hold."""
 
+import os
 import re
 import struct
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -334,3 +336,17 @@ def test_a_device_computes_with_the_host_s_rounding(guest: Guest, monkeypatch: p
     assert stopped is Stopped.HALTED
     assert seen == [0.1 + 0.2]
     assert struct.unpack("<I", guest.ram.slice(RESULT + 8, 4)) == (0xFFC0,)
+
+
+def test_a_library_older_than_its_sources_is_not_loaded(tmp_path: Path) -> None:
+    library, source = tmp_path / "libnitro.so", tmp_path / "native" / "table.h"
+    source.parent.mkdir()
+    for path in (library, source):
+        path.touch()
+    os.utime(library, (1000, 1000))
+
+    os.utime(source, (1001, 1001))
+    assert native.is_stale(library, source.parent)
+    os.utime(source, (999, 999))
+    assert not native.is_stale(library, source.parent)
+    assert not native.is_stale(library, tmp_path / "absent")

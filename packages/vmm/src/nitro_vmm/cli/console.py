@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from nitro_vmm.cli.command import complain
+from nitro_vmm.cli.command import add_command, complain
 from nitro_vmm.cli.exit_code import ExitCode
 from nitro_vmm.cli.streams import tell
 from nitro_vmm.run.control import ask
@@ -28,16 +28,26 @@ DETACH_KEY: Final = b"\x1d"
 
 def add(commands: "Subparsers") -> None:
     """Add the commands to the parser."""
-    logs = commands.add_parser("logs", help="show what an enclave has printed")
+    logs = add_command(
+        commands,
+        "logs",
+        execute_logs,
+        about="show what an enclave has printed",
+        example="vmm logs --follow hello",
+    )
     logs.add_argument("name", metavar="NAME", help="its name or id")
     logs.add_argument("--follow", "-f", action="store_true", help="go on until it ends")
     logs.add_argument("--messages", action="store_true", help="what vmm said about it, not its console")
     _add_raw(logs)
-    logs.set_defaults(execute=execute_logs)
-    console = commands.add_parser("console", help="attach to an enclave's console; Ctrl-] detaches")
+    console = add_command(
+        commands,
+        "console",
+        execute_console,
+        about="attach to an enclave's console; Ctrl-] detaches",
+        example="vmm console hello",
+    )
     console.add_argument("name", metavar="NAME", help="its name or id")
     _add_raw(console)
-    console.set_defaults(execute=execute_console)
 
 
 def _add_raw(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final
 
+from nitro_vmm.cli.command import add_command, add_json
 from nitro_vmm.cli.exit_code import ExitCode
 
 if TYPE_CHECKING:
@@ -38,9 +39,14 @@ class Finding:
 
 def add(commands: "Subparsers") -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("doctor", help="check that this machine has what enclaves need")
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.set_defaults(execute=execute)
+    parser = add_command(
+        commands,
+        "doctor",
+        execute,
+        about="check that this machine has what enclaves need",
+        example="vmm doctor",
+    )
+    add_json(parser)
 
 
 def execute(arguments: argparse.Namespace, started_s: float) -> int:  # noqa: ARG001 - the same for all commands

@@ -1,9 +1,10 @@
 """``vmm explain``: what a code means, and what to do."""
 
 import argparse
+import json
 from typing import TYPE_CHECKING
 
-from nitro_vmm.cli.command import complain
+from nitro_vmm.cli.command import add_command, add_json, complain
 from nitro_vmm.cli.exit_code import EXPLANATIONS, ExitCode
 
 if TYPE_CHECKING:
@@ -12,11 +13,15 @@ if TYPE_CHECKING:
 
 def add(commands: "Subparsers") -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser(
-        "explain", help="what an exit code (5), a cause (B03) or nitro-cli's error (E26) means"
+    parser = add_command(
+        commands,
+        "explain",
+        execute,
+        about="what an exit code (5), a cause (B03) or nitro-cli's error (E26) means",
+        example="vmm explain B03",
     )
     parser.add_argument("code", metavar="CODE", help="as it was printed")
-    parser.set_defaults(execute=execute)
+    add_json(parser)
 
 
 def execute(arguments: argparse.Namespace, started_s: float) -> int:  # noqa: ARG001 - the same for all commands
@@ -28,7 +33,7 @@ def execute(arguments: argparse.Namespace, started_s: float) -> int:  # noqa: AR
             hint="exit codes are numbers, causes B01 to B15, nitro-cli's errors E00 to E60",
             code=ExitCode.USAGE,
         )
-    print(text)
+    print(json.dumps({"Code": arguments.code, "Explanation": text}) if arguments.json else text)
     return ExitCode.ENDED
 
 

@@ -4,6 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from nitro_vmm.cli.command import add_command, add_json
 from nitro_vmm.cli.exit_code import ExitCode
 from nitro_vmm.cli.measurements import shown_measurements
 from nitro_vmm.run.control import stats
@@ -17,16 +18,22 @@ COLUMNS = ("NAME", "STATUS", "CID", "MEMORY", "MODE", "IMAGE")
 
 def add(commands: "Subparsers") -> None:
     """Add the commands to the parser."""
-    ps = commands.add_parser("ps", help="list the enclaves that run in the background")
+    ps = add_command(
+        commands,
+        "ps",
+        execute,
+        about="list the enclaves that run in the background",
+        example="vmm ps --all --json",
+    )
     ps.add_argument("--all", "-a", action="store_true", help="those that have ended, too")
-    ps.add_argument("--json", action="store_true", help="as JSON")
-    ps.set_defaults(execute=execute)
-    describe = commands.add_parser("describe", help="all about one enclave, as JSON")
-    describe.add_argument("name", metavar="NAME", help="its name or id")
-    describe.set_defaults(execute=execute_describe)
-    usage = commands.add_parser("stats", help="what an enclave uses, as JSON")
-    usage.add_argument("name", metavar="NAME", help="its name or id")
-    usage.set_defaults(execute=execute_stats)
+    add_json(ps)
+    for name, run, about in (
+        ("describe", execute_describe, "all about one enclave, as JSON"),
+        ("stats", execute_stats, "what an enclave uses, as JSON"),
+    ):
+        one = add_command(commands, name, run, about=about, example=f"vmm {name} hello")
+        one.add_argument("name", metavar="NAME", help="its name or id")
+        add_json(one, "as JSON, which is the only form")
 
 
 def as_json(entry: Entry) -> dict[str, Any]:

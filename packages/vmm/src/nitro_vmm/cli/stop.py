@@ -6,7 +6,7 @@ import select
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from nitro_vmm.cli.command import complain
+from nitro_vmm.cli.command import add_command, add_json, complain
 from nitro_vmm.cli.exit_code import ExitCode
 from nitro_vmm.errors import HostError
 from nitro_vmm.run.control import ask
@@ -20,7 +20,7 @@ STOP_TIMEOUT_S: Final = 10.0
 
 def add(commands: "Subparsers") -> None:
     """Add the commands to the parser."""
-    stop = commands.add_parser("stop", help="end enclaves in order")
+    stop = add_command(commands, "stop", execute, about="end enclaves in order", example="vmm stop hello")
     _add_which(stop)
     stop.add_argument(
         "--timeout-s",
@@ -29,24 +29,48 @@ def add(commands: "Subparsers") -> None:
         default=STOP_TIMEOUT_S,
         help=f"how long its process may take before it is killed (default: {STOP_TIMEOUT_S:g})",
     )
-    stop.set_defaults(execute=execute)
-    terminate = commands.add_parser("terminate", help="end enclaves at once, whatever their processes do")
+    terminate = add_command(
+        commands,
+        "terminate",
+        execute_terminate,
+        about="end enclaves at once, whatever their processes do",
+        example="vmm terminate --all",
+    )
     _add_which(terminate)
-    terminate.set_defaults(execute=execute_terminate)
-    wait = commands.add_parser("wait", help="wait for an enclave's end, and exit as vmm run would have")
+    wait = add_command(
+        commands,
+        "wait",
+        execute_wait,
+        about="wait for an enclave's end, and exit as vmm run would have",
+        example="vmm wait hello --timeout-s 60 --json",
+    )
     wait.add_argument("name", metavar="NAME", help="its name or id")
     wait.add_argument("--timeout-s", metavar="S", type=float, help="give up after so many seconds (code 5)")
-    wait.add_argument("--json", action="store_true", help="report the end as JSON")
-    wait.set_defaults(execute=execute_wait)
-    rm = commands.add_parser("rm", help="forget enclaves that have ended, with their logs")
+    add_json(wait, "report the end as JSON")
+    rm = add_command(
+        commands,
+        "rm",
+        execute_rm,
+        about="forget enclaves that have ended, with their logs",
+        example="vmm rm hello\nvmm rm --all --force",
+    )
     _add_which(rm)
     rm.add_argument("--force", "-f", action="store_true", help="end them first")
-    rm.set_defaults(execute=execute_rm)
 
 
 def _add_which(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", help="names or ids")
     parser.add_argument("--all", "-a", action="store_true", help="all of them")
+    add_json(parser, "print the names as a JSON list")
+
+
+def _report(arguments: argparse.Namespace, names: list[str]) -> None:
+    """Print what was done to whom."""
+    if arguments.json:
+        print(json.dumps(names))
+        return
+    for name in names:
+        print(name)
 
 
 def _chosen(arguments: argparse.Namespace, *, running: bool) -> list[Entry] | None:
@@ -75,7 +99,7 @@ def _end(arguments: argparse.Namespace, timeout_s: float) -> int:
         return ExitCode.USAGE
     for entry in chosen:
         end(entry, timeout_s)
-        print(entry.name)
+    _report(arguments, [entry.name for entry in chosen])
     return ExitCode.ENDED
 
 
@@ -124,11 +148,13 @@ def execute_rm(arguments: argparse.Namespace, started_s: float) -> int:  # noqa:
     chosen = _chosen(arguments, running=False)
     if chosen is None:
         return ExitCode.USAGE
+    removed = []
     for entry in chosen:
         if alive(entry) and arguments.all and not arguments.force:
             continue
         if arguments.force:
             end(entry, STOP_TIMEOUT_S)
         remove(find(entry.name))
-        print(entry.name)
+        removed.append(entry.name)
+    _report(arguments, removed)
     return ExitCode.ENDED

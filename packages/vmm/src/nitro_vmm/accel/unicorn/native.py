@@ -13,6 +13,8 @@ from typing import Any, Final
 VERSION: Final = 1
 """Of the library's interface, as in ``native/library.c``."""
 PATH: Final = Path(__file__).with_name("libnitro.so")
+SOURCES: Final = Path(__file__).parents[4] / "native"
+"""Where its sources are in a checkout; an installed wheel has none."""
 
 ReadDevice: Final = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int)
 WriteDevice: Final = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_int, ctypes.c_uint64)
@@ -80,9 +82,20 @@ def _prototype(function: Any, result: Any, *arguments: Any) -> Any:  # noqa: ANN
     return function
 
 
+def is_stale(library: Path, sources: Path) -> bool:
+    """Whether a checkout's sources were changed after its library was built.
+
+    The two share structures, so a library of other sources could crash the process.
+    """
+    changed = [path.stat().st_mtime for path in sources.glob("*.[ch]")]
+    return bool(changed) and max(changed) > library.stat().st_mtime
+
+
 def _load() -> tuple[Library | None, str]:
     if not PATH.exists():
         return None, "it was not built"
+    if is_stale(PATH, SOURCES):
+        return None, f"it is older than its sources; install again: pip install -e {SOURCES.parent}"
     if "unicorn" in sys.modules:
         return None, "Unicorn was imported before it"
     try:
