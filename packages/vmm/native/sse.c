@@ -58,26 +58,40 @@ static inline bool has_unmasked(env *registers)
  * The host's trap is a signal. Its handler notes the flags, masks all, and has the instruction go on. */
 
 static __thread __attribute__((tls_model("initial-exec"))) struct {
-    struct sigaction before;
+    volatile bool armed;
     volatile uint32_t trapped; /* MXCSR at the trap, or 0 */
 } unmasked;
+
+static struct sigaction others; /* what there was before; threads that race to note it note the same */
 
 static void on_trap(int number, siginfo_t *info, void *context)
 {
     struct _libc_fpstate *state = ((ucontext_t *)context)->uc_mcontext.fpregs;
 
-    (void)number, (void)info;
-    unmasked.trapped = state->mxcsr;
-    state->mxcsr |= MXCSR_MASKS;
+    if (unmasked.armed) {
+        unmasked.trapped = state->mxcsr;
+        state->mxcsr |= MXCSR_MASKS;
+    } else if (others.sa_flags & SA_SIGINFO) {
+        others.sa_sigaction(number, info, context);
+    } else if (others.sa_handler != SIG_DFL && others.sa_handler != SIG_IGN) {
+        others.sa_handler(number);
+    } else {
+        sigaction(number, &others, NULL); /* the instruction runs again, and has its due */
+    }
 }
 
+/* The handler stays: other threads may be here, too. It is set each time, because somebody may have set another
+ * one meanwhile. */
 static __attribute__((noinline)) void unmask(env *registers)
 {
-    struct sigaction action = {.sa_sigaction = on_trap, .sa_flags = SA_SIGINFO};
+    struct sigaction action = {.sa_sigaction = on_trap, .sa_flags = SA_SIGINFO}, before;
 
     collect_mxcsr(registers);
+    sigaction(SIGFPE, &action, &before);
+    if (!(before.sa_flags & SA_SIGINFO) || before.sa_sigaction != on_trap)
+        others = before;
     unmasked.trapped = 0;
-    sigaction(SIGFPE, &action, &unmasked.before);
+    unmasked.armed = true;
     _mm_setcsr(ENV_MXCSR(registers) & ~MXCSR_FLAGS & ~MXCSR_RESERVED);
 }
 
@@ -85,7 +99,7 @@ static __attribute__((noinline)) void raise_unmasked(env *registers, uintptr_t r
 {
     uint32_t flags = unmasked.trapped ? unmasked.trapped : _mm_getcsr();
 
-    sigaction(SIGFPE, &unmasked.before, NULL);
+    unmasked.armed = false;
     ENV_MXCSR(registers) |= flags & MXCSR_FLAGS;
     enter_mxcsr(registers);
     if (unmasked.trapped) {
