@@ -256,10 +256,10 @@ X87_POPPING(POPPING, )
             return;                                                                                              \
         }                                                                                                        \
         begin(registers);                                                                                        \
-        __asm__ volatile("fldt %[first]\n\t" #name STATUS "fstpt %[upper]\n\ttestl $0x400, %%eax\n\t"            \
+        __asm__ volatile("fldt %[first]\n\t" #name STATUS "fstpt %[upper]\n\ttestl %[range], %%eax\n\t"           \
                          "jnz 1f\n\tfstpt %[lower]\n1:"                                                          \
                          : [upper] "=m"(upper), [lower] "=m"(lower), [status] "=&a"(status)                      \
-                         : [first] "m"(ST0)                                                                      \
+                         : [first] "m"(ST0), [range] "i"(PUSHING_CONDITIONS_##name & C2)                         \
                          : "cc");                                                                                \
         end(registers, status, PUSHING_CONDITIONS_##name);                                                       \
         if ((status & C2 & PUSHING_CONDITIONS_##name) || is_refused_result(registers, status))                   \
