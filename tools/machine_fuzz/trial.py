@@ -4,6 +4,7 @@ The process runs the guest for a moment, asks the machine to stop, and must then
 outside, because one whose interpreter is stuck can tell nobody.
 """
 
+import faulthandler
 import logging
 import os
 import resource
@@ -112,6 +113,7 @@ def _child(guest: Guest, errors: IO[str], pipe: int, *, run_s: float, stop_s: fl
     """Never returns."""
     try:
         os.dup2(errors.fileno(), 2)
+        faulthandler.enable(errors.fileno())
         logging.disable()
         endings: list[Ending] = []
         machine, entry, vsock = _assemble(guest)
