@@ -8,7 +8,6 @@ import resource
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final
 
 from nitro_vmm.cli.command import add_command, add_json
@@ -81,6 +80,8 @@ def _system() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - takes long to load
+
     found = {}
     for name in PACKAGES:
         try:

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _execute(argv: Sequence[str] | None, started_s: float) -> int:
     try:
         arguments, unknown = parser().parse_known_args(argv)
-        if unknown:
+        if unknown and arguments.command != nitro_command.NAME:  # which parses what follows by itself
             arguments.chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
         arguments.argv = sys.argv[1:] if argv is None else list(argv)
         return int(arguments.execute(arguments, started_s))
