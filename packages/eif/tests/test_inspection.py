@@ -4,7 +4,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from debian_packages import KERNEL
@@ -138,6 +138,8 @@ def test_images_for_aarch64_want_programs_for_aarch64() -> None:
 @given(
     st.binary(max_size=200) | st.integers(0, 250).map(lambda at: elf(loader=LOADER, needed=7)[:at] + b"\xff")
 )
+@example(b"\x7fELF")
+@example(b"#!")
 def test_any_bytes_are_a_program_or_a_concern(data: bytes) -> None:
     assert all(isinstance(text, str) for text in said(tree_of_files(bin__app=program(data))))
 

@@ -135,7 +135,7 @@ def _elf(tree: Tree, path: str, head: bytes, architecture: Architecture) -> Iter
 
 
 def _program(head: bytes) -> _Program:
-    bits, order = head[4], head[5]
+    bits, order = struct.unpack_from("<BB", head, 4)
     (machine,) = struct.unpack_from("<H" if order == 1 else ">H", head, 18)
     if bits != 2 or order != 1:
         return _Program(machine)
