@@ -79,6 +79,17 @@ def application(busybox: Node, script: str, **files: str) -> dict[str, Node]:
     }
 
 
+def test_arguments_and_variables_with_newlines(tmp_path: Path, kernel: Path, busybox: Node) -> None:
+    script = """#!/bin/sh
+/bin/busybox printf 'first [%s] second [%s] variable [%s]\\n' "$1" "$2" "$VALUE"
+"""
+    files = {"cmd0": "./script\0two\nlines\0\0", "env0": "VALUE=a\n\nb\0", "workdir": "/work\n"}
+
+    ended = run(tmp_path, kernel, bootstrap(), application(busybox, script, **files))
+
+    assert "first [two\nlines] second [] variable [a\n\nb]\n" in ended.console
+
+
 def test_arguments_environment_directory_and_user(tmp_path: Path, kernel: Path, busybox: Node) -> None:
     script = r"""#!/bin/sh
 PATH=/bin:$PATH
