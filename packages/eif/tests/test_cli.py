@@ -441,3 +441,15 @@ def test_the_time_of_a_build_is_in_the_image_only_where_it_is_asked_for() -> Non
     assert build_time("now", {"SOURCE_DATE_EPOCH": "0"}) > "2026"
     with pytest.raises(UsageError, match="SOURCE_DATE_EPOCH"):
         build_time(None, {"SOURCE_DATE_EPOCH": "today"})
+
+
+def test_extracting_from_a_broken_image_takes_what_is_there_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, parts = tmp_path / "x.eif", tmp_path / "parts"
+    write_eif(example_contents(), path)
+    path.write_bytes(path.read_bytes()[:-1])
+
+    assert main(["extract", str(path), "--output", str(parts)]) == 3
+    assert "are left in the file" in capsys.readouterr().err
+    assert (parts / "cmdline").read_bytes() == example_contents().cmdline

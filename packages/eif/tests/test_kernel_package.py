@@ -197,3 +197,23 @@ def test_the_command_line_takes_several_packages(tmp_path: Path, capsys: pytest.
     assert main(["build", *arguments, "--output", str(tmp_path / "x.eif")]) == 0
     assert f"eif: warning: {paths[0]}, {paths[1]} has no module virtio_mmio" in capsys.readouterr().err
     assert main(["build", *arguments, "--module", "gone", "--output", str(tmp_path / "x.eif")]) == 2
+
+
+def test_what_modules_have_together_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = package(tmp_path / "linux.deb", {"a.ko": module(), "b.ko": module()})
+    both = 2 * len(module())
+    with ExitStack() as stack:
+        monkeypatch.setattr("nitro_eif.build.kernel_package.ALL_MODULES_BYTES_MAX", both)
+        assert len(read_package(path, Architecture.X86_64, stack, modules=["a", "b"]).modules) == 2
+        monkeypatch.setattr("nitro_eif.build.kernel_package.ALL_MODULES_BYTES_MAX", both - 1)
+        with pytest.raises(EifFormatError, match="the modules have more than"):
+            read_package(path, Architecture.X86_64, stack, modules=["a", "b"])
+
+
+def test_a_module_may_have_64_mebibytes() -> None:
+    from nitro_eif.build.kernel_package import MODULE_BYTES_MAX, decompressed_module
+
+    assert MODULE_BYTES_MAX == 64 << 20
+    assert len(decompressed_module(lzma.compress(bytes(MODULE_BYTES_MAX), preset=0))) == MODULE_BYTES_MAX
+    with pytest.raises(EifFormatError, match="a module of more than"):
+        decompressed_module(lzma.compress(bytes(MODULE_BYTES_MAX + 1), preset=0))
