@@ -85,7 +85,7 @@ def describe(arguments: argparse.Namespace) -> None:
                 "Measurements": entry.measurements,
             }
             if arguments.metadata:
-                about = eif("describe", "--json", entry.image, code="E35")
+                about = eif("describe", "--json", entry.image, code="E35", refused=True)
                 described |= {
                     key: about[key] for key in ("ImageName", "ImageVersion", "Metadata") if key in about
                 }
