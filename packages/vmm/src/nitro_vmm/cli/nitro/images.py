@@ -28,7 +28,7 @@ def eif(*arguments: str, code: str, refused: bool = False) -> dict[str, Any]:
     command = [sys.executable, "-P", "-c", "import sys; from nitro_eif.cli import main; sys.exit(main())"]
     done = subprocess.run([*command, *arguments], capture_output=True, check=False)
     answer: dict[str, Any] = json.loads(done.stdout or b"{}")
-    if done.returncode and not (refused and "Measurements" in answer):
+    if done.returncode and not (refused and answer.get("CheckCRC")):  # it is an image, and whole
         said = done.stderr.decode(errors="replace").strip()
         raise NitroCliError(code, said.removeprefix("eif: ").removeprefix("error: "))
     return answer
