@@ -27,7 +27,7 @@ class AsyncioEnclave:
     """
 
     def __init__(self, config: EnclaveConfig, **options: Any) -> None:  # noqa: ANN401 - those of `Enclave`
-        self.blocking = BlockingEnclave(config, **options)
+        self.blocking: BlockingEnclave = BlockingEnclave(config, **options)
         """The same enclave, for other threads."""
 
     async def __aenter__(self) -> Self:

@@ -30,7 +30,7 @@ class BlockingListener:
     """
 
     def __init__(self, enclave: "BlockingEnclave", listener: ParentListener) -> None:
-        self.port = listener.port
+        self.port: int = listener.port
         """The vsock port, as the enclave knows it."""
         self._enclave = enclave
         self._listener = listener
