@@ -97,7 +97,7 @@ def test_few_open_files(image: Path, limit: int) -> None:
 
 
 def test_little_address_space(image: Path) -> None:
-    done = shell('ulimit -v 1300000; "$@"', str(image), "--memory-mib", "64")
+    done = shell('ulimit -v 600000; "$@"', str(image), "--memory-mib", "64")
 
     assert done.returncode == ExitCode.HOST
     assert b"hint: raise the limit (ulimit -v)" in done.stderr
