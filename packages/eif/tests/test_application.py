@@ -150,7 +150,8 @@ def test_values_with_newlines_are_ended_by_nuls(launch: Launch, files: dict[str,
 
 def test_this_projects_init_reads_newlines_and_others_do_not() -> None:
     assert reads_newlines(guest_init())
-    assert not reads_newlines(b"\x7fELF /cmd\0 /env\0")
+    for program in (b"/cmd\0 /env\0", b"/cmd0\0 /env\0", b"/cmd\0 /env0\0"):
+        assert not reads_newlines(program)
 
 
 def test_as_nitro_cli_the_files_are_as_linuxkit_leaves_them() -> None:

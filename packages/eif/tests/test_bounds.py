@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import lzma
 import os
 import stat
@@ -497,3 +498,48 @@ def test_a_trees_children_go_with_it() -> None:
     assert [path for path, _ in tree.items()] == ["ab"]
     assert list(tree.below("")) == ["ab"]
     assert len(tree) == 1
+
+
+def test_findings_about_the_header_stand_at_its_fields() -> None:
+    assert place(image(parts(), flags=1), "aarch64") == (6, None)
+    assert place(image(parts(), flags=2), "flags-reserved") == (6, None)
+    assert place(image(parts(), version=3), "version-old") == (4, None)
+    assert place(image(parts(), version=9), "version-unsupported") == (4, None)
+    assert place(image(parts(), magic=b"EIF."), "magic") == (0, None)
+    assert place(fix_crc(good()[:0x18] + b"\0\1" + good()[0x1A:]), "reserved-used") == (0x18, None)
+    assert place(fix_crc(good()[:0x21C] + b"\1\0\0\0" + good()[0x220:]), "reserved-used") == (0x21C, None)
+    assert place(good()[:0x220] + bytes(4) + good()[0x224:], "crc") == (0x220, None)
+
+
+def test_inodes_count_files_and_not_names() -> None:
+    shared = Node.file(b"x")
+    entries = list(read_ramdisk(memoryview(archive({"a": shared, "b": Node.file(b""), "c": shared}))))
+
+    assert [entry.inode for entry in entries] == [721, 722, 721]
+    assert [entry.links for entry in entries] == [2, 1, 2]
+
+
+def test_streams_may_refer_far_back() -> None:
+    contents = os.urandom(30_000) * 2
+    for pack, name in ((gzip.compress, "gzip"), (lzma.compress, "xz"), (zstd_module().compress, "zstd")):
+        again = io.BytesIO()
+        packed = pack(contents)
+        assert unpack(memoryview(packed), name, again) == len(packed)
+        assert again.getvalue() == contents
+
+
+def test_metadata_lack_what_they_lack() -> None:
+    whole = json.loads(M[1])
+    for change, reason in (
+        ({"BuildMetadata": None}, "lacks an object BuildMetadata"),
+        ({"ImageName": 7}, "ImageName is not a string"),
+        ({"BuildMetadata": whole["BuildMetadata"] | {"BuildTool": None}}, "BuildTool is not a string"),
+    ):
+        (finding,) = found(
+            image([K, C, (METADATA, json.dumps(whole | change).encode()), R0]), "metadata-schema"
+        )
+        assert reason in finding.message
+    for key in whole:
+        short = {name: value for name, value in whole.items() if name != key}
+        (finding,) = found(image([K, C, (METADATA, json.dumps(short).encode()), R0]), "metadata-schema")
+        assert finding.message == f"the metadata lacks {key}"

@@ -134,6 +134,11 @@ def test_an_installation_without_it_says_how_to_get_it(
 ) -> None:
     monkeypatch.setattr(guest, "files", lambda _package: tmp_path)
 
-    with pytest.raises(HostError, match="no init for x86_64 enclaves") as caught:
-        guest_init()
-    assert "--init" in caught.value.hint
+    for architecture, compiler in (
+        (Architecture.X86_64, "gcc"),
+        (Architecture.AARCH64, "gcc-aarch64-linux-gnu"),
+    ):
+        with pytest.raises(HostError, match=f"no init for {architecture} enclaves") as caught:
+            guest_init(architecture)
+        assert f"install {compiler} and" in caught.value.hint
+        assert "--init" in caught.value.hint

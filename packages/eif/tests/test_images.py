@@ -125,3 +125,14 @@ def test_a_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
         (layout / "index.json").write_text('{"manifests": [{"digest": "sha256:../../etc/passwd"}]}')
         with pytest.raises(EifFormatError, match="not a sha256 or sha512 digest"):
             open_image(f"oci:{layout}", Architecture.X86_64, stack)
+
+
+def test_progress_counts_layers(tmp_path: Path) -> None:
+    path = Container().docker_archive(tmp_path / "saved.tar")
+    seen: list[tuple[int, int]] = []
+    with ExitStack() as stack:
+        open_image(str(path), Architecture.X86_64, stack).unpack(
+            stack, progress=lambda done, total: seen.append((done, total))
+        )
+
+    assert seen == [(1, 2), (2, 2)]

@@ -112,6 +112,9 @@ def test_scripts_that_run_each_other_end() -> None:
         ("ID=centos\nVERSION_ID=10\n", 3),
         ("ID=rhel\nVERSION_ID=9.4\n", None),
         ("ID=debian\nVERSION_ID=12\n", None),
+        *((f"ID={name}\nVERSION_ID=10\n", 3) for name in ("rhel", "centos", "rocky", "ol")),
+        *((f"ID={name}\nVERSION_ID=9\n", None) for name in ("rhel", "centos", "rocky", "ol", "almalinux")),
+        *((f"ID={name}\nVERSION_ID=16.0\n", None) for name in ("sles", "opensuse-leap")),
         ("nonsense", None),
     ],
 )

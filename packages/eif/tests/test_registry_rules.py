@@ -267,3 +267,25 @@ def test_a_connection_that_always_breaks_is_given_up() -> None:
 
     assert waited_s == [0.5, 1.0, 2.0]
     assert server.requests == 4
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "hint"),
+    [
+        (401, "access denied", "docker login"),
+        (403, "access denied", "docker login"),
+        (404, "no such image", ""),
+        (429, "too many requests", "wait"),
+    ],
+)
+def test_each_refusal_says_what_to_do(client: Client, code: int, reason: str, hint: str) -> None:
+    client.server.failures = [code] * TRIES
+    if code == 401:
+        client.server.token = "token"  # noqa: S105
+        client.server.answers["/token"] = b'{"token": "other"}'
+        client.server.failures = []
+
+    with pytest.raises(RegistryError, match=reason) as caught:
+        client.registry.root()
+
+    assert hint in caught.value.hint

@@ -82,19 +82,13 @@ def assemble(directory: Path, output: Path) -> bool:
             files = [(int(entry["type"]), str(entry["file"])) for entry in manifest["sections"]]
             expected = int(manifest["crc32"])
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError, AttributeError) as error:
-            raise EifFormatError(
-                f"{MANIFEST} is not as extract writes it: {error!r}", offset=0, path=place
-            ) from None
+            raise EifFormatError(f"{MANIFEST} is not as extract writes it: {error!r}", path=place) from None
         except struct.error as error:
-            raise EifFormatError(
-                f"{MANIFEST} has a number out of range: {error}", offset=0, path=place
-            ) from None
+            raise EifFormatError(f"{MANIFEST} has a number out of range: {error}", path=place) from None
         sections: list[SectionData] = []
         for kind, name in files:
             if "/" in name or name in {"", ".", ".."}:
-                raise EifFormatError(
-                    f"{MANIFEST} names {name!r}, which is not a file beside it", offset=0, path=place
-                )
+                raise EifFormatError(f"{MANIFEST} names {name!r}, which is not a file beside it", path=place)
             sections.append((kind, stack.enter_context(map_file(directory / name))))
         with replacing(output) as file:
             write_sections(file, header, sections)

@@ -22,7 +22,7 @@ class EifFormatError(EifError):
 
     Args:
         reason: What is wrong, without the place.
-        offset: Where, in bytes from the start of the input.
+        offset: Where, in bytes from the start of the input; 0 where the input as a whole is meant.
         section: Index in the section table, where the fault is in one section.
         path: The file, where one is known.
         code: The finding's code (see `nitro_eif.RULES`), where a rule of the EIF format is broken.
@@ -33,7 +33,7 @@ class EifFormatError(EifError):
         self,
         reason: str,
         *,
-        offset: int,
+        offset: int = 0,
         section: int | None = None,
         path: Path | None = None,
         code: str | None = None,

@@ -165,8 +165,8 @@ def module_dependencies(module: bytes) -> list[str]:
                 text = b",".join(value for key, _, value in fields if key == b"depends").decode("ascii")
                 return [dependency.replace("-", "_") for dependency in text.split(",") if dependency]
     except (struct.error, IndexError, ValueError, OverflowError) as error:
-        raise EifFormatError(f"not a kernel module: {error}", offset=0) from None
-    raise EifFormatError("not a kernel module: it has no .modinfo section", offset=0)
+        raise EifFormatError(f"not a kernel module: {error}") from None
+    raise EifFormatError("not a kernel module: it has no .modinfo section")
 
 
 def _elf_sections(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -215,7 +215,7 @@ def _closure(
                 ) from None
             if left < 0:
                 message = f"the modules have more than {ALL_MODULES_BYTES_MAX} bytes"
-                raise EifFormatError(message, offset=0, path=path)
+                raise EifFormatError(message, path=path)
             pending.append((name, data))
             pending += [(need, None) for need in reversed(needs)]
     return list(loaded.items()), list(missing)
@@ -238,7 +238,7 @@ def decompressed_module(data: bytes | memoryview) -> bytes:
 class _Bounded(io.BytesIO):
     def write(self, data: bytes, /) -> int:  # type: ignore[override]
         if self.tell() + len(data) > MODULE_BYTES_MAX:
-            raise EifFormatError(f"a module of more than {MODULE_BYTES_MAX} bytes", offset=0)
+            raise EifFormatError(f"a module of more than {MODULE_BYTES_MAX} bytes")
         return super().write(data)
 
 

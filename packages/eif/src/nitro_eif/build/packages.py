@@ -99,7 +99,7 @@ def _rpm_header_end(view: memoryview, at: int) -> int:
 
 def _data_member(view: memoryview) -> memoryview:
     if bytes(view[: len(_AR_MAGIC)]) != _AR_MAGIC:
-        raise EifFormatError("neither a Debian package nor an RPM", offset=0)
+        raise EifFormatError("neither a Debian package nor an RPM")
     at = len(_AR_MAGIC)
     while at + _AR_HEADER_BYTES <= len(view):
         header = bytes(view[at : at + _AR_HEADER_BYTES])

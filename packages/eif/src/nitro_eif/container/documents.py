@@ -28,7 +28,7 @@ def check_digest(data: bytes | memoryview, digest: str) -> None:
     for piece in chunks(memoryview(data)):
         computed.update(piece)
     if f"{algorithm}:{computed.hexdigest()}" != digest:
-        raise EifFormatError(f"the data are not {digest} but {algorithm}:{computed.hexdigest()}", offset=0)
+        raise EifFormatError(f"the data are not {digest} but {algorithm}:{computed.hexdigest()}")
 
 
 def load_document(data: bytes | memoryview, place: Path) -> Json:
@@ -43,7 +43,7 @@ def load_document(data: bytes | memoryview, place: Path) -> Json:
     """
     value = load_json(data, place)
     if not isinstance(value, dict):
-        raise EifFormatError("a manifest or config is not a JSON object", offset=0, path=place)
+        raise EifFormatError("a manifest or config is not a JSON object", path=place)
     return value
 
 
@@ -56,7 +56,7 @@ def load_json(data: bytes | memoryview, place: Path) -> Any:  # noqa: ANN401 - J
     try:
         return parse_json(data)
     except ValueError as error:
-        raise EifFormatError(f"a manifest or config is not JSON: {error}", offset=0, path=place) from None
+        raise EifFormatError(f"a manifest or config is not JSON: {error}", path=place) from None
 
 
 def objects(value: object, what: str, place: Path, *, may_be_empty: bool = False) -> list[Json]:
@@ -67,4 +67,4 @@ def objects(value: object, what: str, place: Path, *, may_be_empty: bool = False
     """
     if isinstance(value, list) and all(isinstance(item, dict) for item in value) and (value or may_be_empty):
         return value
-    raise EifFormatError(f"{what} is not a list of objects", offset=0, path=place)
+    raise EifFormatError(f"{what} is not a list of objects", path=place)

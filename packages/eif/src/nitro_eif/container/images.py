@@ -222,7 +222,7 @@ def _from_archive(
         return _resolve(Layout(files, tag, path), path, architecture)
     if "manifest.json" in files.names:
         return _from_docker_save(files, tag, path, architecture)
-    raise EifFormatError("neither an OCI layout nor what docker save writes", offset=0, path=path)
+    raise EifFormatError("neither an OCI layout nor what docker save writes", path=path)
 
 
 def _resolve(store: Store, place: Path, architecture: Architecture) -> Image:
@@ -234,12 +234,10 @@ def _resolve(store: Store, place: Path, architecture: Architecture) -> Image:
         entry = _choose(objects(document["manifests"], "the index's manifests", place), architecture, place)
         document = load_document(_blob(store, entry, place), place)
     if document.get("schemaVersion") == 1 or "config" not in document:
-        raise EifFormatError(
-            "the image's manifest is neither of OCI nor of Docker's schema 2", offset=0, path=place
-        )
+        raise EifFormatError("the image's manifest is neither of OCI nor of Docker's schema 2", path=place)
     descriptor = document["config"]
     if not isinstance(descriptor, dict):
-        raise EifFormatError("the manifest's config is not an object", offset=0, path=place)
+        raise EifFormatError("the manifest's config is not an object", path=place)
     raw = load_document(_blob(store, descriptor, place), place)
     layers = objects(document.get("layers"), "the manifest's layers", place, may_be_empty=True)
     readers = [partial(_blob, store, entry, place) for entry in layers]
@@ -262,7 +260,7 @@ def _from_docker_save(files: Archive, tag: str | None, path: Path, architecture:
         or not isinstance(layers, list)
         or not all(isinstance(layer, str) for layer in layers)
     ):
-        raise EifFormatError("manifest.json names no config and layers", offset=0, path=path)
+        raise EifFormatError("manifest.json names no config and layers", path=path)
     data = files.read(config)
     raw = load_document(data, path)
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -284,18 +282,18 @@ def _choose(entries: list[Json], architecture: Architecture, place: Path) -> Jso
         if platform.get("os") == "linux" and platform.get("architecture") == architecture.oci_name:
             return entry
     raise EifFormatError(
-        f"no image for linux/{architecture.oci_name}, only {', '.join(known) or 'none'}", offset=0, path=place
+        f"no image for linux/{architecture.oci_name}, only {', '.join(known) or 'none'}", path=place
     )
 
 
 def _blob(store: Store, descriptor: Json, place: Path) -> memoryview:
     digest, size = descriptor.get("digest"), descriptor.get("size")
     if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
-        raise EifFormatError(f"{str(digest)[:100]!r} is not a sha256 or sha512 digest", offset=0, path=place)
+        raise EifFormatError(f"{str(digest)[:100]!r} is not a sha256 or sha512 digest", path=place)
     if not isinstance(size, int) or size < 0:
         size = None
     if descriptor.get("urls") and "nondistributable" in str(descriptor.get("mediaType")):
-        raise EifFormatError(f"layer {digest} is kept elsewhere ({descriptor['urls']})", offset=0, path=place)
+        raise EifFormatError(f"layer {digest} is kept elsewhere ({descriptor['urls']})", path=place)
     data = store.blob(digest, size)
     try:
         check_digest(data, digest)
@@ -320,14 +318,11 @@ def _image(
         or len(diff_ids) != len(layers)
         or not all(isinstance(text, str) and DIGEST.fullmatch(text) for text in diff_ids)
     ):
-        raise EifFormatError(
-            "the image's config does not name one diff_id for each layer", offset=0, path=place
-        )
+        raise EifFormatError("the image's config does not name one diff_id for each layer", path=place)
     config = _config(raw, place)
     if config.architecture not in {"", architecture.oci_name}:
         raise EifFormatError(
             f"the image is for {config.architecture}, not {architecture.oci_name}",
-            offset=0,
             path=place,
             hint="choose the processor with --arch",
         )
@@ -337,19 +332,19 @@ def _image(
 def _config(raw: Json, place: Path) -> ImageConfig:
     config = raw.get("config") or {}
     if not isinstance(config, dict):
-        raise EifFormatError("the image's config is not an object", offset=0, path=place)
+        raise EifFormatError("the image's config is not an object", path=place)
 
     def texts(key: str) -> tuple[str, ...]:
         value = config.get(key) or []
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return tuple(value)
-        raise EifFormatError(f"the image config's {key} is not a list of strings", offset=0, path=place)
+        raise EifFormatError(f"the image config's {key} is not a list of strings", path=place)
 
     def text(key: str, owner: Mapping[str, Any] = config) -> str:
         value = owner.get(key) or ""
         if isinstance(value, str):
             return value
-        raise EifFormatError(f"the image config's {key} is not a string", offset=0, path=place)
+        raise EifFormatError(f"the image config's {key} is not a string", path=place)
 
     return ImageConfig(
         texts("Entrypoint"),

@@ -56,9 +56,9 @@ class Directory:
         """The contents of a file; valid until the stack closes."""
         path = self._root / name
         if not path.resolve().is_relative_to(self._root.resolve()):
-            raise EifFormatError(f"{name} leads out of the image's directory", offset=0, path=self._root)
+            raise EifFormatError(f"{name} leads out of the image's directory", path=self._root)
         if not path.exists():
-            raise EifFormatError(f"the image lacks {name}", offset=0, path=self._root)
+            raise EifFormatError(f"the image lacks {name}", path=self._root)
         return self._stack.enter_context(map_file(path))
 
 
@@ -88,7 +88,7 @@ class Archive:
                     parts = parts[:-1] if part == ".." else [*parts, part]
                 member = self._members.get("/".join(parts))
         if member is None or not member.isreg():
-            raise EifFormatError(f"the image lacks {name}", offset=0, path=self._path)
+            raise EifFormatError(f"the image lacks {name}", path=self._path)
         return self._archive[member.offset_data : member.offset_data + member.size]
 
 
@@ -113,9 +113,7 @@ class Layout:
         if self._tag is not None:
             manifests = [entry for entry in manifests if ref_name(entry) == self._tag]
             if not manifests:
-                raise EifFormatError(
-                    f"the layout has no image named {self._tag!r}", offset=0, path=self._path
-                )
+                raise EifFormatError(f"the layout has no image named {self._tag!r}", path=self._path)
         names = sorted({ref_name(entry) or "" for entry in manifests})
         if len(names) > 1:
             raise UsageError(

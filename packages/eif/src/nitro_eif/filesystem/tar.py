@@ -70,7 +70,7 @@ def read_members(archive: memoryview) -> Iterator[tuple[tarfile.TarInfo, str]]:
         EifFormatError: The archive is malformed or has too many members, or a path would leave its root.
     """
     if not archive:
-        raise EifFormatError("the tar archive is empty", offset=0)
+        raise EifFormatError("the tar archive is empty")
     work = 0
     try:
         with tarfile.open(
@@ -97,7 +97,7 @@ def read_members(archive: memoryview) -> Iterator[tuple[tarfile.TarInfo, str]]:
         RecursionError,
         OSError,
     ) as error:
-        raise EifFormatError(f"the tar archive is broken: {error}", offset=0) from None
+        raise EifFormatError(f"the tar archive is broken: {error}") from None
 
 
 def _check_end(archive: memoryview, at: int) -> None:
@@ -222,12 +222,6 @@ class _Reader(RawIOBase):
         self._view = view
         self._at = 0
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
     def seek(self, offset: int, whence: int = 0) -> int:
         self._at = offset + (0, self._at, len(self._view))[whence]
         return self._at
@@ -235,12 +229,10 @@ class _Reader(RawIOBase):
     def tell(self) -> int:
         return self._at
 
-    def read(self, size: int | None = -1) -> bytes:
+    def read(self, size: int = -1) -> bytes:
         # Contents are taken from the view, so the library reads headers only, and whole ones at once.
-        if size is not None and size > HEADER_BYTES_MAX:
+        if not 0 <= size <= HEADER_BYTES_MAX:
             raise EifFormatError(f"a tar header of {size} bytes", offset=self._at)
-        if size is None or size < 0:
-            size = max(len(self._view) + _PADDING_BYTES - self._at, 0)
         data = bytes(self._view[self._at : self._at + size])
         # Zeros follow the end: some writers, such as umoci, leave out the last member's padding and the end
         # mark, and Go's reader does not mind. Contents that are cut short are noticed all the same.

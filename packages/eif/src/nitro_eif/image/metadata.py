@@ -89,13 +89,11 @@ class Metadata:
         missing = [key for key in _MEMBERS if key not in value]
         if missing or not isinstance(build, dict):
             what = ", ".join(missing) or "an object BuildMetadata"
-            raise EifFormatError(f"the metadata lacks {what}", offset=0, code="metadata-schema")
+            raise EifFormatError(f"the metadata lacks {what}", code="metadata-schema")
         for key, owner in (*((k, value) for k in _MEMBERS[:2]), *((k, build) for k in _BUILD_MEMBERS)):
             text = owner.get(key)
             if not isinstance(text, str):
-                raise EifFormatError(
-                    f"the metadata's {key} is not a string", offset=0, code="metadata-schema"
-                )
+                raise EifFormatError(f"the metadata's {key} is not a string", code="metadata-schema")
             members[key] = text
         return cls(
             image_name=members["ImageName"],
@@ -134,9 +132,9 @@ def load_json(data: bytes | memoryview) -> dict[str, Any]:
             f"the metadata is not JSON: {error.msg}", offset=error.pos, code="metadata-json"
         ) from None
     except ValueError as error:
-        raise EifFormatError(f"the metadata is not JSON: {error}", offset=0, code="metadata-json") from None
+        raise EifFormatError(f"the metadata is not JSON: {error}", code="metadata-json") from None
     if not isinstance(value, dict):
-        raise EifFormatError("the metadata is not a JSON object", offset=0, code="metadata-json")
+        raise EifFormatError("the metadata is not a JSON object", code="metadata-json")
     return value
 
 
