@@ -314,3 +314,10 @@ def mutants(session: nox.Session, package: str) -> None:
     stand_ins = group(f"test-{package}") if f"test-{package}" in ROOT["dependency-groups"] else []
     session.install(*local(package, extras=True), *group("test"), *stand_ins, *group("mutants"))
     session.run("python", "tools/mutants.py", package, *session.posargs)
+
+
+@nox.session(name="vsock-suite")
+def vsock_suite(session: nox.Session) -> None:
+    """Run the Linux kernel's own vsock tests between two guests of the daemon; ``-- 6.12`` for one kernel."""
+    install_once(session)
+    session.run("python", "tools/vsock_suite.py", *session.posargs, success_codes=[0, BENCH_SKIPPED])

@@ -105,6 +105,17 @@ class Apt:
 
         return self._keep(name, fetch).parent
 
+    def requirements(self, name: str) -> list[str]:
+        """The names of the packages that a package depends on.
+
+        Raises:
+            DebianError: the index cannot be fetched, or has no such package.
+        """
+        self._update()
+        record = self._run("show", name, command="apt-cache")
+        depends = re.search(r"^Depends: (.*)$", record, re.MULTILINE)
+        return re.findall(r"(?:^|, )([^\s,|(]+)", depends[1]) if depends else []
+
     def _keep(self, name: str, fetch: Callable[[Path], object]) -> Path:
         """One of the files in the cache's directory `name`, which is made whole or not at all."""
         directory = self._directory / name
