@@ -1,7 +1,9 @@
 """Flags, ``--vm`` and YAML files all become the same checked configuration."""
 
+import importlib.machinery
 import json
 import socket
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -248,6 +250,19 @@ def test_the_descriptor_names_a_program(capsys: pytest.CaptureFixture[str]) -> N
     descriptor = json.loads(capsys.readouterr().out)
     assert descriptor["type"] == "vsock"
     assert Path(descriptor["binary"]).is_absolute()
+
+
+@pytest.mark.parametrize(("file", "suffix"), [("engine.py", ""), ("engine.so", " (compiled)")])
+def test_the_version_says_whether_the_data_path_is_compiled(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, file: str, suffix: str
+) -> None:
+    spec = importlib.machinery.ModuleSpec("engine", None, origin=f"/somewhere/{file}")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: spec)
+
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+
+    assert capsys.readouterr().out == f"vhost-user-vsock {version('nitro-vsock')}{suffix}\n"
 
 
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:

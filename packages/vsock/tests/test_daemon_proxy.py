@@ -57,6 +57,49 @@ async def test_an_endpoint_that_refuses_refuses_the_guest(nursery: trio.Nursery)
     assert proxy.routes[8000].refused == 1
 
 
+async def test_the_log_says_why_an_endpoint_cannot_be_reached(
+    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+        with pytest.raises(ConnectionRefusedError):
+            await result(connect(ProxyHostSide(to(port), RefusingHostSide(), nursery), 8000))
+
+    (record,) = caplog.records
+    assert record.__dict__["target"] == f"127.0.0.1:{port}"
+    assert record.__dict__["why"].endswith("Connection refused")
+
+
+async def test_an_endpoint_that_never_answers_is_given_up(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def never(*_: object) -> trio.SocketStream:
+        raise trio.TooSlowError
+
+    monkeypatch.setattr(trio, "open_tcp_stream", never)
+
+    with pytest.raises(ConnectionRefusedError):
+        await result(connect(ProxyHostSide(to(1), RefusingHostSide(), nursery), 8000))
+
+    assert caplog.records[0].__dict__["why"] == "it took too long"
+
+
+async def test_other_endpoints_from_now_on_and_counts_of_those_that_stay(nursery: trio.Nursery) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here = to(server.getsockname()[1])
+        proxy = ProxyHostSide(here, RefusingHostSide(), nursery)
+        (await result(connect(proxy, 8000))).close()
+
+        proxy.replace([*here, Proxied(port=8001, target=Destination(host="127.0.0.1", port=1))])
+
+        assert proxy.routes[8000].connections == 1
+        assert proxy.routes[8001].connections == 0
+        proxy.replace([])
+        with pytest.raises(FileNotFoundError):
+            proxy.connect(8000, SocketType.STREAM)
+
+
 async def test_a_guest_that_goes_meanwhile_leaves_no_connection(nursery: trio.Nursery) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         proxy = ProxyHostSide(to(server.getsockname()[1]), RefusingHostSide(), nursery)

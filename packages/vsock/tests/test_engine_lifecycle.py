@@ -68,6 +68,21 @@ def test_a_transport_reset_is_announced_on_the_event_queue(bench: Bench) -> None
     assert guest.event.used() == [bytes(4)]
 
 
+def test_a_bad_event_buffer_does_not_lose_the_event(bench: Bench) -> None:
+    guest = bench.start()
+    guest.event.offer(writable=[3])
+    guest.event.offer(writable=[4])
+    bench.engine.reset_transport()
+    guest.run()
+    assert guest.event.used() == [bytes(4)], "the buffer that was there from the beginning"
+
+    bench.engine.reset_transport()
+    guest.run()
+
+    assert guest.event.used() == [b"", bytes(4)]
+    assert bench.engine.counters().bad_chains == 1
+
+
 def test_a_saved_device_goes_on_in_another_engine_without_its_connections(bench: Bench) -> None:
     guest = bench.start()
     lost = bench.guest_opens()

@@ -43,6 +43,8 @@ def test_a_port_where_nobody_listens_is_refused_at_once(bench: Bench) -> None:
     (reset,) = guest.packets()
     assert reset.op == Op.RST
     assert (reset.header.src_cid, reset.header.src_port, reset.header.dst_port) == (2, 5000, 99)
+    assert bench.engine.counters().refused == 1
+    assert bench.engine.counters().opened_by_guest == 0
 
 
 def test_a_service_gets_connections_to_its_port(bench: Bench) -> None:

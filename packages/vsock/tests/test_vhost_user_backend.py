@@ -348,6 +348,7 @@ def test_descriptors_that_nobody_expects_are_closed(session: Session) -> None:
     [
         (Request.SET_FEATURES, U64.pack(1 << 40), "was not offered"),
         (Request.SET_VRING_NUM, state(0, 2048), "queue size"),
+        (Request.SET_VRING_NUM, state(0, 0), "power of two"),
         (Request.SET_VRING_NUM, state(0, 7), "power of two"),
         (Request.SET_VRING_NUM, state(3, 8), "ring 3, there are 3"),
         (Request.SET_VRING_KICK, U64.pack(0), "0 descriptors, must be 1"),
@@ -508,3 +509,10 @@ class AnyMessages(RuleBasedStateMachine):
 
 TestAnyMessages = AnyMessages.TestCase
 TestAnyMessages.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+@pytest.mark.parametrize("size", [1, 1024])
+def test_rings_from_one_descriptor_to_the_limit_are_accepted(session: Session, size: int) -> None:
+    session.realize()
+
+    assert session(Request.SET_VRING_NUM, state(0, size), need_reply=True) == U64.pack(0)

@@ -1,5 +1,7 @@
 """The codec of vhost-user messages: what is encoded is decoded, and anything else is refused."""
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,3 +117,14 @@ def test_a_table_of_no_or_nine_regions_is_refused(payload: bytes) -> None:
 def test_a_table_that_is_cut_short_is_refused() -> None:
     with pytest.raises(VhostUserError, match="2 regions need 72"):
         MemoryRegion.table(Message(Request.SET_MEM_TABLE, messages.MEMORY_TABLE.pack(2, 0) + bytes(32)))
+
+
+def test_a_memory_table_is_laid_out_as_specified() -> None:
+    region = MemoryRegion(0x1000, 0x2000, 0x3000, 0x4000)
+
+    packed = memory_table([region])
+
+    # Number of regions and padding, 32 bits each; then each region's four 64-bit numbers.
+    assert packed == b"".join(
+        number.to_bytes(size, sys.byteorder) for number, size in [(1, 4), (0, 4), *((n, 8) for n in region)]
+    )
