@@ -10,6 +10,7 @@ import struct
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,7 @@ from nitro_eif import (
     tree_of,
     validate,
     write_cpio,
+    write_eif,
 )
 from nitro_eif.commands.terminal import size
 from nitro_eif.files import CHUNK_BYTES, chunks
@@ -42,7 +44,7 @@ from nitro_eif.filesystem.compression import (
 )
 from nitro_eif.filesystem.cpio import PATH_BYTES_MAX
 from nitro_eif.image.format import HEADER_BYTES, SECTION_HEADER
-from nitro_eif.testing import example_ramdisk
+from nitro_eif.testing import example_contents, example_ramdisk
 
 K, C, M, R0, R1 = parts()
 TABLE, SIZES = 0x1C, 0x11C
@@ -543,3 +545,26 @@ def test_metadata_lack_what_they_lack() -> None:
         short = {name: value for name, value in whole.items() if name != key}
         (finding,) = found(image([K, C, (METADATA, json.dumps(short).encode()), R0]), "metadata-schema")
         assert finding.message == f"the metadata lacks {key}"
+
+
+@pytest.mark.parametrize(("window_log", "taken"), [(27, True), (28, False)])
+def test_zstd_windows_of_128_mebibytes_are_the_largest(window_log: int, taken: object) -> None:
+    zstd = zstd_module()
+    compressor = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: window_log})
+    packed = compressor.compress(b"x") + compressor.flush()
+
+    if taken:
+        assert unpack(memoryview(packed), "zstd", io.BytesIO()) == len(packed)
+    else:
+        with pytest.raises(EifFormatError, match="zstd stream is broken"):
+            unpack(memoryview(packed), "zstd", io.BytesIO())
+
+
+def test_progress_of_writing_grows_to_the_size_of_the_file(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    path = tmp_path / "x.eif"
+
+    write_eif(example_contents(), path, progress=lambda done, total: seen.append((done, total)))
+
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert {total for _, total in seen} == {seen[-1][0]} == {path.stat().st_size}
