@@ -1,4 +1,4 @@
-"""The driver's side, for tests: what a guest does with a virtqueue, well-behaved or not.
+"""The driver's side, for tests: what a guest does with a virtqueue, whether it behaves well or not.
 
 memory = guest_ram()
 driver = FakeDriver(memory, queue_size=8)
@@ -237,12 +237,12 @@ class Packet(NamedTuple):
 
     @property
     def op(self) -> int:
-        """What it is for, an `Op`."""
+        """What the packet is for: an `Op`."""
         return self.header.op
 
     @property
     def op_name(self) -> str:
-        """The same as a word."""
+        """The name of `op`."""
         return next(name for name, number in vars(Op).items() if number == self.header.op)
 
 
@@ -253,7 +253,7 @@ class FakeGuest:
         engine: The device under test; rings are attached to it at once.
         queue_size: Descriptors of each ring.
         receive_buffers: Sizes of the segments of each receive buffer; one buffer of such a shape per packet.
-        buffers: How many receive buffers to offer; None: as many as fit.
+        buffers: How many receive buffers to offer; `None`: as many as fit.
         event_idx: Whether VIRTIO_F_EVENT_IDX is negotiated.
         buf_alloc: The guest's window, bytes, as its packets say.
     """
@@ -345,7 +345,7 @@ class FakeGuest:
             host_port: Its destination port.
             data: What follows the header.
             host_cid: Its destination CID.
-            pieces: Sizes of the descriptors; None: one for the header, one for the data.
+            pieces: Sizes of the descriptors; `None`: one for the header, one for the data.
             run: False: only offer it.
             fields: Header fields that differ from the right ones.
         """

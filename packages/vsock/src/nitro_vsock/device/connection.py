@@ -230,6 +230,8 @@ class Connection:
 
     def receive(self, op: int, flags: int, buf_alloc: int, fwd_cnt: int) -> int:
         """Take in any packet but RW; returns a `Verdict`."""
+        # Every packet carries the guest's credit, whatever it is for, and most say the same as the one
+        # before.
         if fwd_cnt != self.peer_fwd_cnt or buf_alloc != self.peer_buf_alloc:
             self.update_credit(buf_alloc, fwd_cnt)
         event = op if op <= Op.CREDIT_REQUEST else 0  # `Event` has the greater numbers
@@ -242,7 +244,8 @@ class Connection:
                 event = Event.LAST_SHUTDOWN
         verdict = self._move(event)
         if verdict == Verdict.ACCEPTED:
-            self.guest_may_send = True
+            self.guest_may_send = True  # not before, because a guest that sends unasked is not to be trusted
+        # The answer says nothing new if nothing was taken, but the guest waits for it all the same.
         elif op == Op.CREDIT_REQUEST and verdict == Verdict.NOTHING:
             self.pending |= 1 << Op.CREDIT_UPDATE
         return verdict
@@ -251,6 +254,7 @@ class Connection:
         """Take in an RW packet of ``length`` bytes; false if the guest may not send that: answer RST."""
         if fwd_cnt != self.peer_fwd_cnt or buf_alloc != self.peer_buf_alloc:
             self.update_credit(buf_alloc, fwd_cnt)
+        # Counted before it is checked, so that the caller can tell the two reasons for a refusal apart.
         self.rx_cnt = rx_cnt = self.rx_cnt + length
         return self.guest_may_send and rx_cnt - self.fwd_cnt <= self.buf_alloc
 
@@ -261,6 +265,7 @@ class Connection:
         make the distance to ``tx_cnt`` greater than it was, modulo 2**32.
         """
         self.peer_buf_alloc, self.peer_fwd_cnt = buf_alloc, fwd_cnt
+        # The guest's counter has 32 bits and wraps, and so does the difference. Ours is exact.
         in_flight = (self.tx_cnt - fwd_cnt) & COUNTER_MASK
         if in_flight < self.in_flight:
             self.in_flight = in_flight
@@ -275,6 +280,7 @@ class Connection:
     def accept(self) -> None:
         """The host's end of a connection that the guest asked for is there; schedule RESPONSE."""
         self._move(Event.HOST_ACCEPTED)
+        # The guest may have ended its sending while it waited, and then data would be a violation.
         self.guest_may_send = not self.guest_shutdown & Shutdown.SEND
         self.pending |= 1 << Op.RESPONSE
 
@@ -299,6 +305,7 @@ class Connection:
         self.packets_in_flight += packets
         if self.tails is None:
             self.tails = deque()
+        # One entry for the whole batch: an entry for each packet would cost more than the packet does.
         self.tails.append((self.tx_cnt, packets))
 
     def forwarded(self, unsent: int, *, drained: bool = False) -> None:
@@ -310,12 +317,15 @@ class Connection:
                 the end of its window, so it is told of any progress.
         """
         self.fwd_cnt = self.rx_cnt - unsent
+        # Not for every byte, because each CREDIT_UPDATE costs the guest an interrupt and a packet. Data on
+        # its way to the guest brings the same news for nothing.
         news = self.fwd_cnt - self.last_fwd_cnt
         if news and (drained or news >= min(self.buf_alloc, self.peer_buf_alloc) // 4):
             self.pending |= 1 << Op.CREDIT_UPDATE
 
     def shut_down(self, flags: int) -> None:
         """We will not send, not receive, or neither any more; schedule SHUTDOWN if that is news."""
+        # Flags add up, and repeating them would tell the guest nothing.
         if flags & ~self.shutdown_sent:
             self.shutdown_sent |= flags
             self.pending |= 1 << Op.SHUTDOWN
@@ -324,6 +334,7 @@ class Connection:
 
     def header(self, op: int, length: int = 0, flags: int = 0) -> bytes:
         """A packet's header. It carries our newest credit, so no CREDIT_UPDATE is due any more."""
+        # The guest is about to read these counters, so this is the moment that counts for `forwarded`.
         self.last_fwd_cnt = self.fwd_cnt
         self.pending &= ~(1 << Op.CREDIT_UPDATE)
         guest_port, host_port, host_cid = self.address

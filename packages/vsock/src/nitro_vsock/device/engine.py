@@ -86,6 +86,8 @@ class VsockEngine:
         self._inbox: deque[Callable[[], None]] = deque()
         """What other threads want to have called in the next turn."""
 
+        # The router comes first, because it may refuse, and then nothing has been opened that had to be
+        # closed.
         path = config.uds_path
         host_side = host_side or (UnixHostSide(path) if path else None)
         if router is not None:
@@ -162,6 +164,8 @@ class VsockEngine:
                 transmit=transmit,
                 event=event,
             )
+            # All kick descriptors or none: an engine that waits for half of its rings would only seem to
+            # work.
             watched: list[int] = []
             try:
                 for kick_fd in rings.kick_fds():
@@ -193,6 +197,7 @@ class VsockEngine:
             keep_connections: The guest is only paused, and will go on with the same rings at the same place.
         """
         with self._lock:
+            # Whoever waits for events in `_round` must not take them for those of later sockets.
             self._detached += 1
             rings, self._rings = self._rings, None
             if rings is None:
@@ -200,6 +205,7 @@ class VsockEngine:
                     self._event_due = False
                     self._connections.forget_all()
                 return
+            # What the guest wrote before it went counts as sent, even if nobody has looked at it yet.
             if self.failure is None:
                 with suppress(QueueError):
                     rings.take_all()
@@ -213,10 +219,11 @@ class VsockEngine:
                 self._event_due = False
                 calls = []  # a guest that is gone waits for no interrupt
             for kick_fd in rings.kick_fds():
-                with suppress(OSError):
+                with suppress(OSError):  # whoever gave it may have closed it already
                     self._epoll.unregister(kick_fd)
             rings.release()
             self.failure = None
+        # After the lock, like all interrupts: the machine may hold its own lock while it detaches.
         for call in calls:
             call()
         self._wake()
@@ -279,8 +286,10 @@ class VsockEngine:
             if self._router is not None:
                 self._router.remove(self)
             self._connections.close()
+            # What others have posted may hold sockets, and closing is how each of these jobs ends now.
             while self._inbox:
                 self._inbox.popleft()()
+            # The wake lock decides who releases the descriptors: `run`, if it is under way, or we.
             with self._wake_lock:
                 if self._running:
                     os.eventfd_write(self._wake_fd, 1)  # `run` is waiting for epoll, and releases it
@@ -374,6 +383,8 @@ class VsockEngine:
             Seconds after which to call again even if `fileno` is not readable: 0 when there is more to do
             now, `None` when there is no need.
         """
+        # More rounds while there is more to do, because coming back through an event loop costs as much as a
+        # round.
         wait: float | None = 0.0
         for _ in range(ROUNDS_PER_TURN):
             wait = self._round(0.0)
@@ -408,6 +419,8 @@ class VsockEngine:
 
     def _round(self, wait: float | None) -> float | None:
         """One look at everything, after at most ``wait`` seconds; returns how long the next may wait."""
+        # Waiting needs no lock, so other threads can attach and detach meanwhile. The count tells whether
+        # they did.
         detached = self._detached
         try:
             events = self._coalescing.wait(wait)
@@ -448,6 +461,9 @@ class VsockEngine:
         Raises:
             QueueError: A ring is broken.
         """
+        # Sockets first, because what they tell decides who gets a turn. Then the jobs of other threads, which
+        # begin connections, and the deadlines, which end them. The rings come last and see the result of all
+        # that.
         self._connections.on_events(events)
         for _ in range(len(self._inbox)):
             self._inbox.popleft()()

@@ -99,6 +99,8 @@ class Receiver:
         ring, used = self.ring, 0
         if connection.state == State.CLOSED:
             return 0, False  # it ended while it waited for its turn
+        # Control packets come before data: the guest may wait for one of them in order to take the data at
+        # all.
         while connection.pending:
             if not ring.ready():
                 self.starved = True
@@ -146,6 +148,7 @@ class Receiver:
         if len(views) > IOV_MAX:
             views = views[:IOV_MAX]
             room = sum(map(len, views))
+        # readv and not recvmsg_into, which would make a tuple and a list of control messages for every call.
         count = os.readv(connection.fd, views)
         if not count:
             self._endings.host_eof(connection)
@@ -166,6 +169,8 @@ class Receiver:
         ring.consume(lengths)
         used = len(lengths)
         connection.sent(count, used)
+        # The next read is as wide as this one proved to need: twice as wide if it was filled, else as wide as
+        # it was.
         if count == room:
             if connection.width < WIDTH_MAX:
                 connection.width *= 2

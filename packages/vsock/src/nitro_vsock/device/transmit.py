@@ -102,6 +102,7 @@ class Transmitter:
                 # Not even an RST: it would go to the guest that really has this address.
                 self._counters.bad_packets += 1
                 continue
+            # A tuple of plain numbers is the fastest key that a dictionary can have.
             address = (guest_port, host_port, host_cid)
             connection = by_address.get(address)
             if op != Op.RW or connection is None or kind != connection.kind:
@@ -130,6 +131,8 @@ class Transmitter:
             if not connection.stream:
                 self._delivery.take_message(connection, payload, flags)
                 continue
+            # Data of one connection is gathered over the whole batch, however the connections are
+            # interleaved.
             if not connection.segments:
                 touched.append(connection)
             connection.segments += payload

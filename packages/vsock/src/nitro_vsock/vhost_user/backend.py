@@ -44,7 +44,7 @@ MEMORY_SLOTS = 32
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """What a device needs to serve a ring. `call` stays right when the front-end swaps its descriptor."""
+    """What a device needs to serve a ring. Its `call` stays right when the front-end swaps the descriptor."""
 
     layout: QueueLayout
     next_available: int
@@ -71,18 +71,19 @@ class Device(Protocol):
     def stop(self) -> list[int]:
         """Leave the rings alone and drop every view of guest memory, but keep connections.
 
-        Returns the next index to take from each ring that was given to `start`.
+        Returns:
+            The next index to take from each ring that was given to `start`.
         """
 
     def reset(self) -> None:
-        """Forget the guest: it was reset, or its front-end has gone. Only while stopped."""
+        """Forget the guest, which was reset, or whose front-end has gone. Called only while stopped."""
 
     def lost(self) -> None:
         """Tell the guest, once its rings are started next, that none of its connections are left."""
 
 
 class _RingState:
-    """What a front-end has said about one ring. Owns its descriptors."""
+    """What a front-end has said about one ring. It owns the ring's descriptors."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -91,7 +92,8 @@ class _RingState:
         self.enabled = False
         self.kick = self.called = self.error = -1
         self._lock = threading.Lock()
-        """Held while a descriptor is used: the number of one that is closed may be another file's at once."""
+        """Held while a descriptor is used, because the number of one that is closed may be another file's at
+        once."""
 
     def call(self) -> None:
         """Interrupt the guest. From any thread."""
@@ -100,7 +102,7 @@ class _RingState:
                 try:  # noqa: SIM105 (for every interrupt: `suppress` takes half as long as the write)
                     os.eventfd_write(self.called, 1)
                 except OSError:
-                    pass  # full, so an interrupt is to come; or what the front-end gave is no eventfd
+                    pass  # it is full, so an interrupt is on its way; or it is not an eventfd
 
     def replace(self, name: str, descriptor: int) -> None:
         """Take over another descriptor, and close the one of before."""
@@ -136,7 +138,7 @@ class Backend:
         self._stopped_at: list[int] = []
 
     def receive(self, message: Message) -> bytes:
-        """Obey one message; returns the bytes to answer, often none. Takes over its descriptors.
+        """Obey one message, and take over its descriptors; returns the bytes to answer, which are often none.
 
         Raises:
             VhostUserError: The session is over; `close` it.
@@ -196,7 +198,8 @@ class Backend:
             case Request.SET_OWNER:
                 pass
             case Request.RESET_OWNER | Request.RESET_DEVICE:
-                # Back to the beginning: nothing runs until features are negotiated and rings enabled again.
+                # Back to the beginning, where nothing runs until features are negotiated and rings are
+                # enabled.
                 self._features = None
                 for ring in self._rings:
                     ring.enabled = False
@@ -296,12 +299,13 @@ class Backend:
             os.set_blocking(descriptor, False)
         match message.request:
             case Request.SET_VRING_KICK:
-                # The old one is still watched by the device until it is stopped.
+                # The device waits for kicks at the old descriptor until it is stopped, so it has to be
+                # stopped first.
                 self._stop()
                 ring.replace("kick", descriptor)
             case Request.SET_VRING_CALL:
                 ring.replace("called", descriptor)
-                # What the old one was signalled may have gone unseen. One interrupt too many is harmless.
+                # What was written to the old one may have gone unseen. One interrupt too many does no harm.
                 if self._running is not None:
                     ring.call()
             case _:
@@ -324,7 +328,7 @@ class Backend:
         self._stopped_at = positions
 
     def _wanted(self) -> tuple[object, ...] | None:
-        """Everything that a start of the rings depends on; None while they cannot run."""
+        """Everything that a start of the rings depends on; `None` while they cannot run."""
         if self._features is None or not len(self._memory):
             return None
         started_enabled = not self._features & messages.PROTOCOL_FEATURES
@@ -339,7 +343,7 @@ class Backend:
         return (self._features, self._memory_version, *rings)
 
     def _settle(self) -> None:
-        """Make what runs equal to what should."""
+        """Start, stop or restart the rings, so that those run that should."""
         wanted = self._wanted()
         if wanted == self._running:
             return
@@ -354,7 +358,8 @@ class Backend:
         if self._stopped_at and bases != self._stopped_at[: len(bases)]:
             self._reset_device()
         if any(bases) and not self._stopped_at:
-            self._device.lost()  # before the rings run, for what the guest opens then is not lost
+            # Before the rings run, because what the guest opens after that is not lost.
+            self._device.lost()
         self._device.start(self._memory.guest_memory(), rings, self._features)
         self._running = wanted
 

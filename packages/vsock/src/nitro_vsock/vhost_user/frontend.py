@@ -4,9 +4,10 @@
 message has an answer, is sent that answer. It keeps to the order of QEMU, which every back-end is used to.
 `FrontendSocket` is the small shell that runs these generators over a connected unix socket.
 
-A machine asks for config and features when it is built (`connect`), starts the rings when its guest's driver
-says DRIVER_OK, stops them when the driver resets the device, and watches `fileno()`: a back-end never sends
-anything unasked, so readable means that it is gone.
+A machine asks for the configuration and the features when it is built (`connect`). It starts the rings when
+its guest's driver says DRIVER_OK, and stops them when the driver resets the device. Meanwhile it watches
+`fileno()`: because a back-end never sends anything unasked, a readable socket means that the back-end is
+gone.
 """
 
 import array
@@ -39,7 +40,7 @@ PROTOCOL_FEATURES_WANTED = (
 
 _T = TypeVar("_T")
 Exchange = Generator[Message, Message | None, _T]
-"""Yields messages to send; is sent the answer, or None when the message has none."""
+"""Yields messages to send. It is sent the answer to each, or `None` if the message has no answer."""
 
 
 @dataclass(frozen=True, slots=True)

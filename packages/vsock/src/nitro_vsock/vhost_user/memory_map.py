@@ -38,7 +38,7 @@ def map_region(region: MemoryRegion, descriptor: int) -> memoryview:
         # A file that shrinks later would kill this process with SIGBUS. A memfd can promise not to.
         with contextlib.suppress(OSError):
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        # From the file's start, for huge pages ask for larger alignments than the system says.
+        # Mapped from the file's start, because huge pages want larger alignments than the system says.
         mapping = mmap.mmap(descriptor, end, mmap.MAP_SHARED)
     except (OSError, ValueError, OverflowError) as error:
         raise RefusedError(f"{region}: cannot map it: {error}") from error

@@ -120,7 +120,7 @@ class Message:
 
 
 class MessageDecoder:
-    """Bytes and descriptors in, messages out; `wanted` bytes at a time, never more."""
+    """Takes bytes and descriptors, at most `wanted` bytes at a time, and gives messages."""
 
     def __init__(self) -> None:
         self.wanted = HEADER.size
@@ -129,7 +129,7 @@ class MessageDecoder:
 
     @property
     def idle(self) -> bool:
-        """Between two messages: where a peer may close the connection."""
+        """Whether it is between two messages, which is where a peer may close the connection."""
         return not self._buffer
 
     def feed(self, data: bytes, descriptors: Sequence[int] = ()) -> Message | None:
@@ -173,7 +173,7 @@ class MessageDecoder:
         return message
 
     def take_descriptors(self) -> tuple[int, ...]:
-        """The descriptors of the unfinished message; the caller closes them."""
+        """The descriptors of the unfinished message, which the caller has to close."""
         taken = tuple(self._descriptors)
         self._descriptors.clear()
         return taken
