@@ -147,7 +147,7 @@ def compiled(session: nox.Session) -> None:
 @nox.session
 def integration(session: nox.Session) -> None:
     """Test what needs two packages, a real kernel, QEMU or a daemon."""
-    session.install(*local("vmm"), *group("test"), *group("test-integration"))
+    session.install(*local("vmm"), "-e", "./packages/nsm[kms]", *group("test"), *group("test-integration"))
     session.run("pytest", "integration-tests", *session.posargs)
 
 
