@@ -352,6 +352,12 @@ def test_destinations_that_cannot_be_are_refused(
     assert why in complaint(capsys, cli.EXIT_USAGE, "--socket=s", f"--proxy=8000={host}:443")
 
 
+@pytest.mark.parametrize("text", ["host.example", ":443", "host.example:", "host.example:http", "a host:443"])
+def test_a_destination_is_a_host_and_a_port(text: str) -> None:
+    with pytest.raises(ValueError, match="is not HOST:PORT"):
+        Destination.parse(text)
+
+
 @pytest.mark.parametrize("port", [0, 65536])
 def test_destinations_have_a_tcp_port(capsys: pytest.CaptureFixture[str], port: int) -> None:
     said = complaint(capsys, cli.EXIT_USAGE, "--socket=s", f"--proxy=8000=host.example:{port}")

@@ -1,5 +1,6 @@
 """The device's side of the virtqueue against the driver's side, with every rule a chain can break."""
 
+import mmap
 from dataclasses import replace
 
 import pytest
@@ -320,3 +321,22 @@ def test_a_saved_index_that_no_ring_can_have_is_refused(name: str, index: int) -
 
     with pytest.raises(UsageError, match=f"{name} is {index}"):
         replace(good, **{name: index})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("last", "fits"), [((1 << 30) - 1, True), (1 << 30, False)])
+def test_a_chain_has_less_than_4_gib(last: int, *, fits: bool) -> None:
+    """The length of a longer one would not fit a used element (virtio 1.3 §2.7.8)."""
+    low, high = guest_ram(), mmap.mmap(-1, 1 << 30)  # never touched, so it takes no memory
+    memory = GuestMemory([(0, low.regions[0][2]), (1 << 32, memoryview(high))])
+    driver = FakeDriver(memory)
+    for index, length in enumerate((1 << 30, 1 << 30, 1 << 30, last)):
+        driver.write_descriptor(index, 1 << 32, length, DESCRIPTOR_F_NEXT if index < 3 else 0, index + 1)
+    driver.make_available(0)
+
+    if fits:
+        chain = driver.queue.pop()
+        assert chain is not None
+        assert sum(map(len, chain.readable)) == (1 << 32) - 1
+    else:
+        with pytest.raises(ChainError, match="0x100000000 bytes long"):
+            driver.queue.pop()
