@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from nitro_vsock import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, HOST_CID, SocketType
-from nitro_vsock.device.packet import HEADER, HEADER_BYTES, Header, Op
+from nitro_vsock.device.packet import HEADER, HEADER_BYTES, Header, Op, Shutdown
 from nitro_vsock.testing import FakeDriver, UsedChain
 from nitro_vsock.vhost_user import FrontendSocket, SharedRegion, SharedRing
 from nitro_vsock.virtio.guest_memory import GuestMemory
@@ -247,6 +247,8 @@ class Guest:
                     self.send(Op.CREDIT_UPDATE, header.dst_port, header.src_port, dst_cid=header.src_cid)
             elif header.op == Op.CREDIT_REQUEST:
                 self.send(Op.CREDIT_UPDATE, header.dst_port, header.src_port, dst_cid=header.src_cid)
+            elif header.op == Op.SHUTDOWN and not header.flags & Shutdown.SEND:
+                pass  # the host takes nothing more, and may still send
             else:
                 assert header.op == Op.CREDIT_UPDATE, f"op {header.op} instead of data"
         return data

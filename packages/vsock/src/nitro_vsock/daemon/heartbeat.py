@@ -48,8 +48,8 @@ class Heartbeat:
             sock.close()
 
     async def _answer(self, stream: trio.SocketStream) -> None:
-        said = b""
         async with stream:
+            said = b""
             with trio.move_on_after(TIMEOUT_S):
                 try:
                     said = await stream.receive_some(len(HEARTBEAT))
@@ -57,6 +57,9 @@ class Heartbeat:
                         await stream.send_all(HEARTBEAT)
                 except trio.BrokenResourceError:
                     said = b""
+            self._count(said)  # before the close, because who sees that may ask for the counters
+
+    def _count(self, said: bytes) -> None:
         if said == HEARTBEAT:
             self.answered += 1
             LOGGER.info("heartbeat: the enclave has booted", extra=self._log)
