@@ -16,8 +16,10 @@ from nitro_vsock import (
     Vring,
     VsockConfig,
     VsockEngine,
+    VsockRouter,
 )
-from nitro_vsock.device.packet import HEADER, Header
+from nitro_vsock.device.packet import HEADER, Header, Op
+from nitro_vsock.testing import FakeGuest
 from nitro_vsock.virtio.split_queue import DESCRIPTOR
 
 DESCRIPTOR_BYTES = 16
@@ -363,3 +365,73 @@ def _act(guest: HostileGuest, choices: Choices) -> None:
             guest.engine.reset_transport()
     if choices.below(4):
         guest.settle()
+
+
+# Two guests that may connect to each other
+
+
+class HostileSiblings:
+    """Two guests that send what they want to each other, and sometimes accept."""
+
+    def __init__(self) -> None:
+        self.clock = _Time()
+        router = VsockRouter()
+        self.guests: list[FakeGuest] = []
+        for cid in (CID, CID + 1):
+            config = VsockConfig(guest_cid=cid, tx_buffer_size=4096, seqpacket=True, connections_max=8)
+            engine = VsockEngine(config, router=router, clock=self.clock)
+            self.guests.append(FakeGuest(engine, queue_size=32, buf_alloc=8192))
+
+    def act(self, choices: Choices) -> None:
+        """Let one of them do something."""
+        index = choices.below(2)
+        guest, other = self.guests[index], self.guests[1 - index]
+        match choices.below(10):
+            case 0:
+                self.clock.now += choices.below(40)
+            case 1 if not choices.below(4):
+                guest.engine.detach(keep_connections=bool(choices.below(2)))
+                guest._attach()
+            case 2 | 3 | 4:
+                for packet in guest.packets():
+                    header = packet.header
+                    if packet.op == Op.REQUEST and choices.below(4):
+                        ends = (header.dst_port, header.src_port)
+                        kind = header.type
+                        guest.send(Op.RESPONSE, *ends, host_cid=header.src_cid, type=kind, run=False)
+            case _ if guest.transmit.free_descriptors >= 4:
+                op = choices.of((Op.REQUEST, Op.RW, Op.RW, Op.RW, Op.SHUTDOWN, Op.CREDIT_UPDATE, Op.RST))
+                data = bytes(choices.of((0, 1, 100, 4000))) if op == Op.RW else b""
+                # The second guest's ports are the first one's, the other way around: so they hit connections.
+                ends = (choices.of(PORTS), 10) if index == 0 else (10, choices.of(PORTS))
+                kind, flags, taken = choices.of((1, 2)), choices.below(4), choices.of((0, 0, 100, 5000))
+                cid = other.cid
+                guest.send(op, *ends, data, host_cid=cid, run=False, type=kind, flags=flags, fwd_cnt=taken)
+            case _:
+                guest.run()
+                guest.transmit.used_chains()
+
+    def close(self) -> None:
+        for guest in self.guests:
+            guest.close()
+            guest.engine.close()
+
+
+def hostile_siblings(data: bytes) -> None:
+    """Any two guests: nothing raises, and nothing is held when they are gone."""
+    choices = Choices(data)
+    pair = HostileSiblings()
+    try:
+        while choices:
+            pair.act(choices)
+        for guest in pair.guests:
+            guest.engine.detach()
+        pair.clock.now += 100
+        for guest in pair.guests:
+            guest.run()
+        for guest in pair.guests:
+            counters = guest.engine.counters()
+            assert counters.connections == counters.buffered_bytes == 0
+            assert counters.bad_chains == 0
+    finally:
+        pair.close()

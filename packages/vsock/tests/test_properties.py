@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from hostile import SIZE, RingDriver, hostile_guest, hostile_ring
+from hostile import SIZE, RingDriver, hostile_guest, hostile_ring, hostile_siblings
 from nitro_vsock import VsockConfig, VsockEngine
 from nitro_vsock.addresses import SocketType
 from nitro_vsock.device.connection import Connection, State, Verdict
@@ -32,6 +32,12 @@ def test_any_driver_gets_chains_as_specified_or_refused(data: bytes) -> None:
 @given(st.binary(max_size=300))
 def test_any_guest_and_any_host_programs_leave_the_device_well(data: bytes) -> None:
     hostile_guest(data)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=600))
+def test_any_two_guests_that_reach_each_other_leave_nothing_behind(data: bytes) -> None:
+    hostile_siblings(data)
 
 
 class AnyDriver(RuleBasedStateMachine):
