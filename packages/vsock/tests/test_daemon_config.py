@@ -2,6 +2,7 @@
 
 import importlib.machinery
 import json
+import re
 import socket
 from importlib.metadata import version
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nitro_vsock import cli
-from nitro_vsock.arguments import SINGLE
+from nitro_vsock.arguments import SINGLE, parser
 from nitro_vsock.daemon.config import DaemonConfig, VmConfig
 from nitro_vsock.daemon.config_file import read_allowlist
 from nitro_vsock.daemon.guest import default_spin_us
@@ -263,6 +264,23 @@ def test_the_version_says_whether_the_data_path_is_compiled(
         cli.main(["--version"])
 
     assert capsys.readouterr().out == f"vhost-user-vsock {version('nitro-vsock')}{suffix}\n"
+
+
+def test_the_defaults_that_help_names_are_the_models() -> None:
+    model = VmConfig()
+    flags = {action.dest: action.help or "" for action in parser()._actions}
+
+    named = {name: found[1] for name in SINGLE if (found := re.search(r"\(default: ([\d+]+)\)", flags[name]))}
+
+    assert len(named) >= 9
+    for name, text in named.items():
+        default = getattr(model, name)
+        if name == "source_cid":
+            continue  # it is made of others
+        if isinstance(default, frozenset):
+            assert {int(part) for part in text.split("+")} == default, name
+        else:
+            assert float(text) == default, name
 
 
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:

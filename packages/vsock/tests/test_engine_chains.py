@@ -22,6 +22,16 @@ def test_a_packet_may_be_cut_anywhere(bench: Bench, pieces: list[int]) -> None:
     assert drain(host, guest, len(payload)) == payload
 
 
+def test_what_follows_the_header_comes_first_however_long_the_rest_is(bench: Bench) -> None:
+    """Where the second descriptor is as long as the data, and a part of the data is in the first one."""
+    guest = bench.start()
+    host = bench.guest_opens()
+
+    guest.send(Op.RW, 99, 5000, b"firstrest!", len=5, pieces=[44 + 5])
+
+    assert host.recv(100) == b"first"
+
+
 @pytest.mark.parametrize("shape", [[4140], [4096], [44, 4096], [65580], [44, 100, 100], [20, 10, 100], [50]])
 def test_receive_buffers_may_have_any_shape(bench: Bench, shape: list[int]) -> None:
     guest = bench.start()

@@ -77,6 +77,22 @@ def test_a_host_program_connects_to_the_guest(bench: Bench) -> None:
     assert host.recv(10) == b"pong"
 
 
+def test_what_is_moved_is_counted_each_way(bench: Bench) -> None:
+    guest = bench.start()
+    host = bench.guest_opens()
+    for data_of_guest in (b"four", b"fifth"):
+        guest.send(Op.RW, 99, 5000, data_of_guest)
+    host.send(b"answer")
+    guest.packets()
+
+    counters = bench.engine.counters()
+
+    assert (counters.bytes_to_host, counters.packets_to_host) == (9, 2)
+    assert (counters.bytes_to_guest, counters.packets_to_guest) == (6, 1)
+    assert (counters.opened_by_guest, counters.opened_by_host, counters.connections) == (1, 0, 1)
+    assert counters.interrupts > 0
+
+
 def test_ok_may_carry_the_hosts_port(bench: Bench) -> None:
     guest = bench.start(ok_port="host")
     host = bench.dial(b"connect   52 \n")

@@ -192,3 +192,15 @@ def test_a_back_end_that_says_nothing_is_given_up(tmp_path: Path) -> None:
         listener.listen(1)
         with pytest.raises(VhostUserError, match="GET_FEATURES: the back-end does not answer"):
             FrontendSocket.connect(tmp_path / "mute.sock", timeout_s=0.01)
+
+
+@pytest.mark.parametrize(
+    ("request_number", "reply"), [(Request.GET_FEATURES, False), (Request.SET_FEATURES, True)]
+)
+def test_an_answer_to_something_else_is_an_error(request_number: Request, *, reply: bool) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.send(Message(request_number, U64.pack(0), reply=reply).encode())
+
+        with pytest.raises(VhostUserError, match=f"the back-end answered {request_number.name}"):
+            FrontendSocket.negotiate(ours)

@@ -1,0 +1,139 @@
+"""One connection, packet by packet: what is announced, and what is not announced twice."""
+
+import pytest
+
+from nitro_vsock import SocketType
+from nitro_vsock.device.connection import (
+    PACKET_OVERHEAD_BYTES,
+    PEER_WINDOW_MAX,
+    Connection,
+    Event,
+    State,
+    Verdict,
+)
+from nitro_vsock.device.packet import HEADER, Header, Op, Shutdown
+
+WINDOW = 1000
+
+
+@pytest.fixture
+def connection() -> Connection:
+    """One that the guest asked for and the host accepted; the guest knows it."""
+    found = Connection(
+        (7, 80, 2), guest_cid=16, socket_type=SocketType.STREAM, state=State.CONNECTING, buf_alloc=WINDOW
+    )
+    found.update_credit(WINDOW, 0)
+    found.accept()
+    assert sent(found) == [(Op.RESPONSE, 0)]
+    return found
+
+
+def sent(connection: Connection) -> list[tuple[int, int]]:
+    """Operation and flags of all control packets that are due."""
+    packets = []
+    while (header := connection.next_control()) is not None:
+        fields = Header(*HEADER.unpack(header))
+        packets.append((fields.op, fields.flags))
+    return packets
+
+
+def test_what_was_shut_down_is_announced_once_and_adds_up(connection: Connection) -> None:
+    connection.shut_down(Shutdown.SEND)
+    connection.shut_down(Shutdown.SEND)
+    assert sent(connection) == [(Op.SHUTDOWN, Shutdown.SEND)]
+
+    connection.shut_down(Shutdown.SEND)
+    assert sent(connection) == [], "it is no news"
+
+    connection.shut_down(Shutdown.RECEIVE)
+    assert sent(connection) == [(Op.SHUTDOWN, Shutdown.BOTH)]
+    assert connection.state == State.CLOSING
+
+
+def test_a_shutdown_in_two_halves_is_over_after_the_second(connection: Connection) -> None:
+    first = connection.receive(Op.SHUTDOWN, Shutdown.RECEIVE, WINDOW, 0)
+    second = connection.receive(Op.SHUTDOWN, Shutdown.SEND, WINDOW, 0)
+
+    assert (first, second) == (Verdict.SHUTDOWN, Verdict.FINISHED)
+    assert connection.state == State.CLOSED
+
+
+def test_events_are_told_apart_from_packets() -> None:
+    operations = {number for name, number in vars(Op).items() if not name.startswith("_")}
+    events = [number for name, number in vars(Event).items() if not name.startswith("_")]
+
+    assert len(set(events)) == len(events)
+    assert not operations & set(events)
+
+
+@pytest.mark.parametrize("op", [Event.LAST_SHUTDOWN, Event.HOST_ACCEPTED, Event.HOST_DONE, Event.ENDED])
+def test_a_guest_cannot_send_an_event(connection: Connection, op: int) -> None:
+    assert connection.receive(op, 0, WINDOW, 0) == Verdict.VIOLATION
+
+
+@pytest.mark.parametrize(("taken", "due"), [(WINDOW // 4 - 1, []), (WINDOW // 4, [(Op.CREDIT_UPDATE, 0)])])
+def test_credit_goes_back_after_a_quarter_of_the_window(
+    connection: Connection, taken: int, due: list[tuple[int, int]]
+) -> None:
+    assert connection.receive_data(WINDOW, WINDOW, 0)
+
+    connection.forwarded(WINDOW - taken)
+
+    assert sent(connection) == due
+
+
+def test_any_credit_goes_back_when_all_that_was_held_is_gone(connection: Connection) -> None:
+    connection.receive_data(1, WINDOW, 0)
+
+    connection.forwarded(0, drained=True)
+
+    assert sent(connection) == [(Op.CREDIT_UPDATE, 0)]
+
+
+def test_a_quarter_is_of_the_smaller_of_the_two_windows(connection: Connection) -> None:
+    connection.receive_data(100, 400, 0)
+
+    connection.forwarded(0)
+
+    assert sent(connection) == [(Op.CREDIT_UPDATE, 0)]
+
+
+@pytest.mark.parametrize(("sent_before", "fits"), [(WINDOW - 1, True), (WINDOW, True), (WINDOW + 1, False)])
+def test_the_guest_may_have_its_window_on_the_way_and_no_more(
+    connection: Connection, sent_before: int, *, fits: bool
+) -> None:
+    assert connection.receive_data(sent_before, WINDOW, 0) is fits
+
+
+def test_packets_are_metered_and_one_is_always_allowed(connection: Connection) -> None:
+    connection.update_credit(2 * PACKET_OVERHEAD_BYTES, 0)
+    assert connection.packet_credit == 2
+    connection.sent(10, 1)
+    connection.sent(10, 1)
+    assert connection.packet_credit == 0
+
+    connection.update_credit(2 * PACKET_OVERHEAD_BYTES, 10)
+    assert connection.packet_credit == 1, "the first batch was taken whole"
+    connection.update_credit(2 * PACKET_OVERHEAD_BYTES, 19)
+    assert connection.packet_credit == 1, "the second was not"
+
+    connection.update_credit(1, 20)
+    assert connection.packet_credit == 1, "the least window holds one packet"
+
+
+def test_no_more_is_on_the_way_than_our_own_limit(connection: Connection) -> None:
+    connection.update_credit(0xFFFF_FFFF, 0)
+
+    assert connection.credit == PEER_WINDOW_MAX
+
+
+def test_counters_wrap_on_the_wire_only(connection: Connection) -> None:
+    connection.tx_cnt = connection.rx_cnt = connection.fwd_cnt = 0xFFFF_FFF0
+    connection.sent(0x20, 1)
+    connection.update_credit(WINDOW, 0x0)
+    assert connection.in_flight == 0x10
+
+    connection.receive_data(0x20, WINDOW, 0)
+    connection.forwarded(0)
+
+    assert Header(*HEADER.unpack(connection.header(Op.RW))).fwd_cnt == 0x10
