@@ -60,6 +60,23 @@ def test_a_host_program_that_closes_ends_both_directions(bench: Bench) -> None:
     assert bench.engine.turn() is None
 
 
+def test_a_host_program_that_closes_while_it_is_asked_whether_it_reads_has_its_last_words(
+    bench: Bench,
+) -> None:
+    guest = bench.start()
+    host = bench.guest_opens()
+    guest.packets()
+    (connection,) = bench.engine._connections.table.by_address.values()
+    host.send(b"last words")
+    host.close()
+
+    bench.engine._connections.delivery.ask_whether_read(connection)
+
+    words, shutdown = guest.packets()
+    assert words.data == b"last words"
+    assert (shutdown.op, shutdown.header.flags) == (Op.SHUTDOWN, Shutdown.BOTH)
+
+
 def test_half_closed_by_both_ends_in_a_full_close(bench: Bench) -> None:
     guest = bench.start()
     host = bench.guest_opens()

@@ -1,5 +1,6 @@
 """From the guest to host programs: passing bytes and messages on, and keeping account of what is held."""
 
+import select
 import socket
 
 from nitro_vsock.config import VsockConfig
@@ -97,8 +98,10 @@ class Delivery:
         except BlockingIOError:
             pass
         except OSError as error:
-            connection.write_closed = True
-            self._endings.host_refuses(connection, error)
+            # One that has closed its socket meanwhile shows by an event, and what it sent before comes first.
+            if not _has_closed(sock):
+                connection.write_closed = True
+                self._endings.host_refuses(connection, error)
 
     def pass_on_all(self) -> None:
         """Pass on what this batch brought for every stream."""
@@ -123,3 +126,10 @@ class Delivery:
                 self._endings.finish(connection, reset=True)
         if connection.pending and not connection.queued:
             self._table.queue(connection)
+
+
+def _has_closed(sock: socket.socket) -> bool:
+    """Whether the program at the other end has closed its socket, or shut it down in both directions."""
+    poll = select.poll()
+    poll.register(sock.fileno(), 0)  # a hang-up is reported unasked
+    return bool(poll.poll(0))
