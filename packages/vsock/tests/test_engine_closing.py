@@ -66,11 +66,13 @@ def test_a_host_program_that_closes_while_it_is_asked_whether_it_reads_has_its_l
     guest = bench.start()
     host = bench.guest_opens()
     guest.packets()
-    (connection,) = bench.engine._connections.table.by_address.values()
+    parts = bench.engine._connections
+    (connection,) = parts.table.by_address.values()
     host.send(b"last words")
     host.close()
+    parts.table.doubt(connection)
 
-    bench.engine._connections.delivery.ask_whether_read(connection)
+    assert not parts.delivery.look_at_doubtful()
 
     words, shutdown = guest.packets()
     assert words.data == b"last words"

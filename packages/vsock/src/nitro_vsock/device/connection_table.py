@@ -13,7 +13,7 @@ from nitro_vsock.addresses import SocketType
 from nitro_vsock.config import VsockConfig
 from nitro_vsock.device.counters import Counters
 from nitro_vsock.device.packet import HEADER, Address, Op
-from nitro_vsock.device.socket_connection import SocketConnection
+from nitro_vsock.device.socket_connection import Doubt, SocketConnection
 from nitro_vsock.host.handshake import take_line
 
 RESETS_MAX: Final = 256
@@ -55,6 +55,8 @@ class ConnectionTable:
         """Connections that are over for the guest, but still have something to deliver."""
         self.ready: deque[SocketConnection] = deque()
         """Connections that have something for the guest, in turn."""
+        self.doubtful: list[SocketConnection] = []
+        """Connections whose host programs may have stopped reading, see `Doubt`."""
         self.resets: deque[bytes] = deque()
         """Headers of RSTs that are due."""
 
@@ -162,6 +164,12 @@ class ConnectionTable:
         if not connection.queued:
             connection.queued = True
             self.ready.append(connection)
+
+    def doubt(self, connection: SocketConnection) -> None:
+        """Let a connection whose host program may have stopped reading wait for a look at it."""
+        if connection.doubt != Doubt.WAITS and connection.stream and connection.unix:
+            connection.doubt = Doubt.WAITS
+            self.doubtful.append(connection)
 
     def refuse(self, address: Address, kind: int) -> None:
         """Answer a packet of the guest with an RST of the same type (virtio 1.3 §5.10.6.4)."""

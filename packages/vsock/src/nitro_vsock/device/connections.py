@@ -14,7 +14,7 @@ from nitro_vsock.device.endings import Endings
 from nitro_vsock.device.front_door import FrontDoor
 from nitro_vsock.device.packet import Shutdown
 from nitro_vsock.device.router import Sibling
-from nitro_vsock.device.socket_connection import SocketConnection
+from nitro_vsock.device.socket_connection import Doubt, SocketConnection
 from nitro_vsock.device.timers import Timers
 from nitro_vsock.host.sides import HostSide
 
@@ -108,8 +108,10 @@ class Connections:
         if events & select.EPOLLOUT:
             if connection.holding:
                 self.delivery.flush(connection)
-            elif not events & select.EPOLLIN and connection.stream and connection.unix:
-                self.delivery.ask_whether_read(connection)
+            elif connection.doubt == Doubt.NEW:
+                connection.doubt = Doubt.NONE
+            elif not events & select.EPOLLIN:
+                self.table.doubt(connection)
 
     def still_meant(self, events: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Those of ``events`` that still mean what they meant when they were seen.

@@ -8,7 +8,7 @@ from nitro_vsock.device.connection_table import ConnectionTable
 from nitro_vsock.device.counters import Counters
 from nitro_vsock.device.endings import Endings
 from nitro_vsock.device.packet import Sequence, Shutdown
-from nitro_vsock.device.socket_connection import SocketConnection
+from nitro_vsock.device.socket_connection import Doubt, SocketConnection
 
 
 class Delivery:
@@ -84,12 +84,21 @@ class Delivery:
         else:
             self._endings.follow_guest_shutdown(connection)
 
-    def ask_whether_read(self, connection: SocketConnection) -> None:
-        """Ask a stream's unix socket whether the host program still reads, by sending nothing.
+    def look_at_doubtful(self) -> bool:
+        """Ask the host programs that may have stopped reading; true if the guest has to hear of one.
 
-        A host program that only shuts down its reading shows by no event of its own. Epoll wakes up all the
-        same, and the guest should hear of it before it sends.
+        The guest should hear of it before it sends. But each look is a system call, so nobody looks while
+        there is something better to do.
         """
+        doubtful, ready = self._table.doubtful, self._table.ready
+        before = len(ready)
+        while doubtful:
+            self._ask_whether_read(doubtful.pop())
+        return len(ready) > before
+
+    def _ask_whether_read(self, connection: SocketConnection) -> None:
+        """Ask a stream's unix socket whether the host program still reads, by sending nothing."""
+        connection.doubt = Doubt.NONE
         sock = connection.socket
         if sock is None or connection.write_closed or connection.shutdown_sent & Shutdown.RECEIVE:
             return

@@ -255,6 +255,7 @@ class Dialer:
         except OSError:
             accepted = False
         if accepted:
+            self._table.doubt(connection)  # the sibling may have ended its receiving before we watched
             self._host_accepted(connection)
         else:
             self._give_up(connection)
@@ -309,6 +310,9 @@ class Dialer:
         if connection.unread_line and connection.socket is not None:
             take_line(connection.socket, connection.unread_line)
             connection.unread_line = 0
+        else:
+            # A sibling, or a socket of long standing, may have ended its receiving before we watch it.
+            self._table.doubt(connection)
         try:
             self._table.watch(connection)
         except OSError:

@@ -136,6 +136,7 @@ class Endings:
             self.finish(connection, reset=False)
         self._table.ready.clear()
         self._table.resets.clear()
+        self._table.doubtful.clear()
 
     def close_all(self) -> None:
         """Close every socket at once, and drop what is held."""

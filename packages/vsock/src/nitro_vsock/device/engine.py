@@ -96,7 +96,7 @@ class VsockEngine:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake_fd, KICK_EVENTS)
         spin_s = (config.spin_us or 0) / 1e6
-        self._coalescing = Coalescing(spin_s, self._epoll.poll, clock, self._call_held)
+        self._coalescing = Coalescing(spin_s, self._epoll.poll, clock, self._before_sleep)
         self._connections = Connections(
             config,
             self._epoll,
@@ -406,7 +406,7 @@ class VsockEngine:
                 wait = self._round(wait)
         finally:
             self._coalescing.spin_pays = False  # nobody knows when the next round comes
-            self._call_held()
+            self._before_sleep()
             with self._wake_lock:
                 self._running = False
                 if self._closed:
@@ -447,9 +447,11 @@ class VsockEngine:
             call()
         return wait
 
-    def _call_held(self) -> None:
-        """Raise the interrupt that is held back, before we sleep."""
+    def _before_sleep(self) -> None:
+        """Raise the interrupt that is held back, and look at what could wait until now."""
         with self._lock:
+            if self._connections.table.doubtful and self._connections.delivery.look_at_doubtful():
+                self._wake()  # the guest has to hear of something, so the sleep ends at once
             call = self._coalescing.take()
             self._counters.interrupts += call is not None
         if call is not None:

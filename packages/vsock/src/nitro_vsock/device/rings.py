@@ -87,6 +87,7 @@ class Rings:
         event: Vring | None,
     ) -> None:
         self._table = connections.table
+        self._delivery = connections.delivery
         self._coalescing = coalescing
         self._receive = receive
         self._transmit = transmit
@@ -144,6 +145,10 @@ class Rings:
         Returns:
             Whether there is, after all.
         """
+        # While looking for events pays, a look at doubtful sockets waits for the sleep
+        # (`VsockEngine._before_sleep`).
+        if not busy and self._table.doubtful and not self._coalescing.spin_pays:
+            busy = self._delivery.look_at_doubtful()
         busy = busy or self._arm()
         due = self._coalescing.take_due(busy=busy)
         if due is not None:

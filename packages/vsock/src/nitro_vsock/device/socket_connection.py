@@ -33,6 +33,21 @@ long for the socket. Streams get it the first time that the usual size is too sm
 """
 
 
+class Doubt:
+    """What epoll says of a stream's socket that can be written, and whether that asks for a look.
+
+    A host program that only shuts down its reading shows by no event of its own. Epoll wakes up all the same,
+    as it does whenever the program has read something.
+    """
+
+    NEW: Final = 0
+    """Nothing was reported yet. The first report only says that the socket is connected."""
+    NONE: Final = 1
+    """It was looked at since the last report."""
+    WAITS: Final = 2
+    """It is in `ConnectionTable.doubtful`."""
+
+
 class Record:
     """The byte behind each message between two guests, because a unix socket keeps no record boundaries.
 
@@ -49,6 +64,7 @@ class SocketConnection(Connection):
     __slots__ = (
         "backlog",
         "deadline",
+        "doubt",
         "ending",
         "fd",
         "greeting",
@@ -109,6 +125,8 @@ class SocketConnection(Connection):
         """The host program's end of the socket takes no more."""
         self.widened = False
         """The socket's buffer was made larger than usual."""
+        self.doubt = Doubt.NEW
+        """Whether the host program still reads, as far as we know: a `Doubt`."""
         self.lingering = False
         """The connection is over for the guest, and the backlog is still to be delivered."""
 
