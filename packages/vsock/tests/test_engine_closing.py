@@ -159,3 +159,30 @@ def test_a_guest_hears_at_once_of_a_host_program_that_stops_reading(bench: Bench
     assert guest.packets() == []
     host.send(b"but I talk")
     assert data(guest.packets()) == b"but I talk"
+
+
+def test_a_guest_hears_that_a_host_program_stops_reading_while_that_one_still_talks(bench: Bench) -> None:
+    guest = bench.start()
+    host = bench.guest_opens()
+    guest.packets()
+    parts = bench.engine._connections
+    (connection,) = parts.table.by_address.values()
+    host.send(b"words")
+    host.shutdown(socket.SHUT_RD)
+    parts.table.doubt(connection)
+
+    assert parts.delivery.look_at_doubtful()
+
+    told = [(packet.op, packet.header.flags, packet.data) for packet in guest.packets()]
+    assert told == [(Op.SHUTDOWN, Shutdown.RECEIVE, b""), (Op.RW, 0, b"words")]
+
+
+def test_one_byte_that_nobody_read_resets_the_host_program(bench: Bench) -> None:
+    guest = bench.start(buf_alloc=0)
+    host, host_port = bench.host_opens(52)
+    host.send(b"x")
+
+    guest.send(Op.RST, 52, host_port)
+
+    with pytest.raises(ConnectionResetError):
+        host.recv(1)

@@ -1,10 +1,12 @@
 """What is bounded, and that bulk connections share."""
 
+import socket
 from contextlib import suppress
 
 import pytest
 
 from engine_bench import PORT, Bench, once, ops
+from nitro_vsock import SocketType
 from nitro_vsock.device.connection_table import RESETS_MAX
 from nitro_vsock.device.packet import Op
 
@@ -92,3 +94,48 @@ def test_connections_that_come_and_go_unanswered_are_bounded(bench: Bench) -> No
     else:
         pytest.fail("the device takes all that comes")
     assert len(ends) <= guest.engine.config.connections_max + RESETS_MAX + 64
+
+
+def test_adopted_sockets_count_for_the_limit(bench: Bench) -> None:
+    guest = bench.start(connections_max=1)
+    bench.host_opens(52)
+    results: list[bool] = []
+    ours, theirs = socket.socketpair()
+
+    with theirs:
+        bench.engine.adopt(ours, 53, on_result=results.append)
+        guest.run()
+
+        assert theirs.recv(1) == b""
+    assert results == [False]
+    assert guest.packets() == []
+
+
+def test_an_address_that_is_in_use_is_not_given_to_another_socket(bench: Bench) -> None:
+    guest = bench.start()
+    results: list[bool] = []
+    ours, theirs = socket.socketpair()
+    others, their_others = socket.socketpair()
+
+    with theirs, their_others:
+        bench.engine.adopt(ours, 52, source=(2, 7000))
+        assert ops(guest.packets()) == [Op.REQUEST]
+        bench.engine.adopt(others, 52, source=(2, 7000), on_result=results.append)
+        guest.run()
+
+        assert their_others.recv(1) == b""
+    assert results == [False]
+
+
+def test_messages_are_refused_for_a_guest_that_has_none(bench: Bench) -> None:
+    guest = bench.start()
+    results: list[bool] = []
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    with theirs:
+        bench.engine.adopt(ours, 52, SocketType.SEQPACKET, on_result=results.append)
+        guest.run()
+
+        assert theirs.recv(1) == b""
+    assert results == [False]
+    assert guest.packets() == []
