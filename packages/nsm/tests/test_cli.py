@@ -372,7 +372,7 @@ def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[st
     assert "nsm" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("written", [f"PCR0={PCR0}", f"pcr0=0x{PCR0}", f"0={PCR0.upper()}"])
+@pytest.mark.parametrize("written", [f"PCR0={PCR0}", f"pcr0=0x{PCR0}", f"0={PCR0.upper()}", f"0=0X{PCR0}"])
 def test_registers_may_be_written_as_others_write_them(document: Path, written: str) -> None:
     assert main(["verify", "--root", "test", "--pcr", written, str(document)]) == 0
 

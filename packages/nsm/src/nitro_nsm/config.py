@@ -27,7 +27,9 @@ ROLE_ARN_PATTERN = r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/[A-Za-z0-9_+=,.@/-]+$"
 
 
 def _unhex(value: object) -> object:
-    return bytes.fromhex(value.removeprefix("0x")) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return bytes.fromhex(value[2:] if value[:2].lower() == "0x" else value)
 
 
 def _index(value: object) -> object:

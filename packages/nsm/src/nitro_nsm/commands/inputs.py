@@ -87,7 +87,7 @@ def one_register(text: str) -> tuple[int, bytes | None]:
     Raises:
         UsageError: It is malformed.
     """
-    match = re.fullmatch(r"(?i:PCR)?(\d{1,2})(?:=(?:0x)?([0-9A-Fa-f]*))?", text)
+    match = re.fullmatch(r"(?i:PCR)?(\d{1,2})(?:=(?:0[xX])?([0-9A-Fa-f]*))?", text)
     if match is None or int(match[1]) >= PCR_COUNT or len(match[2] or ZERO.hex()) != 2 * PCR_BYTES:
         raise UsageError(
             f"--pcr {text!r} is not a register and its value",
