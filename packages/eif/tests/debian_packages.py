@@ -3,6 +3,7 @@
 import gzip
 import lzma
 import struct
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,30 @@ def rpm(files: dict[str, bytes], how: str = "zstd") -> bytes:
     lead = b"\xed\xab\xee\xdb\x03\x00" + bytes(90)
     signature = rpm_header(b"12345")
     return lead + signature + bytes(-len(signature) % 8) + rpm_header(b"123") + bytes(pack(archive))
+
+
+def built_rpm(directory: Path, files: dict[str, bytes], payload: str) -> Path:
+    """An RPM with these files, made by rpmbuild.
+
+    Args:
+        directory: An empty one to work in.
+        files: By their paths.
+        payload: How it is packed, as RPM's macro `_binary_payload` says it.
+    """
+    sources = directory / "sources"
+    for name, content in files.items():
+        (sources / name).parent.mkdir(parents=True, exist_ok=True)
+        (sources / name).write_bytes(content)
+    spec = directory / "kernel.spec"
+    spec.write_text(
+        "Name: kernel-core\nVersion: 1\nRelease: 1\nSummary: A kernel\nLicense: MIT\nBuildArch: noarch\n"
+        f"%description\nA kernel.\n%install\ncp -r {sources}/. %{{buildroot}}\n"
+        f"%files\n{''.join(f'/{name}{chr(10)}' for name in files)}"
+    )
+    macros = {"_topdir": directory / "top", "_binary_payload": payload, "__os_install_post": "%{nil}"}
+    defined = [argument for key, value in macros.items() for argument in ("--define", f"{key} {value}")]
+    subprocess.run(["rpmbuild", "-bb", "--quiet", *defined, spec], check=True)
+    return next(directory.glob("top/RPMS/noarch/*.rpm"))
 
 
 def rpm_header(store: bytes) -> bytes:

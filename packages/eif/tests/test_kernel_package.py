@@ -1,4 +1,6 @@
+import gzip
 import lzma
+import shutil
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -7,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from containers import zstd
-from debian_packages import CONFIG, KERNEL, VERSION, ar, deb, directory_only, module, package, rpm
+from debian_packages import (
+    CONFIG,
+    KERNEL,
+    VERSION,
+    ar,
+    built_rpm,
+    deb,
+    directory_only,
+    module,
+    package,
+    rpm,
+)
 from nitro_eif import Architecture, EifFormatError, HostError, UsageError, read_blobs, read_package
 from nitro_eif.build.kernel_package import module_dependencies, module_name
 from nitro_eif.cli import main
@@ -160,6 +173,36 @@ def test_rpms_are_read_however_they_are_compressed(tmp_path: Path, how: str) -> 
 
         assert bytes(kernel.image) == KERNEL
         assert [name for name, _ in kernel.modules] == ["vsock"]
+
+
+@pytest.mark.skipif(shutil.which("rpmbuild") is None, reason="no rpmbuild; Debian's package is rpm")
+@pytest.mark.parametrize("payload", ["w9.zstdio", "w2.xzdio", "w9.gzdio"])
+def test_rpms_are_read_as_rpmbuild_makes_them(tmp_path: Path, payload: str) -> None:
+    files = files_of_kernel(boot=False, modules={"vsock.ko": module()})
+    path = built_rpm(tmp_path, files, payload)
+
+    with ExitStack() as stack:
+        kernel = read_package(path, Architecture.X86_64, stack, modules=["vsock"])
+
+        assert bytes(kernel.image) == KERNEL
+        assert kernel.modules == (("vsock", module()),)
+        assert kernel.config == CONFIG.decode()
+
+
+def test_an_rpm_whose_archive_has_no_names_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "x.rpm"
+    whole = rpm({}, "none")
+    archive = whole.index(b"070701")
+    path.write_bytes(whole[:archive] + gzip.compress(b"07070X" + b"00000000"))
+
+    with (
+        ExitStack() as stack,
+        pytest.raises(EifFormatError, match="have their names in its header") as caught,
+    ):
+        read_package(path, Architecture.X86_64, stack)
+
+    assert caught.value.offset == archive
+    assert "rpm2archive" in caught.value.hint
 
 
 def test_several_kernels_are_named(tmp_path: Path) -> None:

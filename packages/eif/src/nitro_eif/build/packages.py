@@ -28,6 +28,8 @@ _RPM_HEADER_MAGIC: Final = b"\x8e\xad\xe8\x01"
 _RPM_HEADER: Final = struct.Struct(">4s4xII")
 _RPM_ENTRY_BYTES: Final = 16
 _RPM_SIGNATURE_ALIGNMENT: Final = 8
+_RPM_STRIPPED_MAGIC: Final = b"07070X"
+"""Of a cpio archive without names, which packages of version 6 have, and those with files over 4 GiB."""
 
 
 def package_files(paths: list[Path]) -> list[Path]:
@@ -76,8 +78,15 @@ def _apply_rpm(tree: Tree, view: memoryview, stack: ExitStack) -> None:
     at = _rpm_header_end(view, _RPM_LEAD_BYTES)
     at += -(at - _RPM_LEAD_BYTES) % _RPM_SIGNATURE_ALIGNMENT
     at = _rpm_header_end(view, at)
+    payload = unpacked(view[at:], stack)
+    if bytes(payload[: len(_RPM_STRIPPED_MAGIC)]) == _RPM_STRIPPED_MAGIC:
+        raise EifFormatError(
+            "the package's files have their names in its header, which is not read here",
+            offset=at,
+            hint="unpack it (rpm2archive, bsdtar -x), and give the kernel with --kernel",
+        )
     try:
-        for entry in read_ramdisk(unpacked(view[at:], stack)):
+        for entry in read_ramdisk(payload):
             path = clean(entry.path)
             if path and ".." not in path.split("/"):
                 tree.add(path, entry.node)
