@@ -19,10 +19,16 @@ def digest(data: bytes) -> str:
 
 
 class Container:
-    """An image of two layers; blobs by digest, and the manifest that names them."""
+    """An image of two layers, if none are given; blobs by digest, and the manifest that names them."""
 
-    def __init__(self, compress: str = "gzip", architecture: str = "amd64", **config: object) -> None:
-        self.layers = [
+    def __init__(
+        self,
+        compress: str = "gzip",
+        architecture: str = "amd64",
+        layers: list[bytes] | None = None,
+        **config: object,
+    ) -> None:
+        self.layers = layers or [
             tar_of(
                 [
                     (tar_member("bin", kind=tarfile.DIRTYPE, mode=0o755), b""),
