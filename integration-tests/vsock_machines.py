@@ -257,10 +257,19 @@ def daemon_command() -> list[str]:
 
 
 @contextlib.contextmanager
-def daemon(directory: Path, *cids: int, options: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[bytes]]:
-    """The daemon with a guest for each CID; ends with SIGTERM and exit code 0."""
+def daemon(
+    directory: Path, *cids: int, options: tuple[str, ...] = (), more: str = ""
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The daemon with a guest for each CID; ends with SIGTERM and exit code 0.
+
+    Args:
+        directory: Where its sockets and its log are.
+        cids: The guests' addresses.
+        options: More for the command line.
+        more: More for each guest, beginning with a comma.
+    """
     vms = [
-        f"--vm=guest-cid={cid},socket={directory}/vhost{cid},uds-path={directory}/vsock{cid},connections-max=2048,seqpacket=true"
+        f"--vm=guest-cid={cid},socket={directory}/vhost{cid},uds-path={directory}/vsock{cid},connections-max=2048,seqpacket=true{more}"
         for cid in cids
     ]
     with (directory / "daemon.log").open("ab") as log:

@@ -68,11 +68,14 @@ class Apt:
 
     Args:
         directory: where its state and the packages are kept.
+        suite: which release of Debian.
+        architecture: what the packages are for, in Debian's words.
     """
 
-    def __init__(self, directory: Path = CACHE, *, suite: str = SUITE) -> None:
+    def __init__(self, directory: Path = CACHE, *, suite: str = SUITE, architecture: str = "amd64") -> None:
         self._directory = directory
         self._suite = suite
+        self._architecture = architecture
         self._updated = False
 
     def package(self, name: str) -> Path:
@@ -168,8 +171,8 @@ class Apt:
             "Dir::State": self._directory / "state",
             "Dir::State::status": self._directory / "state" / "status",
             "Dir::Cache": self._directory / "cache",
-            "APT::Architecture": "amd64",
-            "APT::Architectures": "amd64",
+            "APT::Architecture": self._architecture,
+            "APT::Architectures": self._architecture,
             "APT::Sandbox::User": "",  # there is nobody to change to
             "APT::Update::Error-Mode": "any",
             "Acquire::Languages": "none",
