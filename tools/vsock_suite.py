@@ -73,7 +73,10 @@ PAIRS = ("vsock_test", "vsock_diag_test", "vsock_uring_test")
 LEFT_OUT = {
     # A guest may send no more than the size of its own buffer to one that does not read. The daemon takes
     # bytes off the sender as soon as the socket between the two takes them, so whether it can is a matter of
-    # speed.
+    # speed. To hold it, the sender's credit would have to wait for what the other application has read. A
+    # Linux guest tells that only when little of its buffer is left, which may be larger than all that the
+    # sender may send. So the daemon would have to ask for it again and again, and every byte would wait for
+    # both guests' turns.
     "SOCK_STREAM TX credit bounds",
 }
 """Tests that cannot pass every time, with the reason."""
