@@ -79,7 +79,7 @@ ODD = ["", "--", "\x1b[31m", "a" * 5000, "../..", "/dev/null", "\udcff"]
 
 NAMES = (
     *("run", "ps", "describe", "stats", "logs", "console", "stop", "terminate", "wait", "rm"),
-    *("doctor", "explain", "nitro-cli", "completion"),
+    *("cache", "doctor", "explain", "nitro-cli", "completion"),
 )
 
 
