@@ -82,30 +82,40 @@ class Vault:
     def ask(self, operation: str, **parameters: object) -> Any:  # noqa: ANN401
         return self.kms.handle(operation, parameters, access_key="AKIA")
 
-    def run(self, directory: Path, image: Path, *options: str) -> dict[str, str]:
-        """Boot an image beside the KMS; returns what that answered."""
-        with serving(self.kms, directory / "vsock_8000"):
-            done = subprocess.run(
-                [
-                    images.command("vmm"),
-                    "run",
-                    str(image),
-                    "--vsock-path",
-                    str(directory / "vsock"),
-                    *options,
-                ],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=BOOT_TIMEOUT_S,
-                check=False,
-                env=os.environ | {"XDG_DATA_HOME": str(self.data)},
-            )
-        console = done.stdout.decode(errors="replace").replace("\r", "")
-        print(console, done.stderr.decode(errors="replace"), sep="\n")
+    def run(self, directory: Path, image: Path, *options: str) -> tuple[dict[str, str], str]:
+        """Boot an image; returns what the KMS on port 8000 answered, and what ``vmm`` said of it."""
+        done = subprocess.run(
+            [images.command("vmm"), "run", str(image), *options],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=BOOT_TIMEOUT_S,
+            check=False,
+            env=self.environment,
+            cwd=directory,
+        )
+        console, said = (
+            text.decode(errors="replace").replace("\r", "") for text in (done.stdout, done.stderr)
+        )
+        print(console, said, sep="\n")
         match = ANSWER.search(console)
         assert match is not None
         answer: dict[str, str] = json.loads(match[1])
-        return answer
+        return answer, said
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that lead to the vault's test root."""
+        return os.environ | {"XDG_DATA_HOME": str(self.data)}
+
+    @property
+    def own_kms(self) -> str:
+        """The option that gives an enclave a KMS of its own with the vault's keys."""
+        return f"--kms=caller={ROLE},state_path={self.state}"
+
+    @property
+    def state(self) -> Path:
+        """The file of the vault's keys."""
+        return self.data / "keys.json"
 
 
 @contextmanager
@@ -151,7 +161,7 @@ def vault(tmp_path_factory: pytest.TempPathFactory) -> Vault:
     except FileNotFoundError:
         pytest.skip("there is no C compiler; Debian's package is gcc")
     root = ensure_test_root(directory / "nitro-nsm")
-    kms = open_kms(KmsConfig(caller=ROLE), root.trust)
+    kms = open_kms(KmsConfig(caller=ROLE, state_path=directory / "keys.json"), root.trust)
     policy = {"Effect": "Allow", "Principal": "*", "Action": "kms:*", "Resource": "*"}
     made: Any = kms.handle("CreateKey", {"Policy": json.dumps({"Statement": [policy]})}, access_key="AKIA")
     key_id = made["KeyMetadata"]["KeyId"]
@@ -161,36 +171,70 @@ def vault(tmp_path_factory: pytest.TempPathFactory) -> Vault:
     return Vault(kms, key, encrypted["CiphertextBlob"], key_id, kernel, program, directory)
 
 
-def test_the_right_image_gets_its_secret_and_late_or_in_debug_mode_it_does_not(
-    vault: Vault, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+@contextmanager
+def daemon_and_kms(vault: Vault, directory: Path) -> Iterator[tuple[Path, Path]]:
+    """``nsm kms serve``, and a vhost-user daemon that leads a guest's port 8000 to it; socket and log."""
+    device, log = directory / "vhost.sock", directory / "kms.log"
+    serve_kms = [images.command("nsm"), "kms", "serve", "--json", "--listen", "127.0.0.1:0"]
+    serve_kms += ["--caller", ROLE, "--state", str(vault.state)]
+    with (
+        log.open("wb") as said,
+        subprocess.Popen(serve_kms, stdout=subprocess.PIPE, stderr=said, env=vault.environment) as kms,
+    ):
+        assert kms.stdout is not None
+        address = json.loads(kms.stdout.readline())["addresses"][0].removeprefix("http://")
+        serve_vsock = [images.command("vhost-user-vsock"), "--guest-cid", "16", "--socket", str(device)]
+        serve_vsock += ["--heartbeat", "--proxy", f"8000={address}"]
+        with subprocess.Popen(serve_vsock, stderr=subprocess.PIPE) as daemon:
+            assert daemon.stderr is not None
+            assert b"serving" in daemon.stderr.readline()
+            try:
+                yield device, log
+            finally:
+                daemon.terminate()
+                daemon.stderr.read()
+                kms.terminate()
+
+
+def test_the_right_image_gets_its_secret_and_in_debug_mode_it_does_not(vault: Vault, tmp_path: Path) -> None:
     image = vault.build(tmp_path, b"a")
     vault.allow(image)
 
-    answer = vault.run(tmp_path, image)
-    debug = vault.run(tmp_path, image, "--debug-mode")
-    clock = vault.kms.clock
-    vault.kms.clock = lambda: clock() + 301 * 10**9
-    late = vault.run(tmp_path, image)
-    vault.kms.clock = clock
+    answer, _ = vault.run(tmp_path, image, vault.own_kms)
+    debug, said = vault.run(tmp_path, image, vault.own_kms, "--debug-mode")
 
     assert open_envelope(base64.b64decode(answer["CiphertextForRecipient"]), vault.key) == b"the secret"
     assert "Plaintext" not in answer
     assert debug["__type"] == "AccessDeniedException"
+    assert "vmm: Decrypt refused" in said
+    assert "(PCR0) does not hold, the request has " + "00" * 48 in said
+
+
+def test_a_document_of_five_minutes_ago_is_refused(vault: Vault, tmp_path: Path) -> None:
+    image = vault.build(tmp_path, b"a")
+    vault.allow(image)
+    clock = vault.kms.clock
+
+    vault.kms.clock = lambda: clock() + 301 * 10**9
+    with serving(vault.kms, tmp_path / "vsock_8000"):
+        late, _ = vault.run(tmp_path, image, "--vsock-path", str(tmp_path / "vsock"))
+    vault.kms.clock = clock
+
     assert late["__type"] == "ValidationException"
-    assert "(PCR0) does not hold, the request has " + "00" * 48 in caplog.text
+    assert late["message"] == "The attestation document is not valid: age."
 
 
-def test_one_byte_more_in_the_image_is_another_image(
-    vault: Vault, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_one_byte_more_is_another_image_and_a_daemon_leads_to_the_kms_too(
+    vault: Vault, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
     other.mkdir()
     vault.allow(vault.build(tmp_path, b"a"))
 
-    answer = vault.run(other, vault.build(other, b"b"))
+    with daemon_and_kms(vault, tmp_path) as (device, log):
+        answer, _ = vault.run(other, vault.build(other, b"b"), "--vsock", f"vhost-user:{device}")
 
     assert answer["__type"] == "AccessDeniedException"
     assert "is not authorized to perform: kms:Decrypt" in answer["Message"]
-    assert "kms:RecipientAttestation:ImageSha384" in caplog.text
-    assert "(PCR0) does not hold" in caplog.text
+    assert "kms:RecipientAttestation:ImageSha384" in log.read_text()
+    assert "(PCR0) does not hold" in log.read_text()

@@ -16,7 +16,7 @@ VERSION = re.compile(r"\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?")
 """X.Y.Z, and perhaps which pre-release of it (Python packaging, "Version specifiers")."""
 
 VERSION_LINE = re.compile(r'^(version = ")([^"]+)(")$', re.MULTILINE)
-SIBLING = re.compile(r'^(    "nitro-(?:eif|nsm|vsock|vmm)==)([^"]+)(",)$', re.MULTILINE)
+SIBLING = re.compile(r'^(    "nitro-(?:eif|nsm|vsock|vmm)(?:\[\w+\])?==)([^"]+)(",)$', re.MULTILINE)
 URLS = re.compile(r"^\[project\.urls\]\n(?:[^\[\n][^\n]*\n)*\n?", re.MULTILINE)
 
 

@@ -181,6 +181,20 @@ def test_keys_are_kept_in_a_file_of_its_owner(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["keys.json"]
 
 
+def test_two_that_keep_their_keys_in_one_file_lose_none(tmp_path: Path) -> None:
+    config = KmsConfig(state_path=tmp_path / "keys.json")
+    one, other = open_kms(config, ROOT.trust), open_kms(config, ROOT.trust)
+    for _ in range(2):
+        one.handle("CreateKey", {}, access_key="AKIA")
+
+    with pytest.raises(HostError, match="changed by another KMS") as caught:
+        other.handle("CreateKey", {}, access_key="AKIA")
+    kept: Any = open_kms(config, ROOT.trust).handle("ListKeys", {}, access_key="AKIA")
+
+    assert len(kept["Keys"]) == 2
+    assert caught.value.hint
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 1}', '{"version": 1, "keys": [{}]}'])
 def test_a_file_without_keys_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "keys.json").write_text(text)

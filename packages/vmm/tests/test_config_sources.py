@@ -94,6 +94,52 @@ def test_ports_as_text() -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "port"),
+    [
+        (True, 8000),
+        ("", 8000),
+        ("port=81,region=eu-west-1", 81),
+        ({"port": 82}, 82),
+        ("FILE", 83),
+        (False, None),
+        (None, None),
+    ],
+)
+def test_a_kms_as_text_as_a_file_and_in_short(tmp_path: Path, value: object, port: int | None) -> None:
+    file = tmp_path / "kms.yaml"
+    file.write_text("port: 83")
+
+    config = load(eif_path="a.eif", kms=str(file) if value == "FILE" else value)
+
+    assert (config.kms and config.kms.port) == port
+
+
+@pytest.mark.parametrize(("value", "port"), [("1", 8000), ("no", None), ("port=81", 81)])
+def test_a_kms_in_the_environment(value: str, port: int | None) -> None:
+    config = load(environment={"NITRO_VMM_EIF_PATH": "a.eif", "NITRO_VMM_KMS": value})
+
+    assert (config.kms and config.kms.port) == port
+
+
+@pytest.mark.parametrize(
+    ("kms", "said", "hint"),
+    [
+        ("prot=1", "--kms: prot: there is no such setting", "did you mean port?"),
+        ("port=many", "--kms: port many: must be a whole number", "The parent's port"),
+        ("listen=here", "--kms: listen here: must be HOST:PORT", "Where this machine's programs"),
+        ("nowhere.yaml", "nowhere.yaml is not a file", "path of a configuration"),
+        ("port=1,alone", "--kms port=1,alone: must be a file, or NAME=VALUE", "A local KMS"),
+    ],
+)
+def test_a_kms_that_cannot_be(kms: str, said: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config({"eif_path": "a.eif", "kms": kms}, spellings=SPELLINGS, environment={})
+
+    assert said in str(caught.value)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
     ("name", "text", "said"),
     [
         ("a.toml", "memory_mib = ", "a.toml: "),
@@ -136,6 +182,8 @@ def test_did_you_mean(tmp_path: Path) -> None:
         ({"vhost_user_path": "/x", "publish": ["1:2"]}, "vhost_user_path and publish exclude each other"),
         ({"proxy": ["1=a:1", "1=b:1"]}, "one port to two endpoints"),
         ({"root_cert": "c.pem"}, "root_cert needs root_key"),
+        ({"vhost_user_path": "/x", "kms": True}, "vhost_user_path and kms exclude each other"),
+        ({"proxy": ["8000=a:1"], "kms": True}, "proxy and kms have the same port"),
     ],
 )
 def test_exclusions_are_in_the_model(options: dict[str, object], said: str) -> None:

@@ -123,6 +123,11 @@ class BlockingEnclave:
         return self._enclave.published
 
     @property
+    def kms_endpoint(self) -> Endpoint | None:
+        """Where this machine's programs reach the enclave's local KMS; `None` if they cannot."""
+        return self._enclave.kms_endpoint
+
+    @property
     def console_output(self) -> bytes:
         """What it has printed, as far as it is kept."""
         return self._enclave.console.read(0)[1]

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from nitro_nsm import InstanceId, RoleArn
+from nitro_nsm.kms.config import KmsConfig
 from nitro_vmm.address_map import PROCESSORS_MAX
 from nitro_vmm.defaults import BOOT_TIMEOUT_S_DEFAULT, CID_DEFAULT, MEMORY_MIB_MIN
 
@@ -134,6 +135,37 @@ class Published(_Frozen):
         return {"listen": Endpoint.parse(listen), "port": int(port)}
 
 
+class KmsSettings(KmsConfig):
+    """A local KMS for the enclave: the fields of `nitro_nsm`'s, and where it is found.
+
+    What is not given follows the enclave: the region, and the parent's role as the caller.
+    """
+
+    port: VsockPort = 8000
+    """The parent's port, at CID 3. Most programs expect vsock-proxy to lead from port 8000 to KMS."""
+    listen: Annotated[Endpoint, BeforeValidator(Endpoint.parse)] | None = None
+    """Where this machine's programs, such as ``aws kms``, reach it as well; port 0 is a free one."""
+
+    @classmethod
+    def parse(cls, value: object) -> object:
+        """A truth value, or ``NAME=VALUE[,NAME=VALUE...]``; what is neither is returned as it is.
+
+        Raises:
+            ValueError: It is some other text.
+        """
+        match value:
+            case True | "":
+                return {}
+            case False:
+                return None
+            case str(text):
+                pairs = [part.partition("=") for part in text.split(",")]
+                if not all(separator for _, separator, _ in pairs):
+                    raise ValueError("must be a file, or NAME=VALUE[,NAME=VALUE...]")
+                return {name: given for name, _, given in pairs}
+        return value
+
+
 class EnclaveConfig(_Frozen):
     """One enclave, as ``vmm run`` launches it."""
 
@@ -183,6 +215,10 @@ class EnclaveConfig(_Frozen):
     """TCP endpoints that the enclave may reach by name through an HTTP proxy (CONNECT) on port 3128 of its
     parent. A name that begins with ``*.`` allows all names that end so. None: there is no such proxy."""
 
+    kms: Annotated[KmsSettings | None, BeforeValidator(KmsSettings.parse)] = None
+    """A local KMS on a port of the parent, which checks the enclave's documents; it needs the extra
+    ``nitro-vmm[kms]``. True: with its defaults. None: there is none."""
+
     boot_timeout_s: Annotated[float, Field(gt=0)] = BOOT_TIMEOUT_S_DEFAULT
     """How long the heartbeat may take, as long as nitro-cli waits at least."""
 
@@ -225,6 +261,11 @@ class EnclaveConfig(_Frozen):
         for field in ("publish", "proxy", "allow"):
             if getattr(self, field):
                 raise ValueError(f"vhost_user_path and {field} exclude each other: give it to the daemon")
+        if self.kms is not None:
+            raise ValueError(
+                "vhost_user_path and kms exclude each other: give the daemon --proxy 8000=HOST:PORT, and let "
+                "nsm kms serve listen there"
+            )
         return self
 
     @model_validator(mode="after")
@@ -232,6 +273,8 @@ class EnclaveConfig(_Frozen):
         ports = [proxied.port for proxied in self.proxy]
         if len(set(ports)) != len(ports):
             raise ValueError("proxy leads from one port to two endpoints: give each port once")
+        if self.kms is not None and self.kms.port in ports:
+            raise ValueError("proxy and kms have the same port: give kms another one, such as port=8001")
         return self
 
     @model_validator(mode="after")

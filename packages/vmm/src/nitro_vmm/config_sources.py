@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from nitro_vmm.config import EnclaveConfig
+from nitro_vmm.config import EnclaveConfig, KmsSettings
 from nitro_vmm.errors import UsageError
 
 ENVIRONMENT_PREFIX: Final = "NITRO_VMM_"
@@ -25,6 +25,9 @@ FILE_BYTES_MAX: Final = 1 << 20
 
 NITRO_CLI_KEYS: Final = {"enclave_cid": "cid", "enclave_name": "name", "cpu_count": "processors"}
 """What nitro-cli calls our fields; the others have the same names there, or are below."""
+
+YES_OR_NO: Final = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+"""What a variable says that switches something on or off."""
 
 MESSAGES: Final = {
     "greater_than_equal": "must be at least {ge}",
@@ -76,6 +79,9 @@ def load_config(
         values[name], origins[name] = value, ENVIRONMENT_PREFIX + name.upper()
     for name, value in flags.items():
         values[name], origins[name] = value, (spellings or {}).get(name, name)
+    if names_a_file(values.get("kms")):
+        origins["kms"] = str(values["kms"])
+        values["kms"] = read_table(Path(origins["kms"]))
     try:
         return EnclaveConfig.model_validate(values)
     except ValidationError as error:
@@ -84,6 +90,20 @@ def load_config(
 
 def read_file(path: Path) -> dict[str, object]:
     """The fields that a file gives.
+
+    Raises:
+        UsageError: It cannot be read, or is not a table of names and values.
+    """
+    return translated(read_table(path))
+
+
+def names_a_file(kms: object) -> bool:
+    """Whether a KMS's settings stand in a file: neither a yes or no, nor ``NAME=VALUE`` pairs."""
+    return isinstance(kms, str | Path) and kms != "" and "=" not in str(kms)
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The names and values of a file.
 
     Raises:
         UsageError: It cannot be read, or is not a table of names and values.
@@ -106,7 +126,7 @@ def read_file(path: Path) -> dict[str, object]:
         ) from error
     if not isinstance(parsed, dict) or not all(isinstance(key, str) for key in parsed):
         raise UsageError(f"{path} is not a table of names and values", hint="for example: memory_mib: 512")
-    return translated(parsed)
+    return parsed
 
 
 def translated(values: Mapping[str, Any]) -> dict[str, object]:
@@ -151,8 +171,15 @@ def _of_environment(environment: Mapping[str, str]) -> dict[str, object]:
         name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
         field = EnclaveConfig.model_fields.get(name)
         if field is None:
-            raise UsageError(f"there is no setting {variable}", hint=_similar(name, ENVIRONMENT_PREFIX))
-        found[name] = value.split(",") if field.default == () else value
+            raise UsageError(
+                f"there is no setting {variable}", hint=_similar(name, prefix=ENVIRONMENT_PREFIX)
+            )
+        if field.default == ():
+            found[name] = value.split(",")
+        elif name == "kms":  # the only field that is yes, no, or something else
+            found[name] = YES_OR_NO.get(value.lower(), value)
+        else:
+            found[name] = value
     return found
 
 
@@ -173,11 +200,16 @@ def explained(error: ValidationError, origins: Mapping[str, str]) -> UsageError:
         return UsageError(message, hint=hint)
     name = str(first["loc"][0])
     origin = origins.get(name, name)
-    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
-        return UsageError(f"{origin}: there is no such setting", hint=_similar(name))
+    model: type[BaseModel] = EnclaveConfig
+    depth = 1
+    if name == "kms" and len(first["loc"]) > 1:
+        model, name, depth = KmsSettings, str(first["loc"][1]), 2
+        origin = f"{origin}: {name}"
+    if first["type"] == "extra_forbidden" and len(first["loc"]) == depth:
+        return UsageError(f"{origin}: there is no such setting", hint=_similar(name, model))
     value = first["input"]
     shown = f" {value}" if isinstance(value, str | int | float | Path) else ""
-    return UsageError(f"{origin}{shown}: {message}", hint=_about(name))
+    return UsageError(f"{origin}{shown}: {message}", hint=_about(name, model))
 
 
 def _message(details: ErrorDetails) -> str:
@@ -187,13 +219,13 @@ def _message(details: ErrorDetails) -> str:
     return template.format(**details.get("ctx", {}))
 
 
-def _about(name: str) -> str:
-    field = EnclaveConfig.model_fields.get(name)
+def _about(name: str, model: type[BaseModel]) -> str:
+    field = model.model_fields.get(name)
     return " ".join((field.description or "").split()) if field is not None else "see vmm run --help"
 
 
-def _similar(name: str, prefix: str = "") -> str:
-    names = list(EnclaveConfig.model_fields)
+def _similar(name: str, model: type[BaseModel] = EnclaveConfig, *, prefix: str = "") -> str:
+    names = list(model.model_fields)
     close = difflib.get_close_matches(name, names, n=1)
     if not close:
         return f"there are: {', '.join(names)}"

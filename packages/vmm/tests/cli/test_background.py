@@ -47,6 +47,24 @@ def test_the_life_of_an_enclave(vmm: Vmm, spinning_image: Path) -> None:
     assert [path.name for path in (vmm.runtime / "nitro-vmm").iterdir()] == [".lock"]
 
 
+def test_its_kms_is_told_and_answers(
+    vmm: Vmm, spinning_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("moto", reason="the KMS is an extra: pip install 'nitro-vmm[kms]'")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+
+    launched = vmm("run", "-d", "--kms=listen=127.0.0.1:0", "--json", spinning_image)
+    host, _, port = json.loads(launched.stdout)["KMS"].rpartition(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: kms\r\n\r\n")
+        answer = client.recv(1000)
+    vmm("stop", "spinning")
+    messages = vmm("logs", "--messages", "spinning").stdout
+
+    assert b"UnknownOperationException" in answer
+    assert "a request refused: UnknownOperationException" in messages
+
+
 def test_names_and_cids_are_unique(vmm: Vmm, spinning_image: Path) -> None:
     for _ in range(3):
         vmm("run", "--detach", spinning_image)

@@ -45,6 +45,7 @@ def open_kms(config: KmsConfig, root: TrustRoot) -> Kms:
     kms = Kms(config, store, root, entropy=system.entropy, clock=system.now_ns)
     if path is None:
         return kms
+    known = _version(path)
     try:
         store.restore(json.loads(path.read_bytes()))
     except FileNotFoundError:
@@ -55,7 +56,18 @@ def open_kms(config: KmsConfig, root: TrustRoot) -> Kms:
         raise InputError(
             f"{path} has no keys of a KMS: {error}", hint="name another --state, or remove the file"
         ) from error
-    kms.changed = lambda: _save(path, json.dumps(store.state()).encode())
+
+    def save() -> None:
+        nonlocal known
+        if _version(path) != known:
+            raise HostError(
+                f"{path} has been changed by another KMS since it was read",
+                hint="let one KMS serve all, or give each a state of its own",
+            )
+        _save(path, json.dumps(store.state()).encode())
+        known = _version(path)
+
+    kms.changed = save
     return kms
 
 
@@ -159,6 +171,15 @@ async def _converse(kms: Kms, reader: asyncio.StreamReader, writer: asyncio.Stre
         writer.close()
         with contextlib.suppress(ConnectionError, ssl.SSLError, TimeoutError):
             await writer.wait_closed()
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What is another after each change of a file; `None` if there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _save(path: Path, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,7 @@ SPELLINGS: Final = {
     "publish": "--publish",
     "proxy": "--proxy",
     "allow": "--allow",
+    "kms": "--kms",
     "boot_timeout_s": "--boot-timeout-s",
     "debug_mode": "--debug-mode",
     "console": "--console",
@@ -103,6 +105,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="let the enclave reach it by name, through an HTTP proxy on port 3128 of its parent",
     )
     add(
+        "--kms",
+        metavar="FILE",
+        help="serve a local KMS on port 8000 of the enclave's parent, by itself or with settings: --kms=FILE "
+        "or --kms=NAME=VALUE,... (pip install 'nitro-vmm[kms]')",
+    )
+    add(
         "--boot-timeout-s",
         metavar="S",
         help=f"how long the heartbeat may take (default: {BOOT_TIMEOUT_S_DEFAULT:g})",
@@ -124,6 +132,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--region", metavar="REGION", help="the AWS region in certificates (default: us-east-1)")
     add("--root-key", metavar="PEM", help="sign documents under this key, and not the test root's")
     add("--root-cert", metavar="PEM", help="the certificate of --root-key, if it is in a file of its own")
+
+
+def with_values(argv: Sequence[str]) -> list[str]:
+    """The same command line, in which ``--kms`` by itself says that it has no value.
+
+    Otherwise argparse would take the image that follows it for one.
+    """
+    return ["--kms=" if word == "--kms" else word for word in argv]
 
 
 def _vhost_user(value: str) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from nitro_vmm.cli import cache, completion, console, doctor, explain, nitro_command, ps, run, stop
 from nitro_vmm.cli.command import PROGRAM, complain
+from nitro_vmm.cli.configure import with_values
 from nitro_vmm.cli.exit_code import EXIT_CODES, ExitCode
 from nitro_vmm.cli.parsing import Parser
 from nitro_vmm.cli.streams import give_up, open_closed_streams
@@ -70,10 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _execute(argv: Sequence[str] | None, started_s: float) -> int:
     try:
+        argv = with_values(sys.argv[1:] if argv is None else argv)
         arguments, unknown = parser().parse_known_args(argv)
         if unknown and arguments.command != nitro_command.NAME:  # which parses what follows by itself
             arguments.chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
-        arguments.argv = sys.argv[1:] if argv is None else list(argv)
+        arguments.argv = argv
         return int(arguments.execute(arguments, started_s))
     except OSError:
         raise

@@ -51,6 +51,7 @@ def as_json(entry: Entry) -> dict[str, Any]:
         "StartedAt": round(entry.started_at, 3),
         "HeartbeatSeconds": entry.booted_s,
         "Published": entry.published,
+        "KMS": entry.kms,
         "End": entry.report,
     }
 

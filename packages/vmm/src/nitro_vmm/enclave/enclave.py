@@ -27,9 +27,11 @@ from nitro_vmm.enclave.causes import Cause, of_silence
 from nitro_vmm.enclave.console import Console, ConsoleSink
 from nitro_vmm.enclave.egress import HTTP_PROXY_PORT, Egress
 from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT, Heartbeat
+from nitro_vmm.enclave.local_kms import LocalKms, open_local_kms
 from nitro_vmm.enclave.outcome import EnclaveEndedError, Outcome, Result, Verdict, judge, late
 from nitro_vmm.enclave.parent import ParentListener, ParentSide
 from nitro_vmm.enclave.published import PublishedPorts
+from nitro_vmm.enclave.security import signing_root
 from nitro_vmm.enclave.tasks import either, ungrouped
 from nitro_vmm.enclave.watch import ConsoleWatch
 from nitro_vmm.errors import UsageError
@@ -90,6 +92,7 @@ class Enclave:
         self._egress = Egress(config.proxy, config.allow)
         self._parent = ParentSide(unix, self._egress, self._heartbeat.note)
         self._published: PublishedPorts | None = None
+        self._kms: LocalKms | None = None
         self._verdict: Verdict | None = None
         self._result: Result | None = None
         self._ended = trio.Event()
@@ -110,6 +113,8 @@ class Enclave:
         self._nursery = self._egress.nursery = await self._tasks.enter_async_context(trio.open_nursery())
         if self._published is not None and self._assembly.engine is not None:
             self._published.start(self._nursery, self._assembly.engine)
+        if self._kms is not None:
+            self._kms.start(self._nursery)
         for task in (self._run_guest, self._watch_boot, self._move_vsock):
             self._nursery.start_soon(task, self._assembly)
         return self
@@ -148,6 +153,11 @@ class Enclave:
     def published(self) -> list[tuple[Endpoint | Path, int]]:
         """Where the published ports are, with the enclave's port; a TCP port that was 0 is the one found."""
         return [] if self._published is None else self._published.endpoints
+
+    @property
+    def kms_endpoint(self) -> Endpoint | None:
+        """Where this machine's programs reach the enclave's local KMS; `None` if they cannot."""
+        return None if self._kms is None else self._kms.endpoint
 
     @property
     def processors(self) -> int:
@@ -282,6 +292,12 @@ class Enclave:
         services: dict[int, Service] = {HEARTBEAT_PORT: self._on_heartbeat}
         if self.config.allow:
             services[HTTP_PROXY_PORT] = self._egress.serve_http
+        if (kms := self.config.kms) is not None:
+            if kms.port in services:
+                raise UsageError(f"port {kms.port} of the parent is in use", hint="give kms another port")
+            root = signing_root(self.config).trust
+            self._kms = open_local_kms(self.config, kms, root, self._resources, self._say)
+            services[kms.port] = self._kms.serve
         self._published = PublishedPorts(self.config.publish, self._resources, self._say)
         # Opened first, because Unicorn measures a clock while the image is loaded. Why it was chosen is told
         # when the image is known to boot.

@@ -47,7 +47,7 @@ class PublishedPorts:
                 self._listeners.append((unix.socket, one.port))
                 self.endpoints.append((one.listen, one.port))
             else:
-                tcp = _listen(one.listen)
+                tcp = listen_at(one.listen, "publish", hint="give another --publish; port 0 is a free one")
                 resources.callback(tcp.close)
                 self._listeners.append((tcp, one.port))
                 self.endpoints.append((Endpoint(host=one.listen.host, port=tcp.getsockname()[1]), one.port))
@@ -59,7 +59,17 @@ class PublishedPorts:
             nursery.start_soon(_carry, listener, port, engine)
 
 
-def _listen(endpoint: Endpoint) -> socket.socket:
+def listen_at(endpoint: Endpoint, purpose: str, *, hint: str) -> socket.socket:
+    """A listening socket, which does not block.
+
+    Args:
+        endpoint: Where; port 0 is a free one.
+        purpose: What for, for people: "publish".
+        hint: What to do if it cannot be.
+
+    Raises:
+        HostError: The address is in use, or not of this machine.
+    """
     try:
         found = socket.getaddrinfo(
             endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -67,10 +77,7 @@ def _listen(endpoint: Endpoint) -> socket.socket:
         family, _, _, _, address = found[0]
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
     except OSError as error:
-        raise HostError(
-            f"cannot publish at {endpoint}: {error.strerror}",
-            hint="give another --publish; port 0 is a free one",
-        ) from error
+        raise HostError(f"cannot {purpose} at {endpoint}: {error.strerror}", hint=hint) from error
     listener.setblocking(False)
     return listener
 

@@ -32,10 +32,16 @@ def security_module(config: EnclaveConfig, measurements: Measurements) -> Nsm:
         region=config.region,
         debug_mode=config.debug_mode,
     )
-    return Nsm(nsm_config, root=_root(config))
+    return Nsm(nsm_config, root=signing_root(config))
 
 
-def _root(config: EnclaveConfig) -> Root:
+def signing_root(config: EnclaveConfig) -> Root:
+    """The root that an enclave's documents are signed under.
+
+    Raises:
+        UsageError: The configuration's files are none.
+        HostError: It cannot be read or made.
+    """
     if config.root_key is None:
         try:
             return ensure_test_root()

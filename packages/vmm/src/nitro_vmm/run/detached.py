@@ -121,6 +121,7 @@ async def _serve(
                     processors=enclave.processors,
                     measurements=enclave.measurements.as_json(),
                     published=[f"{place}={port}" for place, port in enclave.published],
+                    kms=None if enclave.kms_endpoint is None else str(enclave.kms_endpoint),
                 )
                 started(registration.entry)
                 server = Server(enclave, registration.entry)

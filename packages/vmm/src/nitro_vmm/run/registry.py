@@ -73,6 +73,8 @@ class Entry:
     """Unix sockets that go away with it."""
     published: list[str] = field(default_factory=list)
     """Where its ports are on this machine: ``ADDRESS=PORT``."""
+    kms: str | None = None
+    """Where this machine's programs reach its local KMS."""
     report: dict[str, Any] | None = None
     """How it ended, as ``vmm run --json`` says it."""
 
