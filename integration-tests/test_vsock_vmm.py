@@ -1,6 +1,9 @@
 """Our own machine: vsock in its process, and on the daemon, which may die and come back."""
 
 import contextlib
+import os
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,8 +11,11 @@ import pytest
 
 pytest.importorskip("nitro_vmm.cli", reason="there is no `vmm run`; install nitro-vmm")
 
-from vsock_machines import Guest, Vmm, daemon, echoing, guest, vmm_image
+import images
+from vsock_machines import CONTROL_PORT, Guest, Vmm, daemon, echoing, guest, vmm_image
 from vsock_scenarios import CID, DaemonScenarios, Scenarios
+
+REPLY_TIMEOUT_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +60,30 @@ class TestOnDaemon(DaemonScenarios):
                     assert connection.recv(5) == b"hello"
                 with echoing(vm.listen(5000)):
                     assert vm.do("many", 2, 5000, 20).startswith("ok 20 of 20")
+
+
+def test_an_enclave_reaches_vsock_proxy_as_on_ec2(image: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(REPLY_TIMEOUT_S)
+        port = server.getsockname()[1]
+        (tmp_path / "allowed.yaml").write_text(f"allowlist: [{{address: 127.0.0.1, port: {port}}}]\n")
+        proxy = [images.command("vsock-proxy"), str(CONTROL_PORT), "127.0.0.1", str(port)]
+        enclave = [images.command("vmm"), "run", str(image), "--memory-mib", "256"]
+        with (
+            subprocess.Popen([*proxy, "--config", tmp_path / "allowed.yaml"], env=environment) as proxying,
+            subprocess.Popen(
+                enclave, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            ) as running,
+        ):
+            try:
+                agent, _ = server.accept()
+                with agent:
+                    agent.settimeout(REPLY_TIMEOUT_S)
+                    agent.sendall(b"nonsense\n")
+                    answer = agent.recv(100)
+            finally:
+                running.terminate()
+                proxying.terminate()
+
+    assert answer.startswith(b"unknown"), answer

@@ -17,6 +17,7 @@ from typing import Final
 import trio
 
 from nitro_vmm.config import Endpoint, Proxied
+from nitro_vsock.host.relay import CHUNK_BYTES, relay
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,6 @@ CONNECT_TIMEOUT_S: Final = 10.0
 CONNECTING_MAX: Final = 64
 """Connections on their way at a time; the enclave's next one is refused, so that it cannot use up sockets."""
 REQUEST_BYTES_MAX: Final = 8192
-CHUNK_BYTES: Final = 65536
 REQUEST_LINE: Final = re.compile(rb"CONNECT (\S{1,300}) HTTP/1\.[01]\r?\n")
 
 
@@ -167,18 +167,7 @@ def _why(error: OSError) -> str:
 
 
 async def _join(enclave: trio.SocketStream, server: trio.SocketStream, early: bytes) -> None:
-    """Move bytes both ways until both sides have closed; each side's end of writing is passed on."""
-
-    async def move(source: trio.SocketStream, sink: trio.SocketStream) -> None:
-        while piece := await source.receive_some(CHUNK_BYTES):
-            await sink.send_all(piece)
-        await sink.send_eof()
-
     async with server:
-        try:
-            async with trio.open_nursery() as nursery:
-                await server.send_all(early)
-                nursery.start_soon(move, server, enclave)
-                nursery.start_soon(move, enclave, server)
-        except* (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # one side has gone, and so does the other
+        with suppress(trio.BrokenResourceError):  # `relay` finds out, too
+            await server.send_all(early)
+        await relay(enclave, server)

@@ -1,7 +1,8 @@
 """The parent's side of an enclave's vsock: who gets the connections that the enclave opens.
 
 Python programs that called `Enclave.listen` come first, then the configuration's proxied ports, then unix
-sockets, and the heartbeat's port has a server of its own where none of these is there.
+sockets of this enclave, then programs that listen for all enclaves of the user, such as ``vsock-proxy``.
+The heartbeat's port has a server of its own where none of these is there.
 """
 
 import socket
@@ -15,6 +16,7 @@ from nitro_vmm.enclave.egress import Egress
 from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT
 from nitro_vmm.errors import UsageError
 from nitro_vsock import HostSide, SocketType
+from nitro_vsock.host.parent import SharedParentSide
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -95,6 +97,7 @@ class ParentSide:
         self._inner = inner
         self._egress = egress
         self._heartbeat = heartbeat
+        self._shared = SharedParentSide()
         self._listeners: dict[int, ParentListener] = {}
 
     def listen(self, port: int) -> ParentListener:
@@ -122,9 +125,7 @@ class ParentSide:
         if listener is None and socket_type is SocketType.STREAM and port in self._egress.targets:
             return self._egress.dial(self._egress.targets[port])
         if listener is None or socket_type is not SocketType.STREAM:
-            if self._inner is None:
-                raise FileNotFoundError(port)
-            connection = self._inner.connect(port, socket_type)
+            connection = self._elsewhere(port, socket_type)
         else:
             connection, ours = socket.socketpair()
             connection.setblocking(False)
@@ -135,6 +136,16 @@ class ParentSide:
         if port == HEARTBEAT_PORT:
             self._heartbeat()
         return connection
+
+    def _elsewhere(self, port: int, socket_type: SocketType) -> "socket.socket | Future[socket.socket]":
+        if self._inner is not None:
+            try:
+                return self._inner.connect(port, socket_type)
+            except FileNotFoundError:
+                pass
+        if port == HEARTBEAT_PORT:  # on EC2, nitro-cli listens there, so that nobody else can
+            raise FileNotFoundError(port)
+        return self._shared.connect(port, socket_type)
 
     def _forget(self, port: int) -> None:
         self._listeners.pop(port, None)

@@ -5,7 +5,9 @@ says which endpoint a port stands for. The engine joins the guest's connection w
 half-closes and refusals pass through.
 """
 
+import errno
 import logging
+import os
 import socket
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 import trio
 
 from nitro_vsock.addresses import SocketType
-from nitro_vsock.host.endpoints import Destination, Proxied
+from nitro_vsock.host.endpoints import Destination, Endpoint, Proxied
 from nitro_vsock.host.sides import HostSide
 
 LOGGER = logging.getLogger(__name__)
@@ -93,20 +95,50 @@ class ProxyHostSide:
 
     async def _connect(self, route: Route, future: "Future[socket.socket]") -> None:
         try:
-            with trio.fail_after(CONNECT_TIMEOUT_S):
-                stream = await trio.open_tcp_stream(route.target.host, route.target.port)
-        except (OSError, trio.TooSlowError) as error:
+            stream = await dial(route.target)
+        except OSError as error:
             route.refused += 1
-            LOGGER.warning("proxy cannot connect", extra={"target": str(route.target), "why": _why(error)})
-            _complete(future, ConnectionRefusedError(str(error)))
+            LOGGER.warning("proxy cannot connect", extra={"target": str(route.target), "why": str(error)})
+            _complete(future, error)
             return
         finally:
             self._connecting -= 1
         route.connections += 1
-        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = socket.socket(fileno=stream.socket.detach())
         connection.setblocking(False)
         _complete(future, connection)
+
+
+async def dial(target: Endpoint, family: socket.AddressFamily = socket.AF_UNSPEC) -> trio.SocketStream:
+    """Connect to a TCP endpoint, within `CONNECT_TIMEOUT_S`.
+
+    Args:
+        target: Where.
+        family: The only kind of address to try; by default all.
+
+    Raises:
+        ConnectionRefusedError: No address accepts; the message says what happened at each.
+    """
+    try:
+        with trio.fail_after(CONNECT_TIMEOUT_S):
+            stream = await _open(target, family)
+    except (OSError, trio.TooSlowError) as error:
+        raise ConnectionRefusedError(_why(error)) from error
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return stream
+
+
+async def _open(target: Endpoint, family: socket.AddressFamily) -> trio.SocketStream:
+    if family == socket.AF_UNSPEC:
+        return await trio.open_tcp_stream(target.host, target.port)
+    found = await trio.socket.getaddrinfo(target.host, target.port, family, socket.SOCK_STREAM)
+    for index, (_, _, _, _, address) in enumerate(found):
+        try:
+            return await trio.open_tcp_stream(str(address[0]), target.port)
+        except OSError:
+            if index == len(found) - 1:
+                raise
+    raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
 
 
 def _why(error: BaseException) -> str:
