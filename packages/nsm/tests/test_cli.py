@@ -183,10 +183,6 @@ def test_no_bytes_are_thrown_at_a_terminal(
 
 
 def test_pki(home: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
-    assert main(["pki", "show"]) == 3
-    assert not home.exists()
-    capsysbinary.readouterr()
-
     assert main(["pki", "export"]) == 0
     pem = capsysbinary.readouterr().out
     assert pem.startswith(b"-----BEGIN CERTIFICATE")
@@ -208,6 +204,30 @@ def test_pki(home: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
         == ensure_test_root().trust.fingerprint
         != before["sha256"]
     )
+
+
+def test_a_fresh_machine_gets_a_root_and_an_explanation(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pki", "show"]) == 0
+    first = capsys.readouterr().out
+    assert main(["pki", "show", "--json"]) == 0
+    second = answer(capsys)
+
+    assert f"path    {home}/test-root.pem (made just now)" in first
+    assert "--root test" in first
+    assert second["sha256"] in first
+    assert second["made"] is False
+
+
+def test_a_home_that_cannot_be_written_gets_a_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
+
+    assert main(["pki", "show"]) == 4
+    assert "hint: set XDG_DATA_HOME" in capsys.readouterr().err
 
 
 def test_the_exported_certificate_is_a_root(document: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,6 @@ def test_the_commands_exist() -> None:
     from nitro_nsm.cli import parser
 
     commands = re.findall(r"^(?:eif .*\| )?nsm (.*?)(?: +#.*)?$", README.read_text(), re.MULTILINE)
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         parser().parse_args(command.split(" > ")[0].split())

@@ -100,8 +100,10 @@ def test_a_damaged_file_is_reported_with_its_remedy(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_made_is_the_hosts_fault(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    with pytest.raises(HostError, match="cannot be made"):
+    with pytest.raises(HostError, match="cannot be made") as caught:
         ensure_test_root(tmp_path / "file" / "directory")
+
+    assert "XDG_DATA_HOME" in caught.value.hint
 
 
 def own_root(

@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415 - what is slow to load is imported when the command runs
 import argparse
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from nitro_nsm.commands.options import add_json
@@ -20,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
         choices=["show", "export", "rotate"],
-        help="show: where it is, and its fingerprint; export: its certificate, making the root if there is "
-        "none; rotate: replace it, so that documents of the old one no longer verify",
+        help="show: where it is, its fingerprint, how to trust it; export: its certificate; both make the root "
+        "if there is none; rotate: replace it, so that documents of the old one no longer verify",
     )
     parser.add_argument("--der", action="store_true", help="export DER instead of PEM")
     add_json(parser)
@@ -34,13 +35,16 @@ def run(options: argparse.Namespace) -> int:
     from cryptography.hazmat.primitives.serialization import Encoding
 
     from nitro_nsm.commands.report import print_json
-    from nitro_nsm.pki.store import ensure_test_root, read_test_root, rotate_test_root
+    from nitro_nsm.pki.store import ensure_test_root, root_path, rotate_test_root
 
+    there_already = False
     match options.action:
         case "show":
-            _show(read_test_root(), as_json=options.json)
+            with suppress(OSError):  # which making it will report
+                there_already = root_path().exists()
+            _show(ensure_test_root(), made=not there_already, as_json=options.json)
         case "rotate":
-            _show(rotate_test_root(), as_json=options.json)
+            _show(rotate_test_root(), made=True, as_json=options.json)
         case "export":
             certificate = ensure_test_root().certificate
             if options.json:
@@ -52,15 +56,18 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _show(root: "Root", *, as_json: bool) -> None:
+def _show(root: "Root", *, made: bool, as_json: bool) -> None:
     from nitro_nsm.commands.report import certificate_json, print_json
     from nitro_nsm.pki.store import root_path
 
     shown = certificate_json(root.der)
     if as_json:
-        print_json({"path": str(root_path()), **shown})
+        print_json({"path": str(root_path()), "made": made, **shown})
         return
-    print(f"path    {root_path()}")
+    print(f"path    {root_path()}" + (" (made just now)" if made else ""))
     print(f"sha256  {shown['sha256']}")
     print(f"name    {shown['subject']}")
     print(f"valid   {shown['not_before']} to {shown['not_after']}")
+    print("trust   here: nsm verify DOCUMENT --root test")
+    print("        elsewhere: nsm pki export > test-root.pem, and nsm verify DOCUMENT --root test-root.pem")
+    print("        the file at path holds the private key, too: who has it can sign any document")

@@ -58,10 +58,13 @@ def read_test_root(directory: Path | None = None) -> Root:
     except FileNotFoundError:
         raise InputError(
             f"there is no test root yet ({path})",
-            hint="the first document makes it, as does `nsm pki export`",
+            hint="the first document makes it, as does `nsm pki show`",
         ) from None
     except OSError as error:
-        raise HostError(f"the test root cannot be read: {error}") from error
+        raise HostError(
+            f"the test root cannot be read: {error}",
+            hint="set XDG_DATA_HOME to a directory that can be read and written",
+        ) from error
     except InputError as error:
         raise InputError(f"{path}: {error}", hint="`nsm pki rotate` makes a new one") from error
 
@@ -111,7 +114,10 @@ def _host_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise HostError(f"the test root cannot be {what}: {error}") from error
+        raise HostError(
+            f"the test root cannot be {what}: {error}",
+            hint="set XDG_DATA_HOME to a directory that can be written",
+        ) from error
 
 
 @contextmanager

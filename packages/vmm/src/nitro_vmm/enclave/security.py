@@ -57,7 +57,7 @@ def signing_root(config: EnclaveConfig) -> Root:
         return Root.load(str(config.root_key), pem)
     except InputError as error:
         raise UsageError(
-            str(error), hint="nsm pki makes a root; --root-cert names its certificate"
+            str(error), hint="`nsm pki show` says where a root is; --root-cert names its certificate"
         ) from error
 
 
