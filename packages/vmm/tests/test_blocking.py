@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from nitro_nsm import parse_document
 from nitro_vmm import AsyncioEnclave, BlockingEnclave, EnclaveConfig, EnclaveEndedError, Outcome, UsageError
 from nitro_vmm.accel import Exit, ExitReason
 from nitro_vmm.testing import FakeAccelerator, FakeVcpu
@@ -72,11 +73,12 @@ def test_listeners(image: Path) -> None:
 
 
 def test_with_asyncio(image: Path) -> None:
-    async def main() -> tuple[bytes, Outcome]:
+    async def main() -> tuple[bytes, bytes | None, Outcome]:
         config = EnclaveConfig(eif_path=image)
         async with AsyncioEnclave(config, accelerator=FakeAccelerator(speak_and_wait)) as enclave:
             await asyncio.to_thread(enclave.blocking.wait_for_output, b"hello")
+            document = await enclave.attest(nonce=b"1")
             result = await enclave.stop()
-            return enclave.console_output, result.outcome
+            return enclave.console_output, parse_document(document).nonce, result.outcome
 
-    assert asyncio.run(main()) == (b"hello", Outcome.STOPPED)
+    assert asyncio.run(main()) == (b"hello", b"1", Outcome.STOPPED)

@@ -66,6 +66,14 @@ class AsyncioEnclave:
         sock = await asyncio.to_thread(self.blocking.connect, port, timeout_s)
         return await asyncio.open_unix_connection(sock=sock)
 
+    async def attest(
+        self, *, nonce: bytes | None = None, user_data: bytes | None = None, public_key: bytes | None = None
+    ) -> bytes:
+        """An attestation document with the registers as they are now; see `Enclave.attest`."""
+        return await asyncio.to_thread(
+            self.blocking.attest, nonce=nonce, user_data=user_data, public_key=public_key
+        )
+
     async def send_input(self, data: bytes) -> None:
         """Type on the enclave's console."""
         await asyncio.to_thread(self.blocking.send_input, data)

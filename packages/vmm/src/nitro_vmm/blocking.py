@@ -188,6 +188,20 @@ class BlockingEnclave:
 
         return BlockingListener(self, self.call(listen))
 
+    def attest(
+        self, *, nonce: bytes | None = None, user_data: bytes | None = None, public_key: bytes | None = None
+    ) -> bytes:
+        """An attestation document with the registers as they are now; see `Enclave.attest`.
+
+        Raises:
+            UsageError: The module makes no such document, because a value is too long.
+        """
+
+        async def attest() -> bytes:
+            return await self._enclave.attest(nonce=nonce, user_data=user_data, public_key=public_key)
+
+        return self.call(attest)
+
     def send_input(self, data: bytes) -> None:
         """Type on the enclave's console."""
 

@@ -1,5 +1,6 @@
 """Enclaves in the background: launching, listing, talking to them, and their ends."""
 
+import base64
 import json
 import os
 import select
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nitro_nsm import parse_document
 from nitro_vmm.cli.exit_code import ExitCode
 from nitro_vmm.run.registry import control_address, runtime_directory
 from vmm_command import VMM, Vmm
@@ -63,6 +65,26 @@ def test_its_kms_is_told_and_answers(
 
     assert b"UnknownOperationException" in answer
     assert "a request refused: UnknownOperationException" in messages
+
+
+def test_a_document_from_outside(vmm: Vmm, spinning_image: Path, tmp_path: Path) -> None:
+    vmm("run", "-d", spinning_image, "--name", "attested")
+    (tmp_path / "key").write_bytes(bytes(1024))
+
+    written = vmm("attest", "attested", "--nonce", "00ff", "--output", tmp_path / "document")
+    printed = vmm("attest", "attested", "--json", "--public-key", f"@{tmp_path / 'key'}", "--user-data", "0a")
+    too_long = vmm("attest", "attested", "--nonce", "00" * 4096, "--json")
+    not_hexadecimal = vmm("attest", "attested", "--nonce", "xyz", "--json")
+    nobody = vmm("attest", "nobody", "--json")
+    vmm("terminate", "attested")
+
+    assert (written.returncode, written.stdout, written.stderr) == (0, "", "")
+    assert parse_document((tmp_path / "document").read_bytes()).nonce == b"\x00\xff"
+    document = parse_document(base64.b64decode(json.loads(printed.stdout)["Document"]))
+    assert (document.user_data, document.public_key) == (b"\n", bytes(1024))
+    assert (too_long.returncode, "less than 4096 bytes" in too_long.stderr) == (ExitCode.USAGE, True)
+    assert (not_hexadecimal.returncode, "@FILE" in not_hexadecimal.stderr) == (ExitCode.USAGE, True)
+    assert nobody.returncode == ExitCode.USAGE
 
 
 def test_names_and_cids_are_unique(vmm: Vmm, spinning_image: Path) -> None:

@@ -2,11 +2,13 @@
 
 import socket
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import trio
 
+from nitro_nsm import NsmClient, VerifiedDocument, read_test_root, verify
 from nitro_vmm import Enclave, EnclaveConfig, EnclaveEndedError, Outcome, UsageError
 from nitro_vmm.accel import Exit, ExitReason
 from nitro_vmm.enclave.console import KEPT_BYTES_MAX
@@ -24,6 +26,10 @@ def enclave_with(image: Path, program: Program, **options: object) -> Enclave:
 
 def wait_for_kick(vcpu: FakeVcpu) -> Exit:
     return vcpu.wait_for_kick()
+
+
+def verify_ours(document: bytes) -> VerifiedDocument:
+    return verify(document, at=datetime.now(UTC), root=read_test_root().trust)
 
 
 async def read_all(enclave: Enclave) -> bytes:
@@ -211,6 +217,24 @@ async def test_a_port_of_an_enclave_without_driver_is_refused(image: Path) -> No
     async with enclave_with(image, wait_for_kick) as enclave:
         with pytest.raises(ConnectionRefusedError, match="port 5000"):
             await enclave.connect(5000)
+
+
+async def test_a_document_from_outside_has_the_registers_of_now(image: Path) -> None:
+    async with enclave_with(image, wait_for_kick) as enclave:
+        guest = NsmClient(enclave._running.nsm.handle)
+        before = verify_ours(await enclave.attest(nonce=b"1"))
+        guest.extend_pcr(16, b"configuration")
+        guest.lock_pcr(16)
+        after = verify_ours(await enclave.attest(nonce=b"2", user_data=b"data", public_key=b"key"))
+        with pytest.raises(UsageError, match="makes no such document") as refused:
+            await enclave.attest(nonce=bytes(4096))
+
+    assert before.module_id == after.module_id == enclave.module_id
+    assert before.pcrs[0] == enclave.measurements.pcr0
+    assert 16 not in before.pcrs
+    assert any(after.pcrs[16])
+    assert (after.nonce, after.user_data, after.public_key) == (b"2", b"data", b"key")
+    assert "4096 bytes" in refused.value.hint
 
 
 async def test_pausing_an_enclave(image: Path) -> None:

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
         choices=["show", "export", "rotate"],
-        help="show: where it is, its fingerprint, how to trust it; export: its certificate; both make the root "
+        help="show: where it is, its fingerprint, how to trust it; export: its certificate; both make a root "
         "if there is none; rotate: replace it, so that documents of the old one no longer verify",
     )
     parser.add_argument("--der", action="store_true", help="export DER instead of PEM")

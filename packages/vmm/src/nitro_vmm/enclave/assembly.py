@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from nitro_eif import Eif, Measurements
+from nitro_nsm import Nsm
 from nitro_vmm.accel import Accelerator, EntryState
 from nitro_vmm.address_map import MIB
 from nitro_vmm.boot.loader import load
@@ -58,6 +59,8 @@ class Assembly:
     """The vsock device of this process; `None` when a daemon serves it."""
     measurements: Measurements
     """Of the image."""
+    nsm: Nsm
+    """The security module; it is used under the machine's lock only."""
     module_id: str
     """The security module's."""
     memory_mib: int
@@ -142,7 +145,7 @@ def assemble(
             processors=processors,
             append=[config.cmdline_append.encode()] if config.cmdline_append else [],
         )
-    return Assembly(machine, entry, vsock, engine, measurements, nsm.module_id, memory_mib, processors)
+    return Assembly(machine, entry, vsock, engine, measurements, nsm, nsm.module_id, memory_mib, processors)
 
 
 def _choose_processors(config: EnclaveConfig, accelerator: Accelerator, say: Callable[[str], None]) -> int:

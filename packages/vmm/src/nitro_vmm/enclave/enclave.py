@@ -19,6 +19,7 @@ from typing import Self
 import trio
 
 from nitro_eif import Measurements
+from nitro_nsm import NsmClient, Refusal
 from nitro_vmm.accel import Accelerator, open_accelerator
 from nitro_vmm.config import EnclaveConfig, Endpoint
 from nitro_vmm.defaults import CID_DEFAULT
@@ -265,6 +266,35 @@ class Enclave:
                 "a vhost-user daemon serves this enclave's vsock", hint="listen on the daemon's sockets"
             )
         return self._parent.listen(port)
+
+    async def attest(
+        self, *, nonce: bytes | None = None, user_data: bytes | None = None, public_key: bytes | None = None
+    ) -> bytes:
+        """An attestation document with the registers as they are now, signed as those for the guest.
+
+        On AWS only the enclave itself gets documents. This one is for tests: of a verifier, of what the
+        application extends, of a KMS that should give it a key.
+
+        Raises:
+            UsageError: The module makes no such document, because a value is too long.
+        """
+        assembly = self._running
+        made: list[bytes | Refusal] = []
+
+        def ask() -> None:
+            try:
+                client = NsmClient(assembly.nsm.handle)
+                made.append(client.attest(nonce=nonce, user_data=user_data, public_key=public_key))
+            except Refusal as refusal:
+                made.append(refusal)
+
+        await trio.to_thread.run_sync(assembly.machine.locked, ask)
+        if isinstance(made[0], Refusal):
+            raise UsageError(
+                f"the security module makes no such document: {made[0]}",
+                hint="nonce, user data and public key together have less than 4096 bytes",
+            ) from made[0]
+        return made[0]
 
     async def send_input(self, data: bytes) -> None:
         """Type on the enclave's console; returns when the guest has taken all of it."""

@@ -1,5 +1,6 @@
 """An enclave in the background: its process sees it through, and takes requests meanwhile."""
 
+import base64
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from nitro_vmm.accel import Accelerator
 from nitro_vmm.config import EnclaveConfig
 from nitro_vmm.enclave import Enclave, Result
 from nitro_vmm.enclave.tasks import ungrouped
+from nitro_vmm.errors import UsageError
 from nitro_vmm.run.control import REQUEST_BYTES_MAX
 from nitro_vmm.run.log_file import LogFile
 from nitro_vmm.run.registry import ENDED, RUNNING, Entry, Registration, control_address
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 CHUNK_BYTES: Final = 1 << 16
 CLIENTS_MAX: Final = 64
+CONTENTS: Final = ("nonce", "user_data", "public_key")
+"""What a client may have a document say."""
 REQUEST_TIMEOUT_S: Final = 10.0
 
 
@@ -201,7 +205,8 @@ class Server:
         with trio.move_on_after(REQUEST_TIMEOUT_S):
             line, early = await _read_line(stream)
         try:
-            request = json.loads(line)["do"]
+            parameters = json.loads(line)
+            request = parameters["do"]
         except (ValueError, TypeError, KeyError, RecursionError):
             request = None
         match request:
@@ -212,6 +217,8 @@ class Server:
                 await stream.send_all(b"true\n" if self._enclave.has_booted else b"false\n")
             case "stats":
                 await stream.send_all(json.dumps(self._stats()).encode() + b"\n")
+            case "attest":
+                await stream.send_all(json.dumps(await self._attest(parameters)).encode() + b"\n")
             case "follow":
                 await self._follow(stream)
             case "console":
@@ -235,6 +242,17 @@ class Server:
         await self._enclave.send_input(early)
         while piece := await stream.receive_some(CHUNK_BYTES):
             await self._enclave.send_input(bytes(piece))
+
+    async def _attest(self, parameters: dict[str, Any]) -> dict[str, str]:
+        try:
+            wanted = {name: bytes.fromhex(parameters[name]) for name in CONTENTS if name in parameters}
+        except (ValueError, TypeError):
+            return {"error": "what a document is to say must be hexadecimal"}
+        try:
+            document = await self._enclave.attest(**wanted)
+        except UsageError as error:
+            return {"error": str(error), "hint": error.hint}
+        return {"document": base64.b64encode(document).decode()}
 
     def _stats(self) -> dict[str, Any]:
         usage = resource.getrusage(resource.RUSAGE_SELF)
