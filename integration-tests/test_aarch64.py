@@ -1,4 +1,4 @@
-"""An image for aarch64, whole: Debian's kernel and our init boot in QEMU, and our daemon hears the heartbeat."""
+"""An image for aarch64, whole: a kernel and our init boot in QEMU, and our daemon hears the heartbeat."""
 
 import shutil
 import subprocess
