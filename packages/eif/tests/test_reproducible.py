@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -183,7 +184,7 @@ def test_any_image_is_built_alike_at_two_paths_by_two_users_in_two_zones(
     open_path: Path,
     builders: tuple[Builder, Builder],
     layers: list[dict[str, tuple[int, int, int, bytes]]],
-    config: dict[str, object],
+    config: dict[str, Any],
 ) -> None:
     container = Container(layers=[layer_of(files) for files in layers], **config)
     deb = kernel_in(open_path)
