@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nitro_vmm.accel import EntryState, Exit, ExitReason, open_accelerator
-from nitro_vmm.accel.kvm import cpuid, ioctl, probe
+from nitro_vmm.accel.kvm import cpuid, ioctl, probe, structures
 from nitro_vmm.accel.kvm.collected import CollectedWrites
-from nitro_vmm.accel.kvm.ioctl import CpuidEntry, Registers, Request, Segment, System, SystemRegisters, Table
+from nitro_vmm.accel.kvm.ioctl import Request, System
+from nitro_vmm.accel.kvm.structures import CpuidEntry, Registers, Segment, SystemRegisters, Table
 from nitro_vmm.accel.kvm.vcpu import KvmVcpu
 from nitro_vmm.accel.kvm.vm import Kvm, KvmVm
 from nitro_vmm.address_map import BOOT_GDT, BOOT_PAGE_TABLES, MIB, RamRange
@@ -312,6 +313,7 @@ def test_a_file_that_is_no_kvm_is_refused(tmp_path: Path) -> None:
 NUMBERS = {
     "GET_API_VERSION": 0xAE00,
     "CREATE_VM": 0xAE01,
+    "GET_MSR_INDEX_LIST": 0xC004_AE02,
     "CHECK_EXTENSION": 0xAE03,
     "GET_VCPU_MMAP_SIZE": 0xAE04,
     "GET_SUPPORTED_CPUID": 0xC008_AE05,
@@ -320,18 +322,36 @@ NUMBERS = {
     "SET_TSS_ADDR": 0xAE47,
     "CREATE_IRQCHIP": 0xAE60,
     "IRQ_LINE": 0x4008_AE61,
-    "SET_GSI_ROUTING": 0x4008_AE6A,
+    "GET_IRQCHIP": 0xC208_AE62,
+    "SET_IRQCHIP": 0x8208_AE63,
     "REGISTER_COALESCED_MMIO": 0x4010_AE67,
+    "SET_GSI_ROUTING": 0x4008_AE6A,
     "IOEVENTFD": 0x4040_AE79,
+    "SET_CLOCK": 0x4030_AE7B,
+    "GET_CLOCK": 0x8030_AE7C,
     "RUN": 0xAE80,
     "GET_REGS": 0x8090_AE81,
     "SET_REGS": 0x4090_AE82,
     "GET_SREGS": 0x8138_AE83,
     "SET_SREGS": 0x4138_AE84,
+    "GET_MSRS": 0xC008_AE88,
+    "SET_MSRS": 0x4008_AE89,
     "SET_SIGNAL_MASK": 0x4004_AE8B,
+    "GET_LAPIC": 0x8400_AE8E,
+    "SET_LAPIC": 0x4400_AE8F,
     "SET_CPUID2": 0x4008_AE90,
     "GET_MP_STATE": 0x8004_AE98,
+    "SET_MP_STATE": 0x4004_AE99,
+    "GET_VCPU_EVENTS": 0x8040_AE9F,
+    "SET_VCPU_EVENTS": 0x4040_AEA0,
+    "GET_DEBUGREGS": 0x8080_AEA1,
+    "SET_DEBUGREGS": 0x4080_AEA2,
     "GET_TSC_KHZ": 0xAEA3,
+    "GET_XSAVE": 0x9000_AEA4,
+    "SET_XSAVE": 0x5000_AEA5,
+    "GET_XCRS": 0x8188_AEA6,
+    "SET_XCRS": 0x4188_AEA7,
+    "GET_XSAVE2": 0x9000_AECF,
 }
 
 
@@ -434,7 +454,7 @@ class FakeFile:
     """The kernel's side of a processor, which exits as it is told."""
 
     def __init__(self, reason: int, details: bytes = b"") -> None:
-        self.shared = bytearray(ioctl.RUN_EXIT) + details.ljust(64, b"\0")
+        self.shared = bytearray(structures.RUN_EXIT) + details.ljust(64, b"\0")
         self._reason = reason
 
     def set_signals(self, blocked: set[int]) -> None:

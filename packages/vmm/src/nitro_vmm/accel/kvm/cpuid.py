@@ -8,7 +8,7 @@ of its processors is a core of one package.
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from nitro_vmm.accel.kvm.ioctl import CpuidEntry
+from nitro_vmm.accel.kvm.structures import CpuidEntry
 
 BASIC: Final = 1
 CACHES: Final = 4
@@ -48,7 +48,7 @@ def for_guest(
                     if processors > 1
                     else entry.edx & ~EDX_MULTI_THREADING,
                 )
-            case 4 if entry.eax & 0x1F:
+            case 4 | 0x8000_001D if entry.eax & 0x1F:
                 # How many cores there are in the package; and no cache is shared by threads of one core.
                 shared = entry.eax >> 5 & 7 == 3
                 users = processors - 1 if shared else 0
@@ -58,6 +58,9 @@ def for_guest(
             case 0xB | 0x1F:
                 # Without levels; Linux then takes the topology from leaves 1 and 4.
                 yield entry._replace(eax=0, ebx=0, ecx=entry.ecx & 0xFF, edx=apic_id)
+            case 0x8000_001E:
+                # AMD's own numbers: one thread a core, one node a package.
+                yield entry._replace(eax=apic_id, ebx=apic_id, ecx=0, edx=0)
             case 0x8000_0001:
                 yield entry._replace(ecx=entry.ecx & ~EXTENDED_ECX_SVM)
             case 0x8000_0008:

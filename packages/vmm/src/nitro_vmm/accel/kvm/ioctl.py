@@ -1,9 +1,7 @@
-"""The kernel's interface to KVM: requests, the structures that they carry, and a thin class for each file.
+"""The kernel's interface to KVM: its requests, and a thin class for each kind of file.
 
-Sources: Linux, Documentation/virt/kvm/api.rst for what each request does, include/uapi/linux/kvm.h and
-arch/x86/include/uapi/asm/kvm.h for the numbers and layouts (stable since Linux 2.6.22). A structure stands
-here once, beside a check of its size: a wrong size would also make a wrong request number, because the number
-contains it.
+Source: Linux, Documentation/virt/kvm/api.rst for what each request does, include/uapi/linux/kvm.h for the
+numbers. The structures that requests carry are in `structures`.
 
 KVM has three kinds of files. ``/dev/kvm`` is the whole of it (`System`), makes a file for each machine
 (`VmFile`), which in turn makes one for each processor (`VcpuFile`). All die with the process, or when closed.
@@ -14,65 +12,44 @@ import errno
 import fcntl
 import mmap
 import os
-import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Final
 
+from nitro_vmm.accel.kvm.structures import (
+    CLOCK,
+    COALESCED_ZONE,
+    CPUID_ENTRY,
+    CPUID_HEADER,
+    DEBUG_REGISTERS_BYTES,
+    EVENTS_BYTES,
+    IOEVENTFD,
+    IRQ_LEVEL,
+    IRQCHIP,
+    LAPIC_BYTES,
+    MEMORY_REGION,
+    MP_STATE,
+    MSR_ENTRY,
+    MSR_LIST_HEADER,
+    MSRS_HEADER,
+    REGS,
+    ROUTING_ENTRY,
+    ROUTING_HEADER,
+    RUN_EXIT_REASON,
+    SIGNAL_MASK,
+    SREGS_BYTES,
+    XCRS_BYTES,
+    XSAVE_BYTES,
+    CpuidEntry,
+    Registers,
+    SystemRegisters,
+)
 from nitro_vmm.errors import HostError
 
 DEVICE: Final = Path("/dev/kvm")
 API_VERSION: Final = 12
 """Of every kernel since 2.6.22; a program refuses any other (api.rst §4.1)."""
-
-# struct kvm_userspace_memory_region: slot flags guest_phys_addr memory_size userspace_addr
-MEMORY_REGION: Final = struct.Struct("<IIQQQ")
-# struct kvm_irq_level: irq level
-IRQ_LEVEL: Final = struct.Struct("<II")
-# struct kvm_irq_routing: nr flags, then struct kvm_irq_routing_entry: gsi type flags pad, irqchip pin,
-# padding
-ROUTING_HEADER: Final = struct.Struct("<II")
-ROUTING_ENTRY: Final = struct.Struct("<IIII II 24x")
-# struct kvm_ioeventfd: datamatch addr len fd flags, padding
-IOEVENTFD: Final = struct.Struct("<QQIiI36x")
-# struct kvm_coalesced_mmio_zone: addr size pio
-COALESCED_ZONE: Final = struct.Struct("<QII")
-# struct kvm_cpuid2: nent padding, then struct kvm_cpuid_entry2: function index flags eax ebx ecx edx, padding
-CPUID_HEADER: Final = struct.Struct("<II")
-CPUID_ENTRY: Final = struct.Struct("<7I12x")
-# struct kvm_regs: rax rbx rcx rdx rsi rdi rsp rbp r8 to r15 rip rflags
-REGS: Final = struct.Struct("<18Q")
-# struct kvm_segment: base limit selector type present dpl db s l g avl unusable padding
-SEGMENT: Final = struct.Struct("<QIH10B")
-# struct kvm_dtable: base limit padding
-TABLE: Final = struct.Struct("<QH6x")
-# The end of struct kvm_sregs: cr0 cr2 cr3 cr4 cr8 efer apic_base, interrupt_bitmap
-CONTROL: Final = struct.Struct("<7Q32x")
-SREGS_BYTES: Final = 8 * SEGMENT.size + 2 * TABLE.size + CONTROL.size
-# struct kvm_mp_state: mp_state
-MP_STATE: Final = struct.Struct("<I")
-# struct kvm_signal_mask: len, then a sigset of the kernel
-SIGNAL_MASK: Final = struct.Struct("<IQ")
-
-# struct kvm_run, the memory that is shared with the kernel; offsets of what is used.
-RUN_IMMEDIATE_EXIT: Final = 1
-RUN_EXIT_REASON: Final = struct.Struct("<8xI")
-RUN_EXIT: Final = 32
-"""Where the union begins that says more about an exit."""
-# direction size port count data_offset
-RUN_IO: Final = struct.Struct("<BBHIQ")
-# phys_addr data len is_write
-RUN_MMIO: Final = struct.Struct("<Q8sIB")
-RUN_MMIO_DATA: Final = RUN_EXIT + 8
-# hardware_entry_failure_reason
-RUN_FAIL_ENTRY: Final = struct.Struct("<Q")
-# suberror ndata; for an instruction that was not emulated: flags insn_size insn_bytes
-RUN_INTERNAL: Final = struct.Struct("<I4xQB15s")
-
-assert (MEMORY_REGION.size, IRQ_LEVEL.size, ROUTING_ENTRY.size, IOEVENTFD.size) == (32, 8, 48, 64)  # noqa: S101
-assert (CPUID_ENTRY.size, REGS.size, SEGMENT.size, TABLE.size, SREGS_BYTES) == (40, 144, 24, 16, 312)  # noqa: S101
 
 NONE, WRITE, READ = 0, 1, 2
 """Which way a request's structure goes, as the program sees it (Linux, uapi/asm-generic/ioctl.h)."""
@@ -90,24 +67,48 @@ class Request(IntEnum):
     CREATE_VM = _request(0x01)
     CHECK_EXTENSION = _request(0x03)
     GET_VCPU_MMAP_SIZE = _request(0x04)
+    GET_MSR_INDEX_LIST = _request(0x02, READ | WRITE, MSR_LIST_HEADER.size)
     GET_SUPPORTED_CPUID = _request(0x05, READ | WRITE, CPUID_HEADER.size)
     CREATE_VCPU = _request(0x41)
     SET_USER_MEMORY_REGION = _request(0x46, WRITE, MEMORY_REGION.size)
     SET_TSS_ADDR = _request(0x47)
     CREATE_IRQCHIP = _request(0x60)
     IRQ_LINE = _request(0x61, WRITE, IRQ_LEVEL.size)
+    GET_IRQCHIP = _request(0x62, READ | WRITE, IRQCHIP.size)
+    SET_IRQCHIP = _request(0x63, READ, IRQCHIP.size)
     SET_GSI_ROUTING = _request(0x6A, WRITE, ROUTING_HEADER.size)
     REGISTER_COALESCED_MMIO = _request(0x67, WRITE, COALESCED_ZONE.size)
     IOEVENTFD = _request(0x79, WRITE, IOEVENTFD.size)
+    SET_CLOCK = _request(0x7B, WRITE, CLOCK.size)
+    GET_CLOCK = _request(0x7C, READ, CLOCK.size)
     RUN = _request(0x80)
     GET_REGS = _request(0x81, READ, REGS.size)
     SET_REGS = _request(0x82, WRITE, REGS.size)
     GET_SREGS = _request(0x83, READ, SREGS_BYTES)
     SET_SREGS = _request(0x84, WRITE, SREGS_BYTES)
+    GET_MSRS = _request(0x88, READ | WRITE, MSRS_HEADER.size)
+    SET_MSRS = _request(0x89, WRITE, MSRS_HEADER.size)
     SET_SIGNAL_MASK = _request(0x8B, WRITE, 4)
+    GET_LAPIC = _request(0x8E, READ, LAPIC_BYTES)
+    SET_LAPIC = _request(0x8F, WRITE, LAPIC_BYTES)
     SET_CPUID2 = _request(0x90, WRITE, CPUID_HEADER.size)
     GET_MP_STATE = _request(0x98, READ, MP_STATE.size)
+    SET_MP_STATE = _request(0x99, WRITE, MP_STATE.size)
+    GET_VCPU_EVENTS = _request(0x9F, READ, EVENTS_BYTES)
+    SET_VCPU_EVENTS = _request(0xA0, WRITE, EVENTS_BYTES)
+    GET_DEBUGREGS = _request(0xA1, READ, DEBUG_REGISTERS_BYTES)
+    SET_DEBUGREGS = _request(0xA2, WRITE, DEBUG_REGISTERS_BYTES)
     GET_TSC_KHZ = _request(0xA3)
+    GET_XSAVE = _request(0xA4, READ, XSAVE_BYTES)
+    SET_XSAVE = _request(0xA5, WRITE, XSAVE_BYTES)
+    GET_XCRS = _request(0xA6, READ, XCRS_BYTES)
+    SET_XCRS = _request(0xA7, WRITE, XCRS_BYTES)
+    GET_XSAVE2 = _request(0xCF, READ, XSAVE_BYTES)
+
+    @property
+    def size(self) -> int:
+        """The size of its structure as the number has it, bytes. Some structures have more behind that."""
+        return self.value >> 16 & 0x3FFF
 
 
 CAP_IRQCHIP: Final = 0
@@ -123,6 +124,7 @@ CAP_MAX_VCPUS: Final = 66
 CAP_TSC_DEADLINE_TIMER: Final = 72
 CAP_IMMEDIATE_EXIT: Final = 136
 CAP_COALESCED_PIO: Final = 162
+CAP_XSAVE2: Final = 208
 
 EXIT_UNKNOWN: Final = 0
 EXIT_IO: Final = 2
@@ -143,108 +145,14 @@ ROUTING_IRQCHIP: Final = 1
 IRQCHIP_IOAPIC: Final = 2
 CPUID_ENTRIES_MAX: Final = 256
 """KVM_MAX_CPUID_ENTRIES."""
+MSRS_MAX: Final = 2048
+"""Several times as many as any kernel lists."""
+MSRS_AT_ONCE: Final = 255
+"""The kernel takes less than 256."""
 
 MP_STATE_RUNNABLE: Final = 0
 MP_STATE_UNINITIALIZED: Final = 1
 MP_STATE_HALTED: Final = 3
-
-
-class CpuidEntry(NamedTuple):
-    """What CPUID answers for one leaf."""
-
-    function: int
-    """EAX as the guest asks."""
-    subleaf: int
-    """ECX as the guest asks, where ``flags`` says that it matters."""
-    flags: int
-    eax: int
-    ebx: int
-    ecx: int
-    edx: int
-
-
-class Registers(NamedTuple):
-    """The general registers."""
-
-    rax: int = 0
-    rbx: int = 0
-    rcx: int = 0
-    rdx: int = 0
-    rsi: int = 0
-    rdi: int = 0
-    rsp: int = 0
-    rbp: int = 0
-    r8: int = 0
-    r9: int = 0
-    r10: int = 0
-    r11: int = 0
-    r12: int = 0
-    r13: int = 0
-    r14: int = 0
-    r15: int = 0
-    rip: int = 0
-    rflags: int = 2
-
-
-class Segment(NamedTuple):
-    """A segment register with what it was loaded with (Intel SDM vol. 3A, "Segment Descriptors")."""
-
-    base: int = 0
-    limit: int = 0
-    selector: int = 0
-    type: int = 0
-    present: int = 0
-    dpl: int = 0
-    db: int = 0
-    s: int = 0
-    l: int = 0  # noqa: E741 - the descriptor's own name
-    g: int = 0
-    avl: int = 0
-    unusable: int = 0
-    padding: int = 0
-
-
-class Table(NamedTuple):
-    """A descriptor table: address, and size in bytes less one."""
-
-    base: int = 0
-    limit: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class SystemRegisters:
-    """Segments, descriptor tables and control registers."""
-
-    segments: tuple[Segment, ...]
-    """CS, DS, ES, FS, GS, SS, TR, LDT."""
-    gdt: Table
-    idt: Table
-    cr0: int
-    cr2: int
-    cr3: int
-    cr4: int
-    cr8: int
-    efer: int
-    apic_base: int
-    pending: bytes
-    """Interrupts that wait to be delivered, a set of 256 bits."""
-
-    @classmethod
-    def unpack(cls, data: bytes | bytearray) -> Self:
-        """Read ``struct kvm_sregs``."""
-        segments = tuple(Segment(*SEGMENT.unpack_from(data, SEGMENT.size * number)) for number in range(8))
-        place = 8 * SEGMENT.size
-        gdt, idt = (Table(*TABLE.unpack_from(data, place + TABLE.size * number)) for number in range(2))
-        place += 2 * TABLE.size
-        cr0, cr2, cr3, cr4, cr8, efer, apic_base = CONTROL.unpack_from(data, place)
-        return cls(segments, gdt, idt, cr0, cr2, cr3, cr4, cr8, efer, apic_base, bytes(data[-32:]))
-
-    def pack(self) -> bytes:
-        """Make ``struct kvm_sregs``."""
-        segments = b"".join(SEGMENT.pack(*segment) for segment in self.segments)
-        tables = TABLE.pack(*self.gdt) + TABLE.pack(*self.idt)
-        control = (self.cr0, self.cr2, self.cr3, self.cr4, self.cr8, self.efer, self.apic_base)
-        return segments + tables + CONTROL.pack(*control)[:-32] + self.pending
 
 
 class _File:
@@ -262,6 +170,24 @@ class _File:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def get(self, request: Request) -> bytes:
+        """A structure that is only kept, to be put back by `put`.
+
+        Raises:
+            HostError: The kernel refuses.
+        """
+        answer = bytearray(request.size)
+        _call(self.fd, request, answer)
+        return bytes(answer)
+
+    def put(self, request: Request, data: bytes) -> None:
+        """Put back what `get` gave.
+
+        Raises:
+            HostError: The kernel refuses.
+        """
+        _call(self.fd, request, bytearray(data))
 
     def _ask(self, request: Request, argument: int | bytes | bytearray = 0) -> int:
         """Make a request; a `bytearray` gets the answer.
@@ -314,6 +240,14 @@ class System(_File):
         places = range(CPUID_HEADER.size, CPUID_HEADER.size + count * CPUID_ENTRY.size, CPUID_ENTRY.size)
         return [CpuidEntry(*CPUID_ENTRY.unpack_from(answer, place)) for place in places]
 
+    def msrs(self) -> list[int]:
+        """The numbers of the model-specific registers that a guest's state consists of."""
+        answer = bytearray(MSR_LIST_HEADER.size + 4 * MSRS_MAX)
+        MSR_LIST_HEADER.pack_into(answer, 0, MSRS_MAX)
+        _call(self.fd, Request.GET_MSR_INDEX_LIST, answer)
+        (count,) = MSR_LIST_HEADER.unpack_from(answer)
+        return [number for (number,) in MSR_LIST_HEADER.iter_unpack(answer[4 : 4 + 4 * count])]
+
     def create_vm(self) -> "VmFile":
         """A machine without memory and processors."""
         run_bytes = self._ask(Request.GET_VCPU_MMAP_SIZE)
@@ -347,6 +281,11 @@ def _call(fd: int, request: Request, argument: int | bytearray) -> int:
     if result < 0:
         raise _refused(request, ctypes.get_errno())
     return result
+
+
+def _msrs(msrs: Iterable[tuple[int, int]]) -> bytes:
+    entries = [MSR_ENTRY.pack(*msr) for msr in msrs]
+    return MSRS_HEADER.pack(len(entries)) + b"".join(entries)
 
 
 class VmFile(_File):
@@ -396,6 +335,16 @@ class VmFile(_File):
     def collect_writes(self, port: int) -> None:
         """Have the kernel collect writes to a port (see `collected`); after the first processor was made."""
         self._ask(Request.REGISTER_COALESCED_MMIO, COALESCED_ZONE.pack(port, 1, 1))
+
+    def xsave_bytes(self) -> int:
+        """How much `VcpuFile.xsave` saves; after the first processor got its CPUID."""
+        return max(self._ask(Request.CHECK_EXTENSION, CAP_XSAVE2), XSAVE_BYTES)
+
+    def controller(self, number: int) -> bytes:
+        """The state of an interrupt controller, as ``KVM_SET_IRQCHIP`` takes it."""
+        answer = bytearray(IRQCHIP.pack(number, b""))
+        self._ask(Request.GET_IRQCHIP, answer)
+        return bytes(answer)
 
     def create_vcpu(self, number: int) -> "VcpuFile":
         """A processor with this APIC id."""
@@ -469,6 +418,40 @@ class VcpuFile(_File):
     def set_system_registers(self, registers: SystemRegisters) -> None:
         """Set segments, descriptor tables and control registers."""
         self._ask(Request.SET_SREGS, registers.pack())
+
+    def xsave(self, size: int) -> bytes:
+        """The registers of x87, SSE, AVX and what comes after, as ``KVM_SET_XSAVE`` takes them.
+
+        Args:
+            size: See `VmFile.xsave_bytes`.
+        """
+        answer = bytearray(size)
+        # A kernel that does not know the newer request never has more than the older one gives.
+        _call(self.fd, Request.GET_XSAVE2 if size > XSAVE_BYTES else Request.GET_XSAVE, answer)
+        return bytes(answer)
+
+    def msrs(self, numbers: Iterable[int]) -> tuple[tuple[int, int], ...]:
+        """Those of the model-specific registers that can be read, by number and value."""
+        found: list[tuple[int, int]] = []
+        waiting = list(numbers)
+        while waiting:
+            asked = waiting[:MSRS_AT_ONCE]
+            answer = bytearray(_msrs((number, 0) for number in asked))
+            done = _call(self.fd, Request.GET_MSRS, answer)
+            place = MSRS_HEADER.size
+            found += MSR_ENTRY.iter_unpack(answer[place : place + MSR_ENTRY.size * done])
+            # The kernel stops at the first that cannot be read.
+            waiting = waiting[done if done == len(asked) else done + 1 :]
+        return tuple(found)
+
+    def set_msrs(self, msrs: Sequence[tuple[int, int]]) -> int:
+        """Set model-specific registers in their order; returns how many could be set."""
+        for start in range(0, len(msrs), MSRS_AT_ONCE):
+            asked = msrs[start : start + MSRS_AT_ONCE]
+            done = _call(self.fd, Request.SET_MSRS, bytearray(_msrs(asked)))
+            if done != len(asked):
+                return start + done
+        return len(msrs)
 
     def mp_state(self) -> int:
         """Whether the processor runs, sleeps in HLT, or waits for its start (``MP_STATE_...``)."""

@@ -18,8 +18,10 @@ from dataclasses import replace
 from typing import Final
 
 from nitro_vmm.accel import Bus
-from nitro_vmm.accel.kvm import ioctl
-from nitro_vmm.accel.kvm.ioctl import Registers, Segment, Table, VcpuFile
+from nitro_vmm.accel.kvm import ioctl, structures
+from nitro_vmm.accel.kvm.ioctl import VcpuFile
+from nitro_vmm.accel.kvm.state import VcpuState, restore_vcpu, save_vcpu
+from nitro_vmm.accel.kvm.structures import Registers, Segment, Table
 from nitro_vmm.accel.state import EntryState, Exit, ExitReason
 
 KICK: Final = signal.SIGURG
@@ -146,6 +148,14 @@ class KvmVcpu:
         with self._asked:
             self._interrupt()
 
+    def state(self, msrs: list[int], xsave_bytes: int) -> VcpuState:
+        """See `save_vcpu`; while no `run` goes on."""
+        return save_vcpu(self._file, msrs, xsave_bytes)
+
+    def restore(self, state: VcpuState, *, is_first: bool) -> None:
+        """See `restore_vcpu`; before the first `run`."""
+        restore_vcpu(self._file, state, is_first=is_first)
+
     def close(self) -> None:
         """Give back what the kernel gave."""
         self._file.close()
@@ -170,7 +180,7 @@ class KvmVcpu:
     def _access_port(self) -> None:
         """IN or OUT, of one element or, with REP, of several."""
         shared, bus = self._file.shared, self._bus
-        direction, size, port, count, start = ioctl.RUN_IO.unpack_from(shared, ioctl.RUN_EXIT)
+        direction, size, port, count, start = structures.RUN_IO.unpack_from(shared, structures.RUN_EXIT)
         for place in range(start, start + size * count, size):
             if direction == ioctl.IO_OUT:
                 value = int.from_bytes(shared[place : place + size], "little")
@@ -184,13 +194,13 @@ class KvmVcpu:
 
     def _access_memory(self) -> None:
         shared = self._file.shared
-        address, data, size, is_write = ioctl.RUN_MMIO.unpack_from(shared, ioctl.RUN_EXIT)
+        address, data, size, is_write = structures.RUN_MMIO.unpack_from(shared, structures.RUN_EXIT)
         with self._lock:
             if is_write:
                 self._bus.write_memory(address, size, int.from_bytes(data[:size], "little"))
                 return
             value = self._bus.read_memory(address, size)
-        place = ioctl.RUN_MMIO_DATA
+        place = structures.RUN_MMIO_DATA
         shared[place : place + size] = value.to_bytes(size, "little")
 
     def _ended(self, reason: int) -> Exit | None:
@@ -202,10 +212,10 @@ class KvmVcpu:
             case ioctl.EXIT_SHUTDOWN:
                 return Exit(ExitReason.TRIPLE_FAULT)
             case ioctl.EXIT_FAIL_ENTRY:
-                (code,) = ioctl.RUN_FAIL_ENTRY.unpack_from(shared, ioctl.RUN_EXIT)
+                (code,) = structures.RUN_FAIL_ENTRY.unpack_from(shared, structures.RUN_EXIT)
                 return self._crash(f"the host's processor refused to run the guest (reason {code:#x})")
             case ioctl.EXIT_INTERNAL_ERROR:
-                code, flags, size, data = ioctl.RUN_INTERNAL.unpack_from(shared, ioctl.RUN_EXIT)
+                code, flags, size, data = structures.RUN_INTERNAL.unpack_from(shared, structures.RUN_EXIT)
                 what = INTERNAL_ERRORS.get(code, f"an error within KVM ({code})")
                 if code == ioctl.INTERNAL_EMULATION and flags & ioctl.INTERNAL_HAS_BYTES:
                     what = f"{what} ({data[:size].hex(' ')})"

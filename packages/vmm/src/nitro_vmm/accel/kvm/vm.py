@@ -8,9 +8,18 @@ from nitro_vmm.accel import Bus, Line, Ram
 from nitro_vmm.accel.kvm import cpuid, ioctl
 from nitro_vmm.accel.kvm.collected import PAGE_BYTES, CollectedWrites
 from nitro_vmm.accel.kvm.ioctl import System, VmFile
+from nitro_vmm.accel.kvm.state import (
+    KvmState,
+    restore_clock,
+    restore_controllers,
+    save_clock,
+    save_controllers,
+)
+from nitro_vmm.accel.kvm.structures import CPUID_ENTRY
 from nitro_vmm.accel.kvm.vcpu import KvmVcpu
 from nitro_vmm.accel.state import VmState
 from nitro_vmm.address_map import COM1, IO_APIC_PINS, PROCESSORS_MAX
+from nitro_vmm.errors import HostError, StateError
 
 TSS_ADDRESS: Final = 0xFFFB_D000
 """Three pages below the PC's BIOS at the end of 32-bit addresses, where nothing else is."""
@@ -105,15 +114,16 @@ class KvmVm:
                 vm.collect_writes(COM1)
                 page = system.extension(ioctl.CAP_COALESCED_MMIO)
                 self._collected = CollectedWrites(file.shared, page * PAGE_BYTES)
-            file.set_cpuid(
-                list(
-                    cpuid.for_guest(
-                        supported, apic_id=number, processors=processors, tsc_deadline=tsc_deadline
-                    )
-                )
+            entries = list(
+                cpuid.for_guest(supported, apic_id=number, processors=processors, tsc_deadline=tsc_deadline)
             )
+            file.set_cpuid(entries)
+            if not number:
+                self._cpuid = b"".join(CPUID_ENTRY.pack(*entry) for entry in entries)
             self.tsc_hz = file.tsc_khz() * 1000
             """The frequency of the guest's time stamp counter."""
+        self._msrs = system.msrs()
+        self._xsave_bytes = vm.xsave_bytes()
 
     @property
     def collects(self) -> bool:
@@ -137,11 +147,33 @@ class KvmVm:
 
     def state(self) -> VmState:
         """See `Vm.state`."""
-        raise NotImplementedError
+        # The processors first, because the kernel delivers what is on its way to them when it is asked.
+        vcpus = tuple(vcpu.state(self._msrs, self._xsave_bytes) for vcpu in self.vcpus)
+        return KvmState(
+            cpuid=self._cpuid,
+            tsc_hz=self.tsc_hz,
+            clock_ns=save_clock(self._file),
+            controllers=save_controllers(self._file),
+            vcpus=vcpus,
+        )
 
     def restore(self, state: VmState) -> None:
-        """See `Vm.restore`."""
-        raise NotImplementedError
+        """See `Vm.restore`. The guest's clocks go on from where they were."""
+        if not isinstance(state, KvmState):
+            raise StateError("the machine was not saved by KVM")
+        state.check_fits(
+            cpuid=self._cpuid,
+            tsc_hz=self.tsc_hz,
+            processors=len(self.vcpus),
+            xsave_bytes=self._xsave_bytes,
+        )
+        try:
+            restore_controllers(self._file, state.controllers)
+            for number, (vcpu, saved) in enumerate(zip(self.vcpus, state.vcpus, strict=True)):
+                vcpu.restore(saved, is_first=not number)
+            restore_clock(self._file, state.clock_ns)
+        except HostError as error:
+            raise StateError(f"KVM does not take the saved machine: {error}") from error
 
     def close(self) -> None:
         """See `Vm.close`."""
