@@ -131,7 +131,7 @@ def test_a_client_believes_the_enclaves_tls_key_and_no_other(shell: Path) -> Non
     except images.ImageError as error:
         pytest.skip(str(error))
     compile_it, containerize, launch, check, stop = fenced("sh")
-    launch, replaced = re.subn(r'--kernel-package "\$KERNEL"', f"--kernel {kernel}", launch)
+    launch, replaced = re.subn(r'--kernel-package "\$\(eif kernel\)"', f"--kernel {kernel}", launch)
     assert replaced == 1
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -148,7 +148,7 @@ def microvm(directory: Path, *, legacy: bool) -> Qemu:
 def q35(directory: Path) -> Qemu:
     """An ordinary PC with PCI, and Debian's kernel."""
     try:
-        package = debian.Apt().package(KERNEL_PACKAGE)
+        package = debian.DEBIAN.package(KERNEL_PACKAGE)
     except debian.DebianError as error:
         pytest.skip(str(error))
     root = directory / "kernel"

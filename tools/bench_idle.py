@@ -14,7 +14,7 @@ from pathlib import Path
 
 import images
 from bench_boot import cpu_clock
-from debian import say
+from debian import complain, say
 
 SETTLE_S = 3  # the kernel has work of its own for some time after it has started the init
 SHARE_WANTED = 0.01
@@ -71,8 +71,7 @@ def main() -> int:
             with tempfile.TemporaryDirectory() as scratch:
                 shares[kernel] = idle_share(kernel, options.seconds, Path(scratch))
         except images.ERRORS as error:
-            say(f"error: {error}")
-            return 4
+            return complain(error)
         except (IdleError, subprocess.CalledProcessError) as error:
             say(f"error: {error}")
             return 1

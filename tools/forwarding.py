@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import images
 import userland
-from debian import say
+from debian import complain, say
 
 VSOCK = images.ROOT / "packages" / "vsock"
 TESTS = ("test_daemon_forward.py", "vhost_user_guest.py")
@@ -72,8 +72,7 @@ def main() -> int:
             add_package(root)
             image = images.build("forwarding", "nitro", root, "--cmd", "/bin/sh /forwarding/forwarding.sh")
     except images.ERRORS as error:
-        say(f"error: {error}")
-        return 4
+        return complain(error)
     console = images.boot(image, MEMORY_MIB)
     summary = re.search(r"=+ (\d+ passed) in .* =+", console)  # nothing failed, nothing was skipped
     if summary is None:

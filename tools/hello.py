@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import images
-from debian import say
+from debian import complain, say
 
 
 def main() -> int:
@@ -24,8 +24,7 @@ def main() -> int:
     try:
         image = images.hello(options.kernel)
     except images.ERRORS as error:
-        say(f"error: {error}")
-        return 4
+        return complain(error)
     run = [images.command("vmm"), "run", str(image), *vmm_options]
     say(f"$ vmm run {image.relative_to(images.ROOT)} {' '.join(vmm_options)}")
     return subprocess.run(run, check=False).returncode

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import images
-from debian import say
+from debian import complain, say
 
 
 @dataclass(slots=True)
@@ -63,8 +63,7 @@ def main() -> int:
     try:
         image = images.hello(options.kernel)
     except images.ERRORS as error:
-        say(f"error: {error}")
-        return 4
+        return complain(error)
     described = subprocess.run(
         [images.command("eif"), "describe", "--json", str(image)], stdout=subprocess.PIPE, check=True
     )

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import images
-from debian import CACHE, DEBIAN, say
+from debian import CACHE, DEBIAN, complain, say
 
 PACKAGES = ("python3", "openssl")
 UNNEEDED = (
@@ -118,8 +118,7 @@ def main() -> int:
         add_checks(root, ec.generate_private_key(CURVE))
         image = images.build("userland", options.kernel, root, "--cmd", "/bin/sh /check/userland.sh")
     except images.ERRORS as error:
-        say(f"error: {error}")
-        return 4
+        return complain(error)
     memory_mib = max(1024, 4 * image.stat().st_size >> 20)
     started = time.monotonic()
     console = images.boot(image, memory_mib)

@@ -8,6 +8,7 @@ from typing import Final
 
 COMMANDS: Final = {
     "build": "build an image from kernel, command line and ramdisks, or from an application",
+    "kernel": "fetch a distribution's kernel package, and print where it is",
     "describe": "explain an image: sections, measurements, metadata, and what is wrong with it",
     "verify": "check that Nitro would boot an image, and that it is the one you expect",
     "diff": "say what differs between two images, and which registers change because of it",
