@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "packages" / "eif" / "src"))
 
 from nitro_eif.build.debian import SUITE, Apt, DebianError  # noqa: E402 - found by the line above
 
-__all__ = ["CACHE", "DEBIAN", "Apt", "DebianError", "complain", "say"]
+__all__ = ["CACHE", "DEBIAN", "SUITE", "Apt", "DebianError", "complain", "say"]
 
 CACHE = ROOT / ".cache" / "debian" / SUITE
 DEBIAN = Apt(CACHE)
