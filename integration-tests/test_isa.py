@@ -19,9 +19,6 @@ from isa.conformance import Report, conform  # noqa: E402
 from isa.form import Form  # noqa: E402
 from isa.tables import GROUPS, all_forms  # noqa: E402
 
-NOT_YET = dict.fromkeys(("x87", "x87 stack faults"), "Unicorn computes it wrongly")
-"""What is wrong today; a group that comes out right must leave this table."""
-
 NOT_OFFERED = "bit manipulation"
 """CPUID does not offer these, and the group of absent instructions tries that they are refused."""
 
@@ -39,16 +36,7 @@ def unexplained(differences: Sequence[Difference]) -> list[str]:
     return [f"{one.name}: {one.example}" for one in differences if known.reason(one) is None]
 
 
-@pytest.mark.parametrize(
-    "group",
-    [
-        pytest.param(group, marks=pytest.mark.xfail(strict=True, reason=NOT_YET[group]))
-        if group in NOT_YET
-        else group
-        for group in GROUPS
-        if group != NOT_OFFERED
-    ],
-)
+@pytest.mark.parametrize("group", [group for group in GROUPS if group != NOT_OFFERED])
 def test_every_form_of_a_group_gives_the_right_results(report: Report, group: str) -> None:
     assert group in report.compared
 

@@ -38,7 +38,7 @@ class Form:
     digits: int | None = None
     """How many bits of a result must agree, where processors may approximate; all, if it is None."""
     multimedia: bool = False
-    """An MMX instruction: the exponents of the x87 registers are not looked at."""
+    """An MMX instruction."""
     group: str = ""
     """What it is counted under."""
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from isa.compare import normal
 from isa.form import Form
 
 FILE: Final = Path(__file__).with_name("recorded.bin")
@@ -22,9 +21,9 @@ def _key(form: Form) -> bytes:
     return hashlib.sha256(f"{form.code}/{form.inputs}/{form.flags}/{form.status}".encode()).digest()[:4]
 
 
-def digest(form: Form, records: bytes) -> bytes:
+def digest(records: bytes) -> bytes:
     """What is kept of a form's results."""
-    return hashlib.sha256(normal(form, records)).digest()[:8]
+    return hashlib.sha256(records).digest()[:8]
 
 
 @dataclass(slots=True)
@@ -39,12 +38,12 @@ class Recorded:
     def add(self, form: Form, records: bytes) -> None:
         """Keep a form's results; not where processors may approximate."""
         if form.digits is None and not form.refused:
-            self.digests[_key(form)] = digest(form, records)
+            self.digests[_key(form)] = digest(records)
 
     def agrees(self, form: Form, records: bytes) -> bool | None:
         """Whether the results are the recorded ones; `None` where there are none."""
         known = self.digests.get(_key(form))
-        return None if known is None else known == digest(form, records)
+        return None if known is None else known == digest(records)
 
 
 def load(path: Path = FILE) -> Recorded:

@@ -11,9 +11,92 @@ ARITHMETIC: Final = words("fadd fsub fsubr fmul fdiv fdivr")
 ROUNDED: Final = NO_CONDITIONS | C1
 COMPARED_FLAGS: Final = ZF | PF | CF | DF
 TRANSCENDENTAL_BITS: Final = 50
-"""QEMU computes these functions in double precision or not much better, so the last bits differ."""
+"""Processors may differ in the last bits of these functions."""
 UNDEFINED_BY_APPROXIMATION: Final = 0x0020
 """Whether the result is exact, when it is not."""
+
+
+UNMASKED: Final = (
+    *(
+        "fadd st, st(1)",
+        "faddp st(1), st",
+        "fmul qword ptr [MEM+48]",
+        "fdiv st, st(1)",
+        "fidiv word ptr [MEM+96]",
+    ),
+    *(
+        "fsub dword ptr [MEM+32]",
+        "fsqrt",
+        "fscale",
+        "fprem",
+        "frndint",
+        "fxtract",
+        "fchs",
+        "fxam",
+        "fcmovb st, st(2)",
+    ),
+    *(
+        "fld dword ptr [MEM+32]",
+        "fld qword ptr [MEM+48]",
+        "fld tbyte ptr [MEM+64]",
+        "fild dword ptr [MEM+100]",
+    ),
+    *("fld st(3)", "fldpi", "fbld tbyte ptr [MEM+64]", "fxch st(2)", "fst st(4)", "fstp st(3)", "fincstp"),
+    *(
+        "fst dword ptr [MEM+32]",
+        "fstp qword ptr [MEM+48]",
+        "fstp tbyte ptr [MEM+64]",
+        "fbstp tbyte ptr [MEM+64]",
+    ),
+    *("fist dword ptr [MEM+100]", "fistp word ptr [MEM+96]", "fisttp qword ptr [MEM+104]", "ftst"),
+    *(
+        "fcom st(2)",
+        "fucomp st(2)",
+        "fcompp",
+        "fcomi st, st(2)",
+        "fucomip st, st(1)",
+        "ficom word ptr [MEM+96]",
+    ),
+)
+"""Tried with each exception that can be unmasked."""
+WAITING: Final = (
+    *(
+        "fld1",
+        "fadd st, st(1)",
+        "fxch st(1)",
+        "fnop",
+        "fldcw [MEM+2]",
+        "fldenv [MEM+16]",
+        "frstor [MEM+8]",
+        "fincstp",
+    ),
+    *(
+        "ffree st(1)",
+        "fst dword ptr [MEM+32]",
+        "fistp word ptr [MEM+96]",
+        "fild word ptr [MEM+96]",
+        "fxam",
+        "emms",
+    ),
+    *("paddb mm1, mm2", "movd mm1, eax", "cvtpi2ps xmm1, mm2", "cvttpd2pi mm1, xmm2", "movq2dq xmm1, mm2"),
+    *(
+        "pshufb mm1, mm2",
+        "palignr mm1, mm2, 3",
+        "lea rdi, [MEM+32]; maskmovq mm1, mm2",
+        "movntq [MEM+32], mm2",
+        "addps xmm1, xmm2",
+    ),
+    *(
+        "fnstcw [MEM+2]",
+        "fnstsw ax",
+        "fnclex",
+        "fninit",
+        "pxor xmm1, xmm2",
+        "cvtpi2pd xmm1, mm2",
+        "movdq2q mm1, xmm2",
+    ),
+)
+"""What may come after an exception: most of these raise it, and the last ones do not."""
 
 
 PUSHING: Final = ("fld", "fild", "fbld", "fxtract", "fptan", "fsincos")
@@ -24,7 +107,7 @@ def forms() -> Iterator[Form]:
     for code, status, flags in _exact():
         frees = code.startswith(PUSHING) and not code.startswith(("fldcw", "fldenv"))
         yield Form(f"ffree st(7); {code}" if frees else code, "x87", flags, status)
-        if not code.startswith(("mov word", "ffree st(7)")):
+        if not code.startswith("ffree st(7)"):
             yield Form(code, "x87 stack", flags, status)
     for name in ("fsin", "fcos", "fsincos", "fptan", "fpatan", "f2xm1", "fyl2x", "fyl2xp1"):
         near = "fld1; fld st(1); fprem; fstp st(1); fstp st(2)"  # a number between -1 and 1
@@ -113,10 +196,19 @@ def _plain() -> Iterator[tuple[str, int]]:
     ):
         yield code + _forget_pointers(code), NO_CONDITIONS
     # Exceptions that are not masked: they come with the next instruction that waits.
-    for name in ("fadd st, st(1)", "fdiv st, st(1)", "fsqrt", "fist dword ptr [MEM+100]", "fcomi st, st(2)"):
-        for control in (0x37E, 0x37B, 0x377, 0x36F, 0x35F):
-            unmask = f"mov word ptr [MEM], {control:#x}; fnclex; fldcw [MEM]"
-            yield f"{unmask}; {name}; fnstsw [MEM+2]; fwait; mov bl, 1", NO_CONDITIONS
+    for name in UNMASKED:
+        for control in (0x37E, 0x37D, 0x37B, 0x377, 0x36F, 0x35F, 0x340):
+            yield f"{_unmask(control)}; {name}; fnstsw [MEM+2]; fwait; mov bl, 1", ROUNDED
+    for name in WAITING:
+        yield f"{_unmask(0x37B)}; ffree st(7); fldz; fdivr st, st(1); {name}; mov bl, 1", NO_CONDITIONS
+    for name in ("fnstenv [MEM+16]", "fnsave [MEM+8]"):
+        yield f"{_unmask(0x37E)}; fsqrt; {name}; fwait; fninit" + _forget_pointers(name), NO_CONDITIONS
+    # Flags that were there before the exception was unmasked, and words with bits that do not exist.
+    yield "fldcw [MEM+16]; fnstsw [MEM+2]; fwait", NO_CONDITIONS
+
+
+def _unmask(control: int) -> str:
+    return f"mov word ptr [MEM], {control:#x}; fnclex; fldcw [MEM]"
 
 
 def _forget_pointers(code: str) -> str:

@@ -37,3 +37,21 @@ bool decode(struct instruction *instruction, env *registers, uint64_t address, u
             return false;
     }
 }
+
+void skip_operand(struct instruction *instruction)
+{
+    uint8_t modrm = read_code(instruction);
+    bool short_addresses = !(instruction->flags & HFLAGS_CS64)
+        && !(instruction->flags & HFLAGS_CS32) == !(instruction->prefixes & PREFIX_ADDRESS);
+    int base = modrm & 7;
+
+    if (!is_memory(modrm))
+        return;
+    if (short_addresses) {
+        instruction->next += modrm >> 6 == 2 || (modrm >> 6 == 0 && base == 6) ? 2 : modrm >> 6;
+        return;
+    }
+    if (base == 4)
+        base = read_code(instruction) & 7; /* of the SIB byte */
+    instruction->next += modrm >> 6 == 2 || (modrm >> 6 == 0 && base == 5) ? 4 : modrm >> 6;
+}

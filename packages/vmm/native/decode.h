@@ -37,6 +37,9 @@ static inline uint8_t read_code(struct instruction *instruction)
 /* Reads prefixes and opcode; false if there are too many prefixes. Reads no byte behind the opcode. */
 bool decode(struct instruction *instruction, env *registers, uint64_t address, uint32_t flags);
 
+/* Reads the rest of an instruction that has a ModRM byte and no immediate: ModRM, SIB and displacement. */
+void skip_operand(struct instruction *instruction);
+
 static inline int modrm_reg(uint8_t modrm)
 {
     return modrm >> 3 & 7;

@@ -53,13 +53,13 @@ static void loop(struct instruction *instruction)
     uint64_t left = (*count - 1) & mask;
     bool while_zero = instruction->opcode & 1;
     bool zero = read_flags(registers) & FLAG_ZF;
-    uint64_t target = instruction->next - ENV_SEGMENT(registers, CS)->base;
 
     /* A 32-bit result clears the upper half in 64-bit mode; a 16-bit one leaves the rest. */
     *count = mask == UINT16_MAX ? (*count & ~mask) | left : left;
-    if (left != 0 && zero == while_zero)
-        target += (uint64_t)distance;
-    ENV_EIP(registers) = target & target_mask(instruction);
+    if (left == 0 || zero != while_zero)
+        return;
+    uint64_t base = ENV_SEGMENT(registers, CS)->base;
+    instruction->next = base + ((instruction->next + (uint64_t)distance - base) & target_mask(instruction));
 }
 
 static void compare_and_exchange(struct instruction *instruction)
@@ -76,7 +76,17 @@ static void compare_and_exchange(struct instruction *instruction)
         *destination = source;
     else
         general[RAX] = found;
-    ENV_EIP(registers) = instruction->next - ENV_SEGMENT(registers, CS)->base;
+}
+
+void finish_instruction(env *registers, uint64_t end)
+{
+    uint64_t target = end - ENV_SEGMENT(registers, CS)->base;
+
+    ENV_EIP(registers) = ENV_HFLAGS(registers) & HFLAGS_CS64 ? target : (uint32_t)target;
+    ENV_HFLAGS(registers) &= ~HFLAGS_INHIBIT_IRQ;
+    ENV_EFLAGS(registers) &= ~(uint64_t)FLAG_RF;
+    if (ENV_EFLAGS(registers) & FLAG_TF)
+        original.helper_single_step_x86_64(registers);
 }
 
 bool emulate(struct machine *machine)
@@ -100,9 +110,6 @@ bool emulate(struct machine *machine)
     else
         compare_and_exchange(&instruction);
     CPU_EXCEPTION_INDEX(machine->processor) = -1;
-    ENV_HFLAGS(registers) &= ~HFLAGS_INHIBIT_IRQ;
-    ENV_EFLAGS(registers) &= ~(uint64_t)FLAG_RF;
-    if (ENV_EFLAGS(registers) & FLAG_TF)
-        original.helper_single_step_x86_64(registers);
+    finish_instruction(registers, instruction.next);
     return true;
 }

@@ -43,7 +43,7 @@ static uint64_t read_board(struct machine *machine, read_device read, uint64_t a
     flush_console(machine);
     leave_mxcsr(machine->registers);
     uint64_t value = read(address, size);
-    enter_mxcsr(machine->registers);
+    enter_floating_point(machine->registers);
     return value;
 }
 
@@ -52,7 +52,7 @@ static void write_board(struct machine *machine, write_device write, uint64_t ad
     flush_console(machine);
     leave_mxcsr(machine->registers);
     write(address, size, value);
-    enter_mxcsr(machine->registers);
+    enter_floating_point(machine->registers);
 }
 
 void arm_timer(struct machine *machine, int64_t ticks)
@@ -60,7 +60,7 @@ void arm_timer(struct machine *machine, int64_t ticks)
     flush_console(machine);
     leave_mxcsr(machine->registers);
     machine->board.arm_timer(ticks);
-    enter_mxcsr(machine->registers);
+    enter_floating_point(machine->registers);
 }
 
 void print_bytes(struct machine *machine, uint32_t port, const uint8_t *bytes, int count)
@@ -68,7 +68,7 @@ void print_bytes(struct machine *machine, uint32_t port, const uint8_t *bytes, i
     leave_mxcsr(machine->registers);
     machine->board.write_bytes(port, bytes, count);
     if (machine->running)
-        enter_mxcsr(machine->registers);
+        enter_floating_point(machine->registers);
 }
 
 static uint64_t in(struct machine *machine, uint32_t port, int size, uintptr_t return_address)

@@ -71,13 +71,14 @@ enum { TRANSLATE_INSTRUCTION = 4, TRANSLATOR_OPERATIONS = 7 };
 #define ENV_FPTAGS(e) (&FIELD(uint8_t, e, 612)) /* 1 for each register that is empty */
 #define ENV_X87(e, n) FIELD(struct x87, e, 624 + 16 * (n))
 #define ENV_FT0(e) FIELD(struct x87, e, 784) /* QEMU's second operand */
-#define FT0_EMPTY(e) FIELD(uint8_t, e, 794) /* ours, in the padding behind it: it came from an empty register */
-#define PUSHED_ONTO_FULL(e) FIELD(uint8_t, e, 795)
+/* Ours, in the padding behind it: */
+#define FT0_EMPTY(e) FIELD(uint8_t, e, 794)    /* it came from an empty register */
+#define FT0_DENORMAL(e) FIELD(uint8_t, e, 795) /* ... or from a denormal number of a shorter format */
+#define JUST_PUSHED(e) FIELD(uint8_t, e, 796)  /* x87_stack.c */
 #define ENV_FPUS(e) FIELD(uint16_t, e, 608) /* the x87's status word */
 #define ENV_FPUC(e) FIELD(uint16_t, e, 610) /* and control word */
-#define ENV_FP_FLAGS(e) FIELD(uint8_t, e, 778) /* softfloat's, with the bits where the status word has them */
 #define ENV_MXCSR(e) FIELD(uint32_t, e, 816)
-#define ENV_XMM0(e) ((void *)&FIELD(char, e, 824))
+#define ENV_XMM(e, n) ((void *)&FIELD(char, e, 824 + 64 * (n)))
 #define ENV_SYSENTER_CS(e) FIELD(uint32_t, e, 4800)
 #define ENV_SYSENTER_ESP(e) FIELD(uint64_t, e, 4808)
 #define ENV_SYSENTER_EIP(e) FIELD(uint64_t, e, 4816)
@@ -131,9 +132,12 @@ enum { FEATURES_1_EDX, FEATURES_1_ECX, FEATURES_7_EBX, FEATURES_80000001_EDX = 6
 #define HFLAGS_CS32 (1u << 4)
 #define HFLAGS_SS32 (1u << 5)
 #define HFLAGS_ADDSEG (1u << 6)
+#define HFLAGS_EM (1u << 10)
+#define HFLAGS_TS (1u << 11)
 #define HFLAGS_LMA (1u << 14)
 #define HFLAGS_CS64 (1u << 15)
 #define HFLAGS_SMAP (1u << 23)
+#define HFLAGS_X87_UNMASKED (1u << 28) /* ours: QEMU uses none from 27 on */
 
 #define FLAG_ZF (1u << 6)
 #define FLAG_TF (1u << 8)

@@ -1,6 +1,6 @@
 /* Makes, runs and stops machines. */
 
-#include "sse.h"
+#include "x87.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,7 +61,8 @@ EXPORTED int nitro_run(struct machine *machine)
     forget_regions(machine);
     resume_clock(machine);
     machine->running = 1;
-    enter_mxcsr(machine->registers);
+    enter_floating_point(machine->registers);
+    begin_to_look(machine->registers);
     int error = original.uc_emu_start(machine->engine, ENV_EIP(machine->registers), 0, 0, 0);
     leave_mxcsr(machine->registers);
     machine->running = 0;

@@ -27,6 +27,13 @@ static inline void enter_mxcsr(env *registers)
     _mm_setcsr((ENV_MXCSR(registers) & ~MXCSR_RESERVED) | MXCSR_MASKS);
 }
 
+/* The guest goes on after code of others', which may have left flags in the x87. */
+static inline void enter_floating_point(env *registers)
+{
+    __asm__ volatile("fninit");
+    enter_mxcsr(registers);
+}
+
 /* Have `ENV_MXCSR` show the flags that were raised meanwhile. */
 static inline void collect_mxcsr(env *registers)
 {

@@ -67,7 +67,7 @@ static int32_t length(uint64_t value, uint32_t control)
         STORE_##name;                                                                                            \
     }
 #define STORE_INDEX (void)mask, ENV_REGS(registers)[RCX] = index
-#define STORE_MASK (void)index, _mm_storeu_si128(ENV_XMM0(registers), mask)
+#define STORE_MASK (void)index, _mm_storeu_si128(ENV_XMM(registers, 0), mask)
 #define STORE_pcmpestri STORE_INDEX
 #define STORE_pcmpistri STORE_INDEX
 #define STORE_pcmpestrm STORE_MASK

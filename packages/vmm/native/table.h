@@ -25,10 +25,10 @@
 #define TABLE_X87(X, name) X(void, helper_##name##_x86_64, (env *))
 #define TABLE_X87_ST0(X, name) X(void, helper_##name##_ST0_x86_64, (env *))
 #define TABLE_X87_CONDITIONS(X, name, conditions) TABLE_X87(X, name)
+#define TABLE_X87_SIGN(X, name, new_sign) TABLE_X87_ST0(X, name)
 #define TABLE_X87_COMPARE(X, name, mnemonic) TABLE_X87(X, name)
-#define TABLE_X87_BETWEEN(X, name, mnemonic, first, second) TABLE_X87(X, name)
 #define TABLE_X87_STN(X, name, mnemonic) X(void, helper_##name##_x86_64, (env *, int))
-#define TABLE_X87_LOAD(X, name, mnemonic, type, pushes) X(void, helper_##name##_x86_64, (env *, type))
+#define TABLE_X87_LOAD(X, name, mnemonic, type) X(void, helper_##name##_x86_64, (env *, type))
 #define TABLE_X87_STORE(X, name, mnemonic, type) X(type, helper_##name##_x86_64, (env *))
 
 #define REPLACED(X)                                                                                              \
@@ -71,11 +71,14 @@
     X(void, tcg_gen_qemu_ld_i64_x86_64, (void *, void *, void *, uint64_t, int)) /* alignment of SSE operands */ \
     X(void, tcg_gen_qemu_st_i64_x86_64, (void *, void *, void *, uint64_t, int))                                 \
     X(void, helper_stgi_x86_64, (env *))                                   /* of SVM: stands for STMXCSR */      \
+    X(void, helper_clgi_x86_64, (env *))                                   /* of SVM: looks for an exception of the x87 */\
+    X(void, helper_vmload_x86_64, (env *, int))                            /* of SVM: looks at the operands of FCMOV */\
+    X(void, helper_vmsave_x86_64, (env *, int))                            /* of SVM: follows a write to an MMX register */\
     X(void, helper_check_exit_request_x86_64, (uc *, uint32_t))            /* inline instead of a call */        \
     X(void, tcg_gen_callN_x86_64, (void *, void *, void *, int, void **))                                        \
     X(void, tcg_gen_exit_tb_x86_64, (void *, void *, unsigned))                                                  \
-    /* x87.c */                                                                                                  \
-    X(uint32_t, helper_fnstsw_x86_64, (env *))                             /* exception flags of the x87 */      \
+    /* x87_state.c, x87_stack.c, x87.c: the host's own instructions, stack faults, exceptions */                 \
+    X(uint32_t, helper_fnstsw_x86_64, (env *))                                                                   \
     X(void, helper_fclex_x86_64, (env *))                                                                        \
     X(void, helper_fninit_x86_64, (env *))                                                                       \
     X(void, helper_fwait_x86_64, (env *))                                                                        \
@@ -85,18 +88,29 @@
     X(void, helper_frstor_x86_64, (env *, uint64_t, int))                                                        \
     X(void, helper_fxsave_x86_64, (env *, uint64_t))                                                             \
     X(void, helper_fxrstor_x86_64, (env *, uint64_t))                                                            \
-    X87_ARITHMETIC(TABLE_X87_BETWEEN, X)                                                                         \
+    X87_ARITHMETIC(TABLE_X87_COMPARE, X)                                                                         \
     X87_ARITHMETIC_STN(TABLE_X87_STN, X)                                                                         \
     X87_UNARY(TABLE_X87_CONDITIONS, X)                                                                           \
     X87_BINARY(TABLE_X87_CONDITIONS, X)                                                                          \
     X87_POPPING(TABLE_X87, X)                                                                                    \
-    X87_PUSHING(TABLE_X87, X)                                                                                    \
+    X87_PUSHING(TABLE_X87_CONDITIONS, X)                                                                         \
     X87_LOAD(TABLE_X87_LOAD, X)                                                                                  \
     X87_STORE(TABLE_X87_STORE, X)                                                                                \
     X87_COMPARE_FLAGS(TABLE_X87_COMPARE, X)                                                                      \
     X87_CONSTANTS(TABLE_X87_ST0, X)                                                                              \
-    X87_SIGNS(TABLE_X87_ST0, X)                                                                                  \
+    X87_SIGNS(TABLE_X87_SIGN, X)                                                                                 \
     X(void, helper_fpush_x86_64, (env *))                                                                        \
+    X(void, helper_fldt_ST0_x86_64, (env *, uint64_t))                                                           \
+    X(void, helper_fstt_ST0_x86_64, (env *, uint64_t))                                                           \
+    X(void, helper_fbld_ST0_x86_64, (env *, uint64_t))                                                           \
+    X(void, helper_fbst_ST0_x86_64, (env *, uint64_t))                                                           \
+    X(void, helper_fmov_STN_ST0_x86_64, (env *, int))                                                            \
+    X(void, helper_fxchg_ST0_STN_x86_64, (env *, int))                                                           \
+    X(void, helper_fxam_ST0_x86_64, (env *))                                                                     \
+    X(void, helper_fincstp_x86_64, (env *))                                                                      \
+    X(void, helper_fdecstp_x86_64, (env *))                                                                      \
+    X(void, helper_flds_FT0_x86_64, (env *, uint32_t))                                                           \
+    X(void, helper_fldl_FT0_x86_64, (env *, uint64_t))                                                           \
     X(void, helper_fmov_ST0_STN_x86_64, (env *, int))                                                            \
     X(void, helper_fldcw_x86_64, (env *, uint32_t))                                                              \
     X(void, helper_emms_x86_64, (env *))                                                                         \
@@ -147,7 +161,15 @@
     X(void, tcg_gen_brcondi_i32_x86_64, (void *, int, void *, int32_t, void *))                                  \
     X(uint64_t, get_page_addr_code_hostp_x86_64, (env *, uint64_t, void **))                                     \
     X(uint32_t, cpu_lduw_mmuidx_ra_x86_64, (env *, uint64_t, int, uintptr_t))                                    \
-    X(uint64_t, cpu_ldq_mmuidx_ra_x86_64, (env *, uint64_t, int, uintptr_t))
+    X(uint64_t, cpu_ldq_mmuidx_ra_x86_64, (env *, uint64_t, int, uintptr_t))                                     \
+    X(uint32_t, cpu_lduw_data_ra_x86_64, (env *, uint64_t, uintptr_t))                                           \
+    X(uint32_t, cpu_ldl_data_ra_x86_64, (env *, uint64_t, uintptr_t))                                            \
+    X(uint64_t, cpu_ldq_data_ra_x86_64, (env *, uint64_t, uintptr_t))                                            \
+    X(void, cpu_stw_data_ra_x86_64, (env *, uint64_t, uint32_t, uintptr_t))                                      \
+    X(void, cpu_stl_data_ra_x86_64, (env *, uint64_t, uint32_t, uintptr_t))                                      \
+    X(void, cpu_stq_data_ra_x86_64, (env *, uint64_t, uint64_t, uintptr_t))                                      \
+    X(bool, cpu_restore_state_x86_64, (cpu *, uintptr_t, bool))                                                  \
+    X(uintptr_t, tcg_const_i32_x86_64, (void *, int32_t))
 
 #define POINTER(result, name, parameters) result(*name) parameters;
 struct originals {

@@ -4,6 +4,9 @@
  *   the translator reads UD2 in their place (refuse.c). So it does for a few that emulate.c executes.
  * - SSE operands of 16 bytes in memory must be aligned, with a few exceptions (alignment.c).
  * - STMXCSR reads flags that live in the host's MXCSR; they are fetched just before.
+ * - FCMOV looks at its operands even if it moves nothing.
+ * - While an x87 exception is unmasked, each instruction that waits for the x87 looks whether one is pending.
+ * - A write to an MMX register changes the x87's state.
  * - CMPXCHG of 32 bits leaves RAX alone when it finds what it expects; QEMU clears the upper half.
  * - At each block's start Unicorn calls a function that looks whether somebody wants the processor. Here it is
  *   a load and a branch, as in QEMU.
@@ -11,7 +14,7 @@
 
 #include "alignment.h"
 #include "refuse.h"
-#include "sse.h"
+#include "x87.h"
 
 #define ALIGN_16 0x40 /* of QEMU's MemOp */
 #define SIZE_MASK 3
@@ -44,14 +47,22 @@ static void forget_instruction(void)
     current.align = false;
 }
 
-/* Emit a call that fetches the flags: QEMU knows the helpers of its own table only, so it is STGI's, which no
- * guest has a use for because CPUID offers no SVM. */
-static void fetch_flags_first(uc *engine)
+/* Emit a call. QEMU knows the helpers of its own table only, so these are some of SVM's, which no guest has a use
+ * for because CPUID does not offer it. */
+static void call(char *tcg, void *helper)
 {
-    char *tcg = UC_TCG(engine);
     void *argument = TCG_ENV(tcg);
 
-    original.tcg_gen_callN_x86_64(tcg, (void *)helper_stgi_x86_64, NULL, 1, &argument);
+    original.tcg_gen_callN_x86_64(tcg, helper, NULL, 1, &argument);
+}
+
+static void call_with(char *tcg, void *helper, int32_t number)
+{
+    void *constant = tcg + original.tcg_const_i32_x86_64(tcg, number);
+    void *arguments[] = {TCG_ENV(tcg), constant};
+
+    original.tcg_gen_callN_x86_64(tcg, helper, NULL, 2, arguments);
+    original.tcg_temp_free_internal_x86_64(tcg, constant);
 }
 
 void helper_stgi_x86_64(env *registers)
@@ -60,6 +71,32 @@ void helper_stgi_x86_64(env *registers)
         original.helper_stgi_x86_64(registers);
     else
         collect_mxcsr(registers);
+}
+
+void helper_clgi_x86_64(env *registers)
+{
+    if (machine_of(registers) == NULL)
+        original.helper_clgi_x86_64(registers);
+    else
+        raise_pending(registers, RETURN_ADDRESS);
+}
+
+void helper_vmload_x86_64(env *registers, int index)
+{
+    if (machine_of(registers) == NULL)
+        original.helper_vmload_x86_64(registers, index);
+    else
+        check_conditional_move(registers, index, RETURN_ADDRESS);
+}
+
+/* A write to an MMX register makes the x87's a number that is none, of all of its registers valid ones, and the
+ * first of them the top (SDM vol. 1, "MMX Instructions and the x87 FPU Tag Word"). */
+void helper_vmsave_x86_64(env *registers, int number)
+{
+    if (machine_of(registers) == NULL)
+        original.helper_vmsave_x86_64(registers, number);
+    else
+        finish_mmx(registers, number);
 }
 
 static bool is_stmxcsr(struct instruction instruction)
@@ -83,11 +120,26 @@ static bool is_lock_neg(struct instruction instruction)
         && modrm_reg(read_code(&instruction)) == 3;
 }
 
+/* Nothing is emitted where the instruction will raise #NM or #UD, which come first. */
+static void look_at_x87(char *tcg, struct instruction instruction)
+{
+    if (instruction.flags & (HFLAGS_EM | HFLAGS_TS))
+        return;
+    if ((instruction.flags & HFLAGS_X87_UNMASKED) && waits_for_x87(instruction))
+        call(tcg, (void *)helper_clgi_x86_64);
+    if (instruction.map == 0 && (instruction.opcode & 0xFE) == 0xDA) {
+        uint8_t modrm = read_code(&instruction);
+        if (!is_memory(modrm) && modrm_reg(modrm) < 4)
+            call_with(tcg, (void *)helper_vmload_x86_64, modrm & 7);
+    }
+}
+
 static void translate_instruction(void *disassembly, cpu *processor)
 {
     char *tcg = UC_TCG(CPU_UC(processor));
     struct instruction instruction;
     void *saved = NULL;
+    int mmx = NO_MMX_REGISTER;
 
     forget_instruction();
     if (decode(&instruction, CPU_ENV(processor), DISASSEMBLY_NEXT(disassembly),
@@ -98,14 +150,18 @@ static void translate_instruction(void *disassembly, cpu *processor)
             saved = original.tcg_temp_new_internal_x86_64(tcg, TYPE_I64, false);
             original.tcg_gen_addi_i64_x86_64(tcg, TCG_VALUE(tcg, saved), TCG_RAX(tcg), 0);
         } else if (is_stmxcsr(instruction)) {
-            fetch_flags_first(CPU_UC(processor));
+            call(tcg, (void *)helper_stgi_x86_64);
         } else if (is_lock_neg(instruction)) {
             current.lock_at = instruction.lock_at;
         } else {
             current.align = demands_alignment(&instruction);
+            look_at_x87(tcg, instruction);
+            mmx = mmx_destination(instruction);
         }
     }
     ((void (*)(void *, cpu *))current.translate_instruction)(disassembly, processor);
+    if (mmx != NO_MMX_REGISTER)
+        call_with(tcg, (void *)helper_vmsave_x86_64, mmx);
     if (saved != NULL) {
         /* QEMU has put into RAX what was in memory. If that is what RAX held, RAX stays as it was. */
         void *low = original.tcg_temp_new_internal_x86_64(tcg, TYPE_I64, false);

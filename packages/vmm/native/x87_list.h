@@ -5,11 +5,10 @@
 #ifndef NITRO_X87_LIST_H
 #define NITRO_X87_LIST_H
 
-/* L(X, helper, mnemonic, first, second): first := first operation second. */
+/* L(X, helper, mnemonic): ST0 := ST0 operation FT0. */
 #define X87_ARITHMETIC(L, X) \
-    L(X, fadd_ST0_FT0, "fadd", ST0, FT0) L(X, fmul_ST0_FT0, "fmul", ST0, FT0) \
-    L(X, fsub_ST0_FT0, "fsub", ST0, FT0) L(X, fsubr_ST0_FT0, "fsubr", ST0, FT0) \
-    L(X, fdiv_ST0_FT0, "fdiv", ST0, FT0) L(X, fdivr_ST0_FT0, "fdivr", ST0, FT0)
+    L(X, fadd_ST0_FT0, "fadd") L(X, fmul_ST0_FT0, "fmul") L(X, fsub_ST0_FT0, "fsub") \
+    L(X, fsubr_ST0_FT0, "fsubr") L(X, fdiv_ST0_FT0, "fdiv") L(X, fdivr_ST0_FT0, "fdivr")
 
 /* L(X, helper, mnemonic): STN := STN operation ST0. */
 #define X87_ARITHMETIC_STN(L, X) \
@@ -25,13 +24,13 @@
 /* L(X, helper and mnemonic): ST1 := a function of both, and ST0 is popped. */
 #define X87_POPPING(L, X) L(X, fyl2x) L(X, fyl2xp1) L(X, fpatan)
 
-/* L(X, helper and mnemonic): ST0 becomes two. */
-#define X87_PUSHING(L, X) L(X, fptan) L(X, fsincos) L(X, fxtract)
+/* L(X, helper and mnemonic, condition bits that it defines): ST0 becomes two. */
+#define X87_PUSHING(L, X) L(X, fptan, C1 | C2) L(X, fsincos, C1 | C2) L(X, fxtract, C1)
 
 /* L(X, helper, mnemonic, argument's type). */
 #define X87_LOAD(L, X) \
-    L(X, flds_ST0, "flds", uint32_t, true) L(X, fldl_ST0, "fldl", uint64_t, true) \
-    L(X, flds_FT0, "flds", uint32_t, false) L(X, fldl_FT0, "fldl", uint64_t, false)
+    L(X, flds_ST0, "flds", uint32_t) L(X, fldl_ST0, "fldl", uint64_t) L(X, fildl_ST0, "fildl", int32_t) \
+    L(X, fildll_ST0, "fildll", int64_t)
 
 /* L(X, helper, mnemonic, result's type). */
 #define X87_STORE(L, X) \
@@ -49,6 +48,6 @@
 /* L(X, mnemonic, which is the beginning of the helper's name): of ST0. */
 #define X87_CONSTANTS(L, X) \
     L(X, fld1) L(X, fldz) L(X, fldpi) L(X, fldl2e) L(X, fldl2t) L(X, fldlg2) L(X, fldln2)
-#define X87_SIGNS(L, X) L(X, fabs) L(X, fchs)
+#define X87_SIGNS(L, X) L(X, fabs, CLEAR_SIGN) L(X, fchs, CHANGE_SIGN)
 
 #endif
