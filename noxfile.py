@@ -266,6 +266,13 @@ def selftests(session: nox.Session) -> None:
     session.run("python", "tools/selftests.py", *session.posargs)
 
 
+@nox.session(name="kms-boto3")
+def kms_boto3(session: nox.Session) -> None:
+    """Do the tutorial about KMS: enclaves with boto3 ask the local KMS for their secret."""
+    session.install(*local("vmm"), "-e", "./packages/nsm[kms]", *group("test"))
+    session.run("pytest", "integration-tests/test_kms_boto3.py", *session.posargs, env={"KMS_BOTO3": "1"})
+
+
 @nox.session(name="machine-fuzz")
 def machine_fuzz(session: nox.Session) -> None:
     """Run random guests on whole machines; ``-- --count 100000 --seed 1``, ``-- --replay FILE``."""

@@ -231,6 +231,8 @@ class Kms:
                 if not isinstance(count, int):
                     raise KmsError("ValidationException", "Please specify the number of bytes.")
                 return {"Plaintext": _text(self.entropy(count))}
+            case "GetKeyPolicy" | "PutKeyPolicy":
+                wanted.setdefault("PolicyName", "default")  # the only name that there is; moto wants it said
             case "CreateKey" if wanted.get("MultiRegion"):
                 raise KmsError("UnsupportedOperationException", "a local KMS has one region only")
         answer = self.store.call(operation, wanted)
