@@ -6,7 +6,19 @@ import sys
 import time
 from collections.abc import Sequence
 
-from nitro_vmm.cli import attest, cache, completion, console, doctor, explain, nitro_command, ps, run, stop
+from nitro_vmm.cli import (
+    attest,
+    cache,
+    completion,
+    console,
+    doctor,
+    explain,
+    init,
+    nitro_command,
+    ps,
+    run,
+    stop,
+)
 from nitro_vmm.cli.command import PROGRAM, complain
 from nitro_vmm.cli.configure import with_values
 from nitro_vmm.cli.exit_code import EXIT_CODES, ExitCode
@@ -14,7 +26,7 @@ from nitro_vmm.cli.parsing import Parser
 from nitro_vmm.cli.streams import give_up, open_closed_streams
 from nitro_vmm.errors import UsageError, VmmError
 
-COMMANDS = (run, ps, console, attest, stop, cache, doctor, explain, nitro_command, completion)
+COMMANDS = (run, ps, console, attest, stop, cache, doctor, explain, init, nitro_command, completion)
 
 DEBUG = "VMM_DEBUG"
 """The environment variable that brings the traceback of an error that should not be."""
