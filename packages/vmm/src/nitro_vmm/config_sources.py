@@ -1,4 +1,4 @@
-"""Where an enclave's configuration comes from: defaults, then a file, the environment, and flags.
+"""Where an enclave's configuration comes from: defaults, a file, QEMU's options, the environment, and flags.
 
 Later sources win. A file is JSON, TOML or YAML with the names of `EnclaveConfig`'s fields, or a configuration
 of ``nitro-cli run-enclave --config``. Messages name the source that is at fault, in its own spelling.
@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from nitro_vmm.config import EnclaveConfig, KmsSettings
 from nitro_vmm.errors import UsageError
+from nitro_vmm.qemu_options import QemuOptions
 
 ENVIRONMENT_PREFIX: Final = "NITRO_VMM_"
 FILE_BYTES_MAX: Final = 1 << 20
@@ -57,6 +58,7 @@ def load_config(
     *,
     spellings: Mapping[str, str] | None = None,
     path: Path | None = None,
+    qemu: QemuOptions | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> EnclaveConfig:
     """Make a configuration of all its sources.
@@ -65,6 +67,7 @@ def load_config(
         flags: What was given directly, by field; it wins over the rest.
         spellings: What ``flags`` are called in messages.
         path: The configuration's file, if there is one.
+        qemu: What a command line of QEMU's says, if there is one.
         environment: Variables such as ``NITRO_VMM_MEMORY_MIB``; lists have commas in them.
 
     Raises:
@@ -75,6 +78,9 @@ def load_config(
     if path is not None:
         for name, value in read_file(path).items():
             values[name], origins[name] = value, f"{path}: {name}"
+    if qemu is not None:
+        values |= qemu.values
+        origins |= qemu.spellings
     for name, value in _of_environment(environment).items():
         values[name], origins[name] = value, ENVIRONMENT_PREFIX + name.upper()
     for name, value in flags.items():

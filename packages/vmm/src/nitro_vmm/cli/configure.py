@@ -1,6 +1,7 @@
 """The options that choose an enclave, and the configuration that they make."""
 
 import argparse
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from nitro_vmm.defaults import BOOT_TIMEOUT_S_DEFAULT, CID_DEFAULT, MEMORY_MIB_D
 
 if TYPE_CHECKING:
     from nitro_vmm.config import EnclaveConfig
+
+logger = logging.getLogger(__name__)
 
 SPELLINGS: Final = {
     "eif_path": "EIF",
@@ -45,6 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("eif", metavar="EIF", nargs="?", type=Path, help="the image")
     add("--eif-path", metavar="EIF", type=Path, help="the same, as nitro-cli spells it")
     add("--config", metavar="FILE", type=Path, help="settings (JSON, TOML, YAML), also nitro-cli's --config")
+    add("--from-qemu", metavar="TEXT", help="settings as options of qemu-system-x86_64 -M nitro-enclave,...")
     add("--name", *("--enclave-name",), metavar="NAME", help="what vmm ps calls it (default: the image's)")
     add(
         *("--memory-mib", "--memory"),
@@ -158,12 +162,20 @@ def config_of(arguments: argparse.Namespace) -> "EnclaveConfig":
     from nitro_vmm.config_sources import load_config  # noqa: PLC0415 - so that --help need not wait for it
     from nitro_vmm.errors import UsageError  # noqa: PLC0415
 
+    qemu = None
+    if arguments.from_qemu is not None:
+        from nitro_vmm.qemu_options import read_qemu  # noqa: PLC0415
+
+        qemu = read_qemu(arguments.from_qemu)
+        for option in qemu.left_out:
+            logger.warning("QEMU's %s changes nothing here", option)
     given = {name: value for name in SPELLINGS if (value := getattr(arguments, name, None)) is not None}
     if arguments.eif is not None and arguments.eif_path is not None:
         raise UsageError("give one image", hint="vmm run IMAGE.eif")
-    nowhere = arguments.config is None and "NITRO_VMM_EIF_PATH" not in os.environ
+    elsewhere = arguments.config is not None or (qemu is not None and "eif_path" in qemu.values)
+    nowhere = not elsewhere and "NITRO_VMM_EIF_PATH" not in os.environ
     if arguments.eif is None and arguments.eif_path is None and nowhere:
         raise UsageError("give one image", hint="vmm run IMAGE.eif")
     if arguments.eif is not None:
         given["eif_path"] = arguments.eif
-    return load_config(given, spellings=SPELLINGS, path=arguments.config)
+    return load_config(given, spellings=SPELLINGS, path=arguments.config, qemu=qemu)
