@@ -37,6 +37,13 @@ def test_a_new_project_builds_its_enclave_and_passes_its_tests(tmp_path: Path) -
         check=False,
     )
 
+    shell = "vmm run -d app.eif --name app && vmm wait --booted app && vmm describe app; vmm terminate app"
+    booted = subprocess.run(
+        ["bash", "-c", shell], cwd=project, env=environment, capture_output=True, text=True, check=True
+    )
+
     assert made.returncode == 0, made.stdout + made.stderr
+    assert '"Status": "running"' in booted.stdout
+    assert '"HeartbeatSeconds": null' not in booted.stdout
     assert "2 passed" in made.stdout
     assert (project / "app.eif").exists()

@@ -105,6 +105,17 @@ def test_names_and_cids_are_unique(vmm: Vmm, spinning_image: Path) -> None:
     assert "the CID 17 is taken" in taken_cid.stderr
 
 
+def test_waiting_for_a_heartbeat_that_does_not_come(vmm: Vmm, spinning_image: Path, image: Path) -> None:
+    vmm("run", "-d", spinning_image)
+    vmm("run", "-d", image)
+
+    waiting = vmm("wait", "--booted", "spinning", "--timeout-s", "0.1")
+    ended = vmm("wait", "--booted", "small")
+
+    assert (waiting.returncode, "has not booted" in waiting.stderr) == (ExitCode.BOOT_TIMEOUT, True)
+    assert (ended.returncode, ended.stdout) == (ExitCode.FAILED, "the enclave halted for good\n")
+
+
 def test_the_name_of_one_that_has_ended_is_free(vmm: Vmm, image: Path) -> None:
     vmm("run", "-d", image)
     vmm("wait", "small")

@@ -46,6 +46,9 @@ def add(commands: "Subparsers") -> None:
     )
     wait.add_argument("name", metavar="NAME", help="its name or id")
     wait.add_argument("--timeout-s", metavar="S", type=float, help="give up after so many seconds (code 5)")
+    wait.add_argument(
+        "--booted", action="store_true", help="wait for its heartbeat: code 0; if it ends without, not 0"
+    )
     add_json(wait, "report the end as JSON")
     rm = add_command(
         commands,
@@ -130,6 +133,14 @@ def wait_for(pidfd: int, timeout_s: float | None) -> bool:
 def execute_wait(arguments: argparse.Namespace, started_s: float) -> int:  # noqa: ARG001
     """Wait for the process's end."""
     entry = find(arguments.name)
+    if arguments.booted and alive(entry):
+        booted = _wait_for_boot(entry, arguments.timeout_s)
+        if booted is None:
+            return complain(
+                f"{entry.name} has not booted", hint=f"vmm logs {entry.name}", code=ExitCode.BOOT_TIMEOUT
+            )
+        if booted:
+            return ExitCode.ENDED
     with process_of(entry) as pidfd:
         if pidfd is not None and not wait_for(pidfd, arguments.timeout_s):
             return complain(f"{entry.name} still runs", code=ExitCode.BOOT_TIMEOUT)
@@ -140,7 +151,22 @@ def execute_wait(arguments: argparse.Namespace, started_s: float) -> int:  # noq
             f"the process of {entry.name} was killed, or forgotten at its end", code=ExitCode.FAILED
         )
     print(json.dumps(entry.report, indent=2) if arguments.json else entry.report["Reason"])
-    return int(entry.report["ExitCode"])
+    code = int(entry.report["ExitCode"])
+    if arguments.booted:
+        return ExitCode.ENDED if entry.booted_s is not None else code or ExitCode.FAILED
+    return code
+
+
+def _wait_for_boot(entry: Entry, timeout_s: float | None) -> bool | None:
+    """Whether its heartbeat has come, or never will; `None` if that is not known within the time."""
+    try:
+        with ask(directory_of(entry), "booted") as control, control.makefile("rb") as answer:
+            control.settimeout(timeout_s)
+            return answer.readline(100).strip() == b"true"
+    except TimeoutError:
+        return None
+    except (HostError, OSError):
+        return False  # it has ended meanwhile
 
 
 def execute_rm(arguments: argparse.Namespace, started_s: float) -> int:  # noqa: ARG001
