@@ -84,6 +84,7 @@ def test_what_the_page_runs_in_containers_is_understood() -> None:
 
 
 def step(name: str) -> dict[str, Any]:
+    found: dict[str, Any]
     (found,) = [each for each in ACTION["runs"]["steps"] if each["id"] == name]
     return found
 
