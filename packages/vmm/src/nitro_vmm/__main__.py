@@ -1,7 +1,5 @@
 """``python -m nitro_vmm`` is ``vmm``."""
 
-import sys
+from nitro_vmm.cli import program
 
-from nitro_vmm.cli import main
-
-sys.exit(main())
+program()

@@ -4,16 +4,12 @@ Later sources win. A file is JSON, TOML or YAML with the names of `EnclaveConfig
 of ``nitro-cli run-enclave --config``. Messages name the source that is at fault, in its own spelling.
 """
 
-import difflib
-import json
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -126,7 +122,7 @@ def read_table(path: Path) -> dict[str, Any]:
         parsed = _parse(path.suffix, data.decode())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{path}: {_one_line(error)}", hint="a configuration is a file of JSON, TOML or YAML"
         ) from error
@@ -161,12 +157,22 @@ def translated(values: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _parse(suffix: str, text: str) -> object:
+    # Imported here, because most enclaves have no file.
     match suffix.lower():
         case ".json":
+            import json  # noqa: PLC0415
+
             return json.loads(text)
         case ".toml":
+            import tomllib  # noqa: PLC0415
+
             return tomllib.loads(text)
-    return yaml.safe_load(text)  # JSON as well
+    import yaml  # noqa: PLC0415
+
+    try:
+        return yaml.safe_load(text)  # JSON as well
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def _of_environment(environment: Mapping[str, str]) -> dict[str, object]:
@@ -231,6 +237,8 @@ def _about(name: str, model: type[BaseModel]) -> str:
 
 
 def _similar(name: str, model: type[BaseModel] = EnclaveConfig, *, prefix: str = "") -> str:
+    import difflib  # noqa: PLC0415 - only where something is wrong
+
     names = list(model.model_fields)
     close = difflib.get_close_matches(name, names, n=1)
     if not close:

@@ -78,7 +78,7 @@ ODD = ["", "--", "\x1b[31m", "a" * 5000, "../..", "/dev/null", "\udcff"]
 
 
 NAMES = (
-    *("run", "ps", "describe", "stats", "logs", "console", "stop", "terminate", "wait", "rm"),
+    *("run", "ps", "describe", "stats", "logs", "console", "attest", "stop", "terminate", "wait", "rm"),
     *("cache", "doctor", "explain", "nitro-cli", "completion"),
 )
 

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from nitro_vmm.cli.streams import LINES_MAX, PERIOD_S, Told
+from nitro_vmm.cli.told import LINES_MAX, PERIOD_S, Told
 
 
 def record(line: int, created_s: float) -> logging.LogRecord:

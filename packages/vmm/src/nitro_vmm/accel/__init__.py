@@ -8,6 +8,7 @@ A new accelerator is a folder here that implements the three, and a line in `ope
 """
 
 import mmap
+import os
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
@@ -32,6 +33,7 @@ __all__ = [
 
 ACCELERATORS: Final = ("kvm", "unicorn")
 """The names that `open_accelerator` knows."""
+KVM_DEVICE: Final = "/dev/kvm"
 
 Line = Callable[[bool], None]
 """Sets the level of an interrupt line; called under the bus lock."""
@@ -193,6 +195,12 @@ def open_accelerator(name: str, *, say: Callable[[str], None] = lambda _text: No
 
 
 def _open_best(say: Callable[[str], None]) -> Accelerator:
+    try:
+        os.close(os.open(KVM_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        # Most hosts without KVM say so at once, and need not wait for the rest to be imported.
+        say(f"the processor is emulated: {KVM_DEVICE}: {error.strerror}")
+        return open_accelerator("unicorn")
     from nitro_vmm.accel.kvm.probe import probe  # noqa: PLC0415 - only here
 
     verdict = probe()

@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse gives it no other name
 
 PROGRAM: Final = "vmm"
+RUN_EXAMPLE: Final = """\
+example:
+  vmm run hello.eif --vsock-path /tmp/hello.vsock
+  printf 'CONNECT 5000\\n' | nc -U /tmp/hello.vsock     # into the enclave
+  # its connections to port 8000 go to the unix socket /tmp/hello.vsock_8000
+
+"""
+"""Of ``vmm run``, and of ``vmm`` itself."""
 
 
 def add_command(

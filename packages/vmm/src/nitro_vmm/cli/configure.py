@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -136,14 +135,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--region", metavar="REGION", help="the AWS region in certificates (default: us-east-1)")
     add("--root-key", metavar="PEM", help="sign documents under this key, and not the test root's")
     add("--root-cert", metavar="PEM", help="the certificate of --root-key, if it is in a file of its own")
-
-
-def with_values(argv: Sequence[str]) -> list[str]:
-    """The same command line, in which ``--kms`` by itself says that it has no value.
-
-    Otherwise argparse would take the image that follows it for one.
-    """
-    return ["--kms=" if word == "--kms" else word for word in argv]
 
 
 def _vhost_user(value: str) -> Path:

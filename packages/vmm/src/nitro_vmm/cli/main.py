@@ -3,48 +3,61 @@
 import argparse
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+from typing import Final, NoReturn
 
-from nitro_vmm.cli import (
-    attest,
-    cache,
-    completion,
-    console,
-    doctor,
-    explain,
-    init,
-    nitro_command,
-    ps,
-    run,
-    stop,
-)
-from nitro_vmm.cli.command import PROGRAM, complain
-from nitro_vmm.cli.configure import with_values
+from nitro_vmm.cli.command import PROGRAM, RUN_EXAMPLE, complain
 from nitro_vmm.cli.exit_code import EXIT_CODES, ExitCode
-from nitro_vmm.cli.parsing import Parser
+from nitro_vmm.cli.parsing import Parser, with_values
 from nitro_vmm.cli.streams import give_up, open_closed_streams
 from nitro_vmm.errors import UsageError, VmmError
 
-COMMANDS = (run, ps, console, attest, stop, cache, doctor, explain, init, nitro_command, completion)
+COMMANDS: Final = {
+    "run": ("run",),
+    "ps": ("ps", "describe", "stats"),
+    "console": ("logs", "console"),
+    "attest": ("attest",),
+    "stop": ("stop", "terminate", "wait", "rm"),
+    "cache": ("cache",),
+    "doctor": ("doctor",),
+    "explain": ("explain",),
+    "init": ("init",),
+    "nitro_command": ("nitro-cli",),
+    "completion": ("completion",),
+}
+"""The modules of the commands, in the order of ``--help``, and which commands each of them adds.
+
+Only the module of the command that is used is imported, because a start is waited for.
+"""
+
+VERSION: Final = "--version"
 
 DEBUG = "VMM_DEBUG"
 """The environment variable that brings the traceback of an error that should not be."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser, which completion scripts are made of, too."""
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser, which completion scripts are made of, too.
+
+    Args:
+        command: The only command that is wanted; `None`, or what is none: all. ``--version`` wants none.
+    """
     top = Parser(
         prog=PROGRAM,
         description="AWS Nitro Enclaves on any machine.",
-        epilog=run.EXAMPLE + EXIT_CODES,
+        epilog=RUN_EXAMPLE + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("--version", action=_Version)
+    top.add_argument(VERSION, action=_Version)
     top.set_defaults(parser=top)  # `completion` prints it
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add(commands)
+    wanted = [module for module, names in COMMANDS.items() if command in names and command != "completion"]
+    for module in () if command == VERSION else wanted or COMMANDS:
+        import_module(f"nitro_vmm.cli.{module}").add(commands)
     for chosen in commands.choices.values():
         chosen.set_defaults(chosen=chosen)  # whose usage is shown when it gets what it does not know
     return top
@@ -55,10 +68,24 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help="show the version and exit")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version  # noqa: PLC0415 - only here
-
-        print(f"{PROGRAM} {version('nitro-vmm')}")
+        print(f"{PROGRAM} {_version()}")
         parser.exit()
+
+
+def _version() -> str:
+    """The version that is installed.
+
+    The directory that an installer leaves has it in its name ("Recording installed projects", PyPA
+    specifications). Asking `importlib.metadata` takes longer than all the rest.
+    """
+    for directory in sys.path:
+        with suppress(OSError):
+            for name in os.listdir(directory or "."):  # noqa: PTH208 - pathlib takes 10 ms to import
+                if name.startswith("nitro_vmm-") and name.endswith(".dist-info"):
+                    return name.removeprefix("nitro_vmm-").removesuffix(".dist-info")
+    from importlib.metadata import version  # noqa: PLC0415 - only where it was installed in another way
+
+    return version("nitro-vmm")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,11 +108,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def program() -> NoReturn:
+    """The ``vmm`` command: `main`, and the end of the process.
+
+    The interpreter is not taken apart, because after an enclave that takes 50 ms. So
+    what must happen at the end happens in `main`, and not in ``atexit``.
+    """
+    code = main()
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    with suppress(OSError, ValueError):
+        sys.stderr.flush()
+    os._exit(code)
+
+
 def _execute(argv: Sequence[str] | None, started_s: float) -> int:
     try:
         argv = with_values(sys.argv[1:] if argv is None else argv)
-        arguments, unknown = parser().parse_known_args(argv)
-        if unknown and arguments.command != nitro_command.NAME:  # which parses what follows by itself
+        arguments, unknown = parser(argv[0] if argv else None).parse_known_args(argv)
+        if unknown and arguments.command not in COMMANDS["nitro_command"]:  # which parses what follows itself
             arguments.chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
         arguments.argv = argv
         return int(arguments.execute(arguments, started_s))

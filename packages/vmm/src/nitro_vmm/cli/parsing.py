@@ -1,9 +1,9 @@
 """Argument parsers that show the command's own usage, and guess what was meant."""
 
 import argparse
-import difflib
 import re
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from nitro_vmm.cli.command import complain
@@ -31,6 +31,16 @@ class Parser(argparse.ArgumentParser):
         return f"{self.prog} --help"
 
 
+def with_values(argv: Sequence[str]) -> list[str]:
+    """The same command line, in which ``--kms`` by itself says that it has no value.
+
+    Otherwise argparse would take the image that follows it for one.
+    """
+    return ["--kms=" if word == "--kms" else word for word in argv]
+
+
 def _closest(word: str, known: list[str]) -> str:
+    import difflib  # noqa: PLC0415 - only where something is wrong
+
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {close[0]}?" if close else ""

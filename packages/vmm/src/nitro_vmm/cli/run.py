@@ -1,29 +1,22 @@
 """``vmm run``."""
 
 import argparse
-import json
+import gc
 import logging
+import os
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from nitro_vmm.cli.command import PROGRAM, complain
+from nitro_vmm.cli.command import PROGRAM, RUN_EXAMPLE, complain
 from nitro_vmm.cli.configure import add_options, config_of
-from nitro_vmm.cli.detach import launch, run_detached
 from nitro_vmm.cli.exit_code import EXIT_CODES, ExitCode
 from nitro_vmm.cli.problems import complain_of
-from nitro_vmm.cli.streams import Told, tell
+from nitro_vmm.cli.streams import tell
+from nitro_vmm.cli.told import Told
 from nitro_vmm.run.process import die_with_parent
 
 if TYPE_CHECKING:
     from nitro_vmm.cli.command import Subparsers
-
-EXAMPLE: Final = """\
-example:
-  vmm run hello.eif --vsock-path /tmp/hello.vsock
-  printf 'CONNECT 5000\\n' | nc -U /tmp/hello.vsock     # into the enclave
-  # its connections to port 8000 go to the unix socket /tmp/hello.vsock_8000
-
-"""
 
 
 def add(commands: "Subparsers") -> None:
@@ -32,7 +25,7 @@ def add(commands: "Subparsers") -> None:
         "run",
         help="boot an enclave image file and wait for its end",
         description="Boot an enclave image file (EIF); its console is on standard output.",
-        epilog=EXAMPLE + EXIT_CODES,
+        epilog=RUN_EXAMPLE + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.set_defaults(execute=execute)
@@ -76,6 +69,8 @@ def execute(arguments: argparse.Namespace, started_s: float) -> int:
             )
         die_with_parent()
     if arguments.detach and arguments.ready_fd is None:
+        from nitro_vmm.cli.detach import launch  # noqa: PLC0415 - in the foreground nobody needs it
+
         return launch(arguments)
     level = logging.ERROR if arguments.quiet else logging.WARNING
     logging.basicConfig(format=f"{PROGRAM}: %(message)s", level=level, handlers=[Told()])
@@ -85,8 +80,14 @@ def execute(arguments: argparse.Namespace, started_s: float) -> int:
             tell(f"{PROGRAM}: {text}")
 
     if arguments.ready_fd is not None:
+        from nitro_vmm.cli.detach import run_detached  # noqa: PLC0415
+
         return run_detached(arguments)
     path = None
+    # The launch makes many objects that stay, and looking through them for garbage takes a sixth of it.
+    gc.disable()
+    # What else is installed may change how pydantic checks; here nobody wants that, and looking takes time.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         config = config_of(arguments)
         path = config.eif_path
@@ -100,9 +101,12 @@ def execute(arguments: argparse.Namespace, started_s: float) -> int:
             raw_console=arguments.raw_console,
             say=say,
             started_s=started_s,
+            launched=gc.enable,
         )
     except Exception as error:  # noqa: BLE001 - what is not known there is raised again
         return complain_of(error, path, daemon=arguments.vhost_user_path is not None)
+    finally:
+        gc.enable()
     from nitro_vmm.cli.report import application_code, exit_code_of, report  # noqa: PLC0415
 
     result = attached.result
@@ -110,6 +114,8 @@ def execute(arguments: argparse.Namespace, started_s: float) -> int:
     if arguments.exit_code_from == "app" and code == ExitCode.ENDED:
         code = application_code(result.application)
     if arguments.json:
+        import json  # noqa: PLC0415 - not needed for most
+
         print(json.dumps(report(result, code), indent=2))
     beat = "no heartbeat" if result.heartbeat_s is None else f"heartbeat after {result.heartbeat_s:.2f} s"
     application = "" if result.application is None else f"; {result.application}"

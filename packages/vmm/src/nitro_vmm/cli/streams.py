@@ -4,18 +4,12 @@ What goes wrong with an output ends nothing but that output, because an enclave 
 supervisor to a reader that went away.
 """
 
-import logging
 import os
 import select
 import sys
 from typing import Final
 
 STANDARD: Final = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
-
-LINES_MAX: Final = 10
-"""How many messages of one kind are shown within `PERIOD_S`. A guest can cause some of them, as often as it
-likes."""
-PERIOD_S: Final = 60.0
 
 
 def open_closed_streams() -> None:
@@ -59,27 +53,3 @@ def tell(line: str) -> None:
         pass
     except OSError:
         give_up(fd)
-
-
-class Told(logging.Handler):
-    """Tells log records to the user, and not more than `LINES_MAX` of a kind in a while.
-
-    A kind is a place in the source, because messages have the guest's numbers in them.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._began_s: dict[tuple[str, int], float] = {}
-        self._counts: dict[tuple[str, int], int] = {}
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """See `logging.Handler.emit`."""
-        kind = (record.pathname, record.lineno)
-        if record.created - self._began_s.get(kind, 0.0) >= PERIOD_S:
-            self._began_s[kind] = record.created
-            self._counts[kind] = 0
-        self._counts[kind] += 1
-        if self._counts[kind] <= LINES_MAX:
-            tell(self.format(record))
-        if self._counts[kind] == LINES_MAX:
-            tell(f"{record.name}: more such messages are not shown for {PERIOD_S:g} s")

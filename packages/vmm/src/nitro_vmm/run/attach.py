@@ -43,6 +43,7 @@ def attach(
     accelerator: Accelerator | None = None,
     say: Callable[[str], None] = logger.info,
     started_s: float | None = None,
+    launched: Callable[[], object] = lambda: None,
 ) -> Attached:
     """Boot an enclave and wait for its end; in the main thread only, where signals arrive.
 
@@ -53,6 +54,7 @@ def attach(
         accelerator: See `Enclave`.
         say: Told what happens, for people.
         started_s: See `Enclave`.
+        launched: Called when the guest runs.
 
     Raises:
         VmmError, EifError, VsockError, NsmError, OSError: See `Enclave`.
@@ -61,10 +63,10 @@ def attach(
     with closing(ConsoleWriter(console_fd, clean=clean)) as writer, terminal_without_echo():
         sink = writer if config.console else None
         enclave = Enclave(config, console_sink=sink, accelerator=accelerator, say=say, started_s=started_s)
-        return trio.run(_see_through, enclave)
+        return trio.run(_see_through, enclave, launched)
 
 
-async def _see_through(enclave: Enclave) -> Attached:
+async def _see_through(enclave: Enclave, launched: Callable[[], object]) -> Attached:
     received: signal.Signals | None = None
 
     async def obey(signals: AsyncIterator[int]) -> None:
@@ -79,6 +81,7 @@ async def _see_through(enclave: Enclave) -> Attached:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(obey, signals)
             async with enclave:
+                launched()
                 nursery.start_soon(_feed_console, enclave)
                 nursery.start_soon(_notify_boot, enclave)
                 result = await enclave.wait()
