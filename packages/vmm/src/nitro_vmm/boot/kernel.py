@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from nitro_vmm.address_map import MIB
 from nitro_vmm.boot import setup_header as header
-from nitro_vmm.boot.payload import decompress
+from nitro_vmm.boot.payload import Unpack, decompress
 from nitro_vmm.boot.ram import Bytes
 from nitro_vmm.errors import ImageError
 
@@ -36,13 +36,14 @@ class Kernel:
     """The first address at which it does not take ramdisks any more."""
 
 
-def parse(image: Bytes, *, memory_bytes: int) -> Kernel:
+def parse(image: Bytes, *, memory_bytes: int, unpack: Unpack = decompress) -> Kernel:
     """Check a kernel's header.
 
     Args:
         image: The kernel.
         memory_bytes: How much RAM the guest has. The kernel must not say that it needs more, and so its
             payload cannot decompress to more.
+        unpack: Decompresses the payload.
 
     Raises:
         ImageError: The kernel is not an ELF file, nor a bzImage that the 64-bit boot protocol can start.
@@ -51,7 +52,7 @@ def parse(image: Bytes, *, memory_bytes: int) -> Kernel:
     if bytes(view[:4]) == b"\x7fELF":
         return _elf(view)
     if len(view) >= header.HEADER_END_MAX and header.MAGIC.read(view) == header.HDRS:
-        return _bzimage(view, memory_bytes)
+        return _bzimage(view, memory_bytes, unpack)
     if bytes(view[0x38:0x3C]) == b"ARM\x64":
         raise ImageError("this is an arm64 kernel; the machine is x86-64", section="kernel", offset=0x38)
     raise ImageError(
@@ -62,7 +63,7 @@ def parse(image: Bytes, *, memory_bytes: int) -> Kernel:
     )
 
 
-def _bzimage(image: memoryview, memory_bytes: int) -> Kernel:
+def _bzimage(image: memoryview, memory_bytes: int, unpack: Unpack) -> Kernel:
     version = header.VERSION.read(image)
     if version < PAYLOAD_VERSION:
         raise ImageError(
@@ -107,7 +108,7 @@ def _bzimage(image: memoryview, memory_bytes: int) -> Kernel:
     payload = image[payload_start : payload_start + payload_length]
     return Kernel(
         setup_header=bytes(image[header.HEADER_OFFSET : min(header_end, header.HEADER_END_MAX)]),
-        elf=decompress(payload, offset=payload_start, bytes_max=init_size),
+        elf=unpack(payload, offset=payload_start, bytes_max=init_size),
         command_line_bytes_max=header.COMMAND_LINE_SIZE.read(image),
         initrd_end_max=(
             1 << 64

@@ -15,6 +15,7 @@ from nitro_vmm.address_map import (
     ram_ranges,
 )
 from nitro_vmm.boot import acpi, bios, boot_params, command_line, elf, initramfs, kernel, long_mode, mp_table
+from nitro_vmm.boot.payload import Unpack, decompress
 from nitro_vmm.boot.ram import Bytes, Ram
 
 
@@ -29,6 +30,7 @@ def load(
     virtio_slots: Sequence[VirtioSlot] = (),
     processors: int = 1,
     append: Sequence[bytes] = (),
+    unpack: Unpack = decompress,
 ) -> EntryState:
     """Load a kernel, its ramdisks, and the tables that describe the machine to it.
 
@@ -42,12 +44,13 @@ def load(
         virtio_slots: Where the machine has virtio-mmio devices.
         processors: How many processors it has.
         append: More arguments for the command line.
+        unpack: Decompresses the kernel.
 
     Raises:
         ImageError: The image is broken, unsupported, or does not fit the memory.
     """
     ranges = ram_ranges(memory_bytes)
-    parsed = kernel.parse(kernel_image, memory_bytes=memory_bytes)
+    parsed = kernel.parse(kernel_image, memory_bytes=memory_bytes, unpack=unpack)
     line = command_line.compose(
         image_command_line,
         (*append, *(command_line.virtio_mmio(slot) for slot in virtio_slots)),

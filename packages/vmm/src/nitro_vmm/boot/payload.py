@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from nitro_vmm.boot.ram import Bytes
 from nitro_vmm.errors import HostError, ImageError
 
 if sys.version_info >= (3, 14):
@@ -33,6 +34,14 @@ ZSTD_WINDOW_LOG_MAX = 27
 LZ4_LEGACY_MAGIC = 0x184C2102
 LZ4_BLOCK_BYTES_MAX = 8 << 20
 """Of a block's contents (lz4 frame format description, "Legacy frame")."""
+
+
+class Unpack(Protocol):
+    """What `decompress` does, or something in its place."""
+
+    def __call__(self, payload: memoryview, *, offset: int, bytes_max: int) -> Iterator[Bytes]:
+        """See `decompress`."""
+        ...
 
 
 class _Truncated(Exception):  # noqa: N818 - a signal within this module

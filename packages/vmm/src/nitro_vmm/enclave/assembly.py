@@ -12,12 +12,14 @@ from nitro_nsm import Nsm
 from nitro_vmm.accel import Accelerator, EntryState
 from nitro_vmm.address_map import MIB
 from nitro_vmm.boot.loader import load
+from nitro_vmm.cache import Cache
 from nitro_vmm.config import EnclaveConfig
 from nitro_vmm.devices.nsm import NsmDevice
 from nitro_vmm.devices.vhost_user_vsock import VhostUserVsockDevice
 from nitro_vmm.devices.virtio_mmio import VirtioDevice
 from nitro_vmm.devices.vsock import VsockDevice
 from nitro_vmm.enclave.image import choose_memory_mib, measure_bootable
+from nitro_vmm.enclave.kernel_cache import KernelCache
 from nitro_vmm.enclave.security import security_module
 from nitro_vmm.machine.machine import Machine
 from nitro_vmm.machine.memory import Memory
@@ -144,6 +146,7 @@ def assemble(
             virtio_slots=machine.board.virtio_slots,
             processors=processors,
             append=[config.cmdline_append.encode()] if config.cmdline_append else [],
+            unpack=KernelCache(Cache()).contents,
         )
     return Assembly(machine, entry, vsock, engine, measurements, nsm, nsm.module_id, memory_mib, processors)
 
