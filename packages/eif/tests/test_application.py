@@ -203,6 +203,7 @@ def test_a_directory_becomes_roots_with_links_and_modes(tmp_path: Path) -> None:
         assert (tree["bin/a"].mode & 0o7777, tree["bin/a"].uid) == (0o4755, 0)
         assert bytes(tree["bin/a"].data) == b"a" * (2 << 20)
         assert tree["l"].target == "/bin/a"
+        assert {tree[path].device for path in ("bin", "bin/a", "l")} == {(0, 0)}
 
 
 def test_an_archive_keeps_owners_and_says_what_is_dropped(tmp_path: Path) -> None:

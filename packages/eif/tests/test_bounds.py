@@ -108,6 +108,36 @@ def test_a_header_of_548_bytes_is_the_shortest_file() -> None:
     assert not found(good()[:548], "header-truncated")
 
 
+def test_a_header_without_sections_lacks_all_of_them() -> None:
+    nothing = image([])
+
+    assert len(nothing) == HEADER_BYTES
+    for name in ("kernel", "cmdline", "ramdisk", "metadata"):
+        assert found(nothing, f"{name}-missing")
+
+
+def test_sections_that_may_be_in_what_was_cut_off_are_not_missing() -> None:
+    cut = good()[: HEADER_BYTES + 20]
+
+    assert found(cut, "section-outside")
+    assert not found(cut, "ramdisk-missing")
+    assert not found(cut, "metadata-missing")
+
+
+def test_sections_are_missing_whatever_else_is_wrong() -> None:
+    without_ramdisks = image([K, C, M], gap=bytes(8))
+
+    assert found(without_ramdisks, "ramdisk-missing")
+
+
+def test_readers_of_the_checksum_are_named_only_where_they_differ() -> None:
+    (alike,) = found(good()[:-1] + b"!", "crc")
+    (apart,) = found(image(parts(), gap=bytes(8))[:-1] + b"!", "crc")
+
+    assert "AWS's reader" not in alike.message
+    assert "AWS's reader" in apart.message
+
+
 @pytest.mark.parametrize("index", range(5))
 def test_faults_of_the_table_stand_at_its_entry(index: int) -> None:
     def outside(offsets: list[int], _: list[int]) -> None:

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shlex
+import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -238,6 +239,19 @@ def test_what_is_extracted_is_assembled_again_bit_for_bit(
     assert main(["extract", str(image), "--output", str(parts)]) == 2
     (parts / "image.json").write_text('{"sections": [{"type": 1, "file": "../../etc/passwd"}]}')
     assert main(["assemble", str(parts), "--output", str(again)]) == 3
+
+
+@pytest.mark.parametrize(("kind", "letter"), [(stat.S_IFCHR, "c"), (stat.S_IFBLK, "b")])
+def test_devices_in_ramdisks_are_listed_with_their_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: int, letter: str
+) -> None:
+    path = tmp_path / "x.eif"
+    ramdisk = example_ramdisk({"dev": Node(kind | 0o600, device=(5, 1))})
+    write_eif(replace(example_contents(), ramdisks=[ramdisk]), path)
+
+    assert main(["extract", str(path), "--tree"]) == 0
+
+    assert re.search(rf"^0  {letter}rw------- +0:0 +5,1  dev$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_files_in_ramdisks_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

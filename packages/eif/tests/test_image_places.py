@@ -71,6 +71,25 @@ def test_an_image_of_a_docker_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyP
         opened("docker-daemon:x", stack)
 
 
+@pytest.mark.parametrize("surplus", [0, 1])
+def test_a_daemon_may_send_so_much_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, surplus: int
+) -> None:
+    archive = Container().docker_archive(tmp_path / "saved.tar").read_bytes()
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/d.sock")
+    monkeypatch.setattr("nitro_eif.container.docker.IMAGE_BYTES_MAX", len(archive) - surplus)
+    with ExitStack() as stack:
+        server = stack.enter_context(Daemon(tmp_path / "d.sock", archive))
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        stack.callback(server.shutdown)
+
+        if surplus:
+            with pytest.raises(HostError, match=f"more than {len(archive) - 1} bytes"):
+                opened("docker-daemon:team/app:1.2", stack)
+        else:
+            assert opened("docker-daemon:team/app:1.2", stack).name == "team/app:1.2"
+
+
 @pytest.mark.parametrize("form", ["oci_archive", "docker_archive"])
 def test_an_image_from_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     data = getattr(Container(), form)(tmp_path / "image").read_bytes()

@@ -130,6 +130,16 @@ def test_a_distribution_for_newer_processors_is_named(text: str, level: int | No
     assert OFFERED_LEVEL == 2
 
 
+def test_only_notes_of_programs_for_x86_64_say_what_they_need() -> None:
+    foreign = tree_of_files(bin__app=program(elf(AARCH64, needed=0b111)))
+    not_a_note = elf(needed=0b111)
+    table = 64
+    not_a_note = not_a_note[:table] + struct.pack("<I", 1) + not_a_note[table + 4 :]
+
+    assert list(concerns(foreign, Launch(("/bin/app",)), Architecture.AARCH64)) == []
+    assert said(tree_of_files(bin__app=program(not_a_note))) == []
+
+
 def test_images_for_aarch64_want_programs_for_aarch64() -> None:
     launch = Launch(("/bin/app",))
 

@@ -21,9 +21,11 @@ from debian_packages import (
     package,
     rpm,
 )
-from nitro_eif import Architecture, EifFormatError, HostError, UsageError, read_blobs, read_package
+from nitro_eif import Architecture, EifFormatError, HostError, Node, UsageError, read_blobs, read_package
 from nitro_eif.build.kernel_package import module_dependencies, module_name
+from nitro_eif.build.packages import unpack_packages
 from nitro_eif.cli import main
+from nitro_eif.testing import example_ramdisk
 
 MODULES = {
     "net/vmw_vsock/vsock.ko.xz": lzma.compress(module()),
@@ -203,6 +205,22 @@ def test_an_rpm_whose_archive_has_no_names_says_what_to_do(tmp_path: Path) -> No
 
     assert caught.value.offset == archive
     assert "rpm2archive" in caught.value.hint
+
+
+def test_an_rpm_puts_nothing_outside_of_its_root(tmp_path: Path) -> None:
+    files = files_of_kernel(boot=False, modules={}) | {"../boot/vmlinuz-evil": KERNEL, "a/../../b": b"1"}
+    path = tmp_path / "x.rpm"
+    archive = example_ramdisk(
+        {".": Node.directory()} | {name: Node.file(data) for name, data in files.items()}
+    )
+    whole = rpm({}, "none")
+    path.write_bytes(whole[: whole.index(b"070701")] + archive)
+
+    with ExitStack() as stack:
+        tree = unpack_packages([path], stack)
+
+        assert sorted(tree.names("")) == ["usr"]
+        assert bytes(read_package(path, Architecture.X86_64, stack, modules=[]).image) == KERNEL
 
 
 def test_several_kernels_are_named(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from eif_images import CMDLINE, METADATA, RAMDISK, fix_crc, good, image, parts
-from nitro_eif import Eif, checksum
+from nitro_eif import Eif, checksum, measure_and_checksum, validate
 from nitro_eif.cli import main
+from nitro_eif.image.readers import Reader, objections
 
 K, C, M, R0, R1 = parts()
 
@@ -74,6 +75,16 @@ def test_a_checksum_that_skips_gaps_is_refused_with_the_reason(
 
     assert main(["verify", str(path)]) == 1
     assert "it covers the sections only, as QEMU has it" in capsys.readouterr().out
+
+
+def test_a_reader_objects_to_the_checksum_of_a_file_that_has_other_faults_too() -> None:
+    eif = Eif.salvage(GOOD[:-1])
+    measured = measure_and_checksum(eif)
+
+    said = [str(objection) for objection in objections(eif, validate(eif), measured, Reader.QEMU)]
+
+    assert eif.findings
+    assert any("QEMU says CRC mismatch" in sentence for sentence in said)
 
 
 def test_registers_may_have_0x_and_any_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
