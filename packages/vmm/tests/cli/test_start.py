@@ -67,7 +67,7 @@ def test_what_is_printed_at_the_end_is_whole_although_the_interpreter_is_not_tak
         "def work():\n"
         "    done.wait()\n"
         "    print('from a thread', flush=True)\n"
-        "def main():\n"
+        "def main(argv):\n"
         "    threading.Thread(target=work).start()\n"
         "    sys.stderr.write('told')\n"
         "    done.set()\n"

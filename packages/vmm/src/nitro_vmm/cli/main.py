@@ -108,13 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def program() -> NoReturn:
+def program(argv: Sequence[str] | None = None) -> NoReturn:
     """The ``vmm`` command: `main`, and the end of the process.
 
     The interpreter is not taken apart, because after an enclave that takes 50 ms. So
     what must happen at the end happens in `main`, and not in ``atexit``.
     """
-    code = main()
+    code = main(argv)
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
