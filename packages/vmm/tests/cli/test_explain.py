@@ -79,7 +79,7 @@ ODD = ["", "--", "\x1b[31m", "a" * 5000, "../..", "/dev/null", "\udcff"]
 
 NAMES = (
     *("run", "ps", "describe", "stats", "logs", "console", "attest", "stop", "terminate", "wait", "rm"),
-    *("cache", "doctor", "explain", "nitro-cli", "completion"),
+    *("cache", "doctor", "explain", "init", "nitro-cli", "completion"),
 )
 
 
