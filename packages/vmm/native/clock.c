@@ -8,6 +8,7 @@
 
 #include "clock.h"
 
+#include <stdbool.h>
 #include <string.h>
 #include <time.h>
 #include <x86intrin.h>
@@ -21,6 +22,8 @@
 #define BASELINE_S 1 /* a rate measured over less is worse than the one that CPUID tells */
 #define STEP_NS 10000000ll  /* the guest's time jumps forward by more than this, as after a suspend of the host */
 #define SLEW_NS_MAX 1000000ll /* per second */
+#define ATTEMPTS 10
+#define PROMPT_TICKS 10000 /* some microseconds */
 
 struct system_time {
     uint32_t version, unused;
@@ -37,12 +40,29 @@ struct wall_clock {
     uint32_t version, s, ns;
 };
 
-static int64_t read_clock(clockid_t id)
-{
-    struct timespec now;
+/* The host's counter and one of its clocks at the same moment. */
+struct moment {
+    uint64_t tsc;
+    int64_t ns;
+};
 
-    clock_gettime(id, &now);
-    return now.tv_sec * NS_PER_S + now.tv_nsec;
+/* The host may hold us up between the looks at the two, for as long as it likes, so this looks again if it did. */
+static struct moment look(clockid_t id)
+{
+    struct moment best = {0, 0};
+    uint64_t best_ticks = UINT64_MAX;
+
+    for (int attempt = 0; attempt < ATTEMPTS && best_ticks > PROMPT_TICKS; attempt++) {
+        struct timespec now;
+        uint64_t before = __rdtsc();
+        clock_gettime(id, &now);
+        uint64_t ticks = __rdtsc() - before;
+        if (ticks < best_ticks) {
+            best_ticks = ticks;
+            best = (struct moment){before + ticks / 2, now.tv_sec * NS_PER_S + now.tv_nsec};
+        }
+    }
+    return best;
 }
 
 uint64_t read_tsc(struct machine *machine)
@@ -88,9 +108,10 @@ EXPORTED void nitro_set_tsc_frequency(struct machine *machine, uint64_t tsc_hz)
     while (tsc_hz << clock->shift <= NS_PER_S)
         clock->shift++;
     clock->multiplier = rate(tsc_hz, NS_PER_S, clock->shift);
-    clock->first_tsc = __rdtsc();
-    clock->first_ns = read_clock(CLOCK_MONOTONIC);
-    clock->offset_ns = -clock->first_ns;
+    struct moment now = look(CLOCK_MONOTONIC);
+    clock->first_tsc = now.tsc;
+    clock->first_ns = now.ns;
+    clock->offset_ns = -now.ns;
 }
 
 static char *place(struct machine *machine, uint64_t address, uint64_t size)
@@ -125,13 +146,13 @@ static void tell(struct machine *machine)
 static void refresh(struct machine *machine)
 {
     struct clock *clock = &machine->clock;
-    int64_t now_ns = read_clock(CLOCK_MONOTONIC);
-    uint64_t host_tsc = __rdtsc(), tsc = host_tsc + ENV_TSC_OFFSET(machine->registers);
-    int64_t truth_ns = now_ns + clock->offset_ns;
+    struct moment now = look(CLOCK_MONOTONIC);
+    uint64_t tsc = now.tsc + ENV_TSC_OFFSET(machine->registers);
+    int64_t truth_ns = now.ns + clock->offset_ns;
     int64_t error_ns = clock->told ? truth_ns - told_at(clock, tsc) : 0;
 
-    if (now_ns - clock->first_ns >= BASELINE_S * NS_PER_S)
-        clock->multiplier = rate(host_tsc - clock->first_tsc, (uint64_t)(now_ns - clock->first_ns), clock->shift);
+    if (now.ns - clock->first_ns >= BASELINE_S * NS_PER_S)
+        clock->multiplier = rate(now.tsc - clock->first_tsc, (uint64_t)(now.ns - clock->first_ns), clock->shift);
     else
         clock->multiplier = rate(clock->tsc_hz, NS_PER_S, clock->shift);
     if (!clock->told || error_ns > STEP_NS)
@@ -151,9 +172,14 @@ static void refresh(struct machine *machine)
 
 void write_system_time(struct machine *machine, uint64_t value)
 {
+    struct clock *clock = &machine->clock;
+
     ENV_SYSTEM_TIME(machine->registers) = value;
-    if (value & ENABLED)
-        refresh(machine);
+    if (!(value & ENABLED))
+        return;
+    if (!clock->told)
+        clock->awaits = LOOK_AT_ENABLING;
+    refresh(machine);
 }
 
 /* A Linux guest reads the time of day early in its boot, and from then on counts timer ticks, of which there are
@@ -161,55 +187,119 @@ void write_system_time(struct machine *machine, uint64_t value)
  * missing in its time of day. Nobody can tell it so, but the clock can jump ahead by as much.
  *
  * While it counts ticks, each one is armed for exactly one tick's length, because the guest sees no time pass in
- * between. So the first delay that differs shows that it has another clock now. It took it at some moment within
- * the last tick. */
-#define TICK_TOLERANCE 256 /* of a tick: a 256th */
+ * between. So the first delay that differs shows that it has another clock now, which it took at some moment since
+ * the last tick. When, the delay itself tells: it ends where the guest's monotonic clock is a multiple of a tick
+ * (tick_init_jiffy_update). That clock began with the time since the guest enabled kvm-clock
+ * (read_persistent_wall_and_boot_offset), grew by whole ticks, and has gone on like ours since the moment in
+ * question, which is therefore known but for whole ticks. It is taken to lie in the first tick, because an interrupt
+ * that comes late does not keep the guest from going on.
+ *
+ * All moments are system times of the guest, those at which it looked at the counter. When its stores and MSRs get
+ * to us says less, because the host may hold us up in between. */
+#define TICK_TOLERANCE 512 /* of a tick: a 512th, because the rate is corrected while it runs */
 #define TICKS_MAX 20000
+#define INEXACT_NS 20000 /* a little before the last tick is as good as one tick later, which leaves nobody behind */
 
-void watch_ticks(struct machine *machine, uint64_t counts)
+/* What Linux is configured with, ticks per second. */
+static const int64_t frequencies[] = {100, 250, 300, 1000};
+
+static bool is_tick(int64_t delay_ns, int64_t tick_ns)
+{
+    int64_t difference_ns = delay_ns > tick_ns ? delay_ns - tick_ns : tick_ns - delay_ns;
+
+    return difference_ns < tick_ns / TICK_TOLERANCE;
+}
+
+void note_look(struct machine *machine)
 {
     struct clock *clock = &machine->clock;
-    int64_t now_ns, delay_ns, difference_ns;
+    int64_t now_ns = told_at(clock, clock->looked_tsc);
 
-    if (clock->day_read_ns == 0)
-        return;
-    now_ns = read_clock(CLOCK_MONOTONIC);
-    delay_ns = scale(counts, clock->multiplier, clock->shift);
-    if (clock->tick_ns == 0)
-        clock->tick_ns = delay_ns;
-    difference_ns = delay_ns > clock->tick_ns ? delay_ns - clock->tick_ns : clock->tick_ns - delay_ns;
-    if (difference_ns < clock->tick_ns / TICK_TOLERANCE && clock->ticks < TICKS_MAX) {
-        clock->lost_ns = now_ns - clock->day_read_ns - clock->ticks * clock->tick_ns;
-        clock->ticks++;
-        return;
+    switch (clock->awaits) {
+    case LOOK_AT_ENABLING: /* kvm_sched_clock_init: from here it counts the time since it was enabled */
+        clock->enabled_ns = now_ns;
+        clock->awaits = NO_LOOK;
+        break;
+    case LOOK_AT_DAY: /* pvclock_read_wallclock: the time of day */
+        clock->day_read_ns = now_ns;
+        clock->awaits = LOOK_AT_OFFSET;
+        break;
+    case LOOK_AT_OFFSET: /* local_clock: the monotonic clock's beginning */
+        clock->monotonic_ns = now_ns - clock->enabled_ns;
+        clock->counts_ticks = 1;
+        clock->awaits = NO_LOOK;
+        break;
+    default:
+        break;
     }
-    if (clock->ticks > 1 && clock->ticks < TICKS_MAX && clock->lost_ns > 0) {
-        clock->offset_ns += clock->lost_ns + clock->tick_ns / 2;
+}
+
+/* How long after the last tick the guest took its new clock, by which it then asked for the time. */
+static int64_t counted_on_ns(const struct clock *clock, int64_t asked_ns, int64_t delay_ns)
+{
+    int64_t since_ns = asked_ns + delay_ns + clock->monotonic_ns - clock->armed_ns - INEXACT_NS;
+
+    return (since_ns % clock->tick_ns + clock->tick_ns) % clock->tick_ns + INEXACT_NS;
+}
+
+static void make_up(struct machine *machine, int64_t took_ns)
+{
+    struct clock *clock = &machine->clock;
+    /* The first tick was armed before any had passed. */
+    int64_t lost_ns = took_ns - clock->day_read_ns - (clock->ticks - 1) * clock->tick_ns;
+
+    if (clock->ticks > 1 && lost_ns > 0) {
+        clock->offset_ns += lost_ns;
         clock->told = 0; /* the jump */
         refresh(machine);
     }
-    clock->day_read_ns = 0;
+}
+
+void watch_ticks(struct machine *machine, uint64_t deadline)
+{
+    struct clock *clock = &machine->clock;
+    int64_t asked_ns, delay_ns;
+
+    if (!clock->counts_ticks || deadline < clock->looked_tsc)
+        return;
+    /* It looked at the time first, to know how long to wait, and then at the counter, to add so much. */
+    asked_ns = told_at(clock, clock->looked_before_tsc);
+    delay_ns = scale(deadline - clock->looked_tsc, clock->multiplier, clock->shift);
+    for (size_t at = 0; clock->ticks == 0 && at < sizeof frequencies / sizeof *frequencies; at++)
+        if (is_tick(delay_ns, NS_PER_S / frequencies[at]))
+            clock->tick_ns = NS_PER_S / frequencies[at];
+    if (is_tick(delay_ns, clock->tick_ns) && clock->ticks < TICKS_MAX) {
+        clock->armed_ns = told_at(clock, clock->looked_tsc);
+        clock->ticks++;
+        return;
+    }
+    if (clock->ticks > 0)
+        make_up(machine, clock->armed_ns + counted_on_ns(clock, asked_ns, delay_ns));
+    clock->counts_ticks = 0;
 }
 
 /* The time of day at system time 0. */
 void write_wall_clock(struct machine *machine, uint64_t value)
 {
+    struct clock *clock = &machine->clock;
     struct wall_clock wall;
     char *where = place(machine, value, sizeof wall);
 
     ENV_WALL_CLOCK(machine->registers) = value;
     if (where == NULL)
         return;
-    int64_t system_ns = machine->clock.told ? told_at(&machine->clock, read_tsc(machine))
-                                            : read_clock(CLOCK_MONOTONIC) + machine->clock.offset_ns;
-    int64_t start_ns = read_clock(CLOCK_REALTIME) - system_ns;
+    struct moment now = look(CLOCK_REALTIME);
+    int64_t system_ns = clock->told ? told_at(clock, now.tsc + ENV_TSC_OFFSET(machine->registers))
+                                    : look(CLOCK_MONOTONIC).ns + clock->offset_ns;
+    int64_t start_ns = now.ns - system_ns;
     memcpy(&wall, where, sizeof wall);
     wall.version = (wall.version | 1) + 1;
     wall.s = (uint32_t)(start_ns / NS_PER_S);
     wall.ns = (uint32_t)(start_ns % NS_PER_S);
     memcpy(where, &wall, sizeof wall);
-    machine->clock.day_read_ns = read_clock(CLOCK_MONOTONIC);
-    machine->clock.tick_ns = machine->clock.ticks = machine->clock.lost_ns = 0;
+    clock->awaits = LOOK_AT_DAY;
+    clock->counts_ticks = 0;
+    clock->tick_ns = clock->ticks = 0;
 }
 
 void refresh_clock(struct machine *machine)
@@ -238,7 +328,8 @@ void resume_clock(struct machine *machine)
     clock->multiplier = time.multiplier;
     int8_t shift = clock->shift;
     clock->shift = time.shift;
-    clock->offset_ns = told_at(clock, read_tsc(machine)) - read_clock(CLOCK_MONOTONIC);
+    struct moment now = look(CLOCK_MONOTONIC);
+    clock->offset_ns = told_at(clock, now.tsc + ENV_TSC_OFFSET(machine->registers)) - now.ns;
     clock->shift = shift;
     refresh(machine);
 }

@@ -16,11 +16,17 @@ struct clock {
     uint32_t multiplier;              /* and how it goes on from there */
     int8_t shift;
     uint8_t told;
-    /* How much time the guest has lost while its kernel counted ticks. */
-    int64_t day_read_ns;              /* when it read the time of day; 0 before, and once all is made up for */
-    int64_t tick_ns;                  /* the length of a tick as the guest counts it; 0 before the first one */
+    /* What tells how much time the guest has lost while its kernel counted ticks. All are system times. */
+    uint64_t looked_tsc;              /* what the guest has read from its counter last, */
+    uint64_t looked_before_tsc;       /* and before that */
+    enum { NO_LOOK, LOOK_AT_ENABLING, LOOK_AT_DAY, LOOK_AT_OFFSET } awaits; /* what it reads it for next */
+    int64_t enabled_ns;               /* when it enabled this clock, first */
+    int64_t day_read_ns;              /* when it read the time of day */
+    int64_t monotonic_ns;             /* where its monotonic clock began */
+    uint8_t counts_ticks;             /* whether it has no better clock yet */
+    int64_t tick_ns;                  /* the length of a tick */
     int64_t ticks;                    /* how many have been armed */
-    int64_t lost_ns;
+    int64_t armed_ns;                 /* when the last one was */
 };
 
 /* The guest's time stamp counter. */
@@ -33,8 +39,11 @@ void write_wall_clock(struct machine *machine, uint64_t value);
 /* Called often, between blocks: tells the guest anew from time to time. */
 void refresh_clock(struct machine *machine);
 
-/* The guest armed its timer, to fire in so many ticks of the counter. */
-void watch_ticks(struct machine *machine, uint64_t counts);
+/* The guest has read its counter, and something is awaited of it. */
+void note_look(struct machine *machine);
+
+/* The guest armed its timer, to fire at this count. */
+void watch_ticks(struct machine *machine, uint64_t deadline);
 
 /* Before a run: goes on with what a restored guest was told in its former life. */
 void resume_clock(struct machine *machine);

@@ -51,9 +51,9 @@ static bool write_msr(struct machine *machine, uint32_t number, uint64_t value)
     case MSR_TSC_ADJUST: adjust_tsc(registers, value - ENV_TSC_ADJUST(registers)); return true;
     case MSR_TSC_DEADLINE:
         ENV_TSC_DEADLINE(registers) = value;
+        if (value != 0)
+            watch_ticks(machine, value);
         ticks = (int64_t)(value - read_tsc(machine));
-        if (value != 0 && ticks > 0)
-            watch_ticks(machine, (uint64_t)ticks);
         arm_timer(machine, value == 0 ? -1 : ticks > 0 ? ticks : 0);
         return true;
     case MSR_KVM_WALL_CLOCK: case MSR_KVM_WALL_CLOCK_OLD: write_wall_clock(machine, value); return true;
@@ -83,4 +83,30 @@ void helper_wrmsr_x86_64(env *registers)
 
     if (machine == NULL || !write_msr(machine, (uint32_t)general[RCX], value))
         original.helper_wrmsr_x86_64(registers);
+}
+
+/* Remembers what the guest read from its counter. */
+static void note(env *registers)
+{
+    struct machine *machine = machine_of(registers);
+    const uint64_t *general = ENV_REGS(registers);
+
+    if (machine == NULL)
+        return;
+    machine->clock.looked_before_tsc = machine->clock.looked_tsc;
+    machine->clock.looked_tsc = (uint32_t)general[RAX] | general[RDX] << 32;
+    if (machine->clock.awaits != NO_LOOK)
+        note_look(machine);
+}
+
+void helper_rdtsc_x86_64(env *registers)
+{
+    original.helper_rdtsc_x86_64(registers);
+    note(registers);
+}
+
+void helper_rdtscp_x86_64(env *registers)
+{
+    original.helper_rdtscp_x86_64(registers);
+    note(registers);
 }

@@ -47,6 +47,8 @@
     /* msr.c */                                                                                                  \
     X(void, helper_rdmsr_x86_64, (env *))                                  /* kvm-clock, TSC deadline */         \
     X(void, helper_wrmsr_x86_64, (env *))                                                                        \
+    X(void, helper_rdtsc_x86_64, (env *))                                  /* remembers what it told */          \
+    X(void, helper_rdtscp_x86_64, (env *))                                                                       \
     /* io.c */                                                                                                   \
     X(uint64_t, helper_inb_x86_64, (env *, uint32_t))                      /* permission, our devices */         \
     X(uint64_t, helper_inw_x86_64, (env *, uint32_t))                                                            \

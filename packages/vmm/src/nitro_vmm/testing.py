@@ -132,6 +132,7 @@ class FakeVm:
     """
 
     tsc_hz: Final = 1_000_000_000
+    kvm_clock: Final = False
 
     def __init__(self, programs: Iterable[Callable[[FakeVcpu], Exit]], bus: Bus) -> None:
         self.vcpus: Sequence[Vcpu] = [FakeVcpu(program, bus) for program in programs]

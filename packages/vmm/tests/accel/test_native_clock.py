@@ -8,6 +8,7 @@ import pytest
 
 from nitro_vmm.accel.unicorn import native
 from nitro_vmm.accel.unicorn.engine import Stopped
+from nitro_vmm.accel.unicorn.tsc import measure_tsc_hz, read_tsc
 from tiny_guest import HLT, RESULT, STORE_RAX, Guest
 
 pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason=f"no native part: {native.MISSING}")
@@ -64,6 +65,59 @@ def test_the_time_of_day_is_the_host_s(guest: Guest) -> None:
     assert version % 2 == 0
     told_ns = seconds * NS_PER_S + nanoseconds + system_ns
     assert before_ns - 1_000_000 <= told_ns <= time.time_ns()
+
+
+# rdtsc; mov rbx,rax; add rbx,0x10000000; again: rdtsc; cmp rax,rbx; jb again
+WAIT = f"{RDTSC} 4889c3 4881c300000010 {RDTSC} 4839d8 72f2"
+WAIT_TICKS = 0x1000_0000
+
+
+def arm(ticks: int) -> str:
+    """Look at the time, look at the counter, add, arm the timer: as Linux does."""
+    add = "4805" + ticks.to_bytes(4, "little").hex()
+    return f"{RDTSC} {RDTSC} {add} 4889c2 48c1ea20 {ecx(TSC_DEADLINE)} 0f30 "
+
+
+def told_ns(guest: Guest) -> int:
+    """The time of day that the guest was told last."""
+    (system_ns,) = struct.unpack("<Q", guest.ram.slice(PAGE + 16, 8))
+    _, seconds, nanoseconds = struct.unpack("<III", guest.ram.slice(PAGE + 0x40, 12))
+    return int(seconds * NS_PER_S + nanoseconds + system_ns)
+
+
+@pytest.fixture
+def tsc_hz() -> int:
+    return measure_tsc_hz(read_tsc())
+
+
+@pytest.fixture
+def true_guest(tsc_hz: int) -> Iterator[Guest]:
+    """A guest whose counter counts as fast as it is told."""
+    guest = Guest(tsc_hz=tsc_hz)
+    yield guest
+    guest.cpu.stop()
+
+
+READ_THE_DAY = f"{wrmsr(SYSTEM_TIME, PAGE | 1)} {RDTSC} {wrmsr(WALL_CLOCK, PAGE + 0x40)} {RDTSC} {RDTSC}"
+
+
+def test_a_guest_that_counted_ticks_is_given_the_time_that_it_lost(true_guest: Guest, tsc_hz: int) -> None:
+    tick = tsc_hz // 250
+    lost_ns_min = (WAIT_TICKS - 2 * tick) * NS_PER_S // tsc_hz
+    before_ns = time.time_ns()
+
+    code = f"{READ_THE_DAY} {arm(tick)} {WAIT} {arm(tick)} {arm(tick // 3)}"
+    assert true_guest.run(f"{code} {HLT}") is Stopped.HALTED
+
+    passed_ns = time.time_ns() - before_ns
+    assert 2 * lost_ns_min < told_ns(true_guest) - before_ns < 2 * passed_ns
+
+
+def test_a_guest_that_counted_no_ticks_is_given_nothing(true_guest: Guest, tsc_hz: int) -> None:
+    code = f"{READ_THE_DAY} {WAIT} {arm(tsc_hz // 750)} {wrmsr(SYSTEM_TIME, PAGE | 1)}"
+    assert true_guest.run(f"{code} {HLT}") is Stopped.HALTED
+
+    assert told_ns(true_guest) <= time.time_ns()
 
 
 @pytest.mark.parametrize("address", [0xFFFF_FFFF_FFFF_F000, 4 << 20, (4 << 20) - 16])

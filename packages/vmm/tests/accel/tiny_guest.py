@@ -63,10 +63,10 @@ class RememberingBus:
 class Guest:
     """A processor in 64-bit mode with an IDT that is empty, and some code."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tsc_hz: int = TSC_HZ) -> None:
         self.ram = Ram()
         self.bus = RememberingBus()
-        self.cpu = Cpu([(RamRange(0, MEMORY_BYTES), self.ram.buffer)], self.bus, tsc_hz=TSC_HZ)
+        self.cpu = Cpu([(RamRange(0, MEMORY_BYTES), self.ram.buffer)], self.bus, tsc_hz=tsc_hz)
         long_mode.write(self.ram)
         self.ram.slice(IDT_POINTER, 10)[:] = struct.pack("<HQ", 0xFFF, IDT)
 

@@ -65,6 +65,25 @@ def test_the_fadt_says_how_to_reset_and_power_off() -> None:
     assert fadt[256:268] == port + struct.pack("<Q", address_map.ACPI_SLEEP_STATUS)
 
 
+CMOS_RTC_NOT_PRESENT = 1 << 5
+PNP0B00 = bytes.fromhex("41d00b00")
+
+
+def test_a_guest_without_kvm_clock_finds_a_cmos_clock() -> None:
+    tables = pointed_to(acpi.build([], kvm_clock=False))
+
+    assert not struct.unpack_from("<H", tables[b"FACP"], 109)[0] & CMOS_RTC_NOT_PRESENT
+    assert PNP0B00 in tables[b"DSDT"]
+
+
+def test_a_guest_with_kvm_clock_finds_no_cmos_clock() -> None:
+    tables = pointed_to(acpi.build([], kvm_clock=True))
+
+    assert struct.unpack_from("<H", tables[b"FACP"], 109)[0] & CMOS_RTC_NOT_PRESENT
+    assert PNP0B00 not in tables[b"DSDT"]
+    assert all(sum(table) % 256 == 0 for table in tables.values())
+
+
 def test_the_madt_has_one_processor_and_one_io_apic() -> None:
     madt = pointed_to()[b"APIC"]
 

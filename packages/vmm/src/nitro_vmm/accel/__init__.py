@@ -109,6 +109,11 @@ class Vm(Protocol):
         """The frequency of the guest's time stamp counter."""
         ...
 
+    @property
+    def kvm_clock(self) -> bool:
+        """Whether CPUID offers kvm-clock, from which the guest then has its time of day."""
+        ...
+
     def line(self, irq: int) -> Line:
         """The interrupt line of this number, which is an input of the IO-APIC."""
         ...

@@ -38,7 +38,7 @@ HYPERVISOR_VENDOR = b"NITROVMM"
 
 # IAPC_BOOT_ARCH (§5.2.9.3). The flag for an i8042 is not among them, so that Linux does not spend time on
 # looking for a keyboard. It still resets the machine through the i8042 when told to (reboot=k).
-LEGACY_DEVICES, VGA_NOT_PRESENT, MSI_NOT_SUPPORTED = 1 << 0, 1 << 2, 1 << 3
+LEGACY_DEVICES, VGA_NOT_PRESENT, MSI_NOT_SUPPORTED, CMOS_RTC_NOT_PRESENT = 1 << 0, 1 << 2, 1 << 3, 1 << 5
 # Fixed feature flags (§5.2.9). Buttons and RTC wake are not in fixed registers.
 WBINVD, POWER_BUTTON, SLEEP_BUTTON, FIX_RTC = 1 << 0, 1 << 4, 1 << 5, 1 << 6
 RESET_REGISTER_SUPPORTED, HARDWARE_REDUCED = 1 << 10, 1 << 20
@@ -47,12 +47,14 @@ ALL_PROCESSORS = 0xFF
 NMI_LINT = 1
 
 
-def build(virtio: Sequence[VirtioSlot], *, processors: int = 1) -> bytes:
+def build(virtio: Sequence[VirtioSlot], *, processors: int = 1, kvm_clock: bool = False) -> bytes:
     """The tables, to be written at `ACPI_RSDP`: the root pointer (RSDP), and all that it leads to.
 
     Args:
         virtio: Where the virtio-mmio devices are, in the order of their unit numbers.
         processors: How many there are.
+        kvm_clock: Whether they have kvm-clock. Then the tables say that there is no CMOS clock. Linux would
+            set its time of day by that again, late in its boot, although it has whole seconds only.
     """
     image = bytearray(RSDP.size)
 
@@ -63,8 +65,8 @@ def build(virtio: Sequence[VirtioSlot], *, processors: int = 1) -> bytes:
         image.extend(_table(signature, revision, body))
         return address
 
-    dsdt = add(b"DSDT", 2, _dsdt(virtio))
-    fadt = add(b"FACP", 6, _fadt(dsdt))
+    dsdt = add(b"DSDT", 2, _dsdt(virtio, cmos_clock=not kvm_clock))
+    fadt = add(b"FACP", 6, _fadt(dsdt, cmos_clock=not kvm_clock))
     madt = add(b"APIC", 5, _madt(processors))
     xsdt = add(b"XSDT", 1, struct.pack("<QQ", fadt, madt))
 
@@ -88,9 +90,9 @@ def _port(number: int) -> bytes:
     return GENERIC_ADDRESS.pack(SYSTEM_IO, 8, 0, BYTE_ACCESS, number)
 
 
-def _fadt(dsdt: int) -> bytes:
+def _fadt(dsdt: int, *, cmos_clock: bool) -> bytes:
     return FADT.pack(
-        LEGACY_DEVICES | VGA_NOT_PRESENT | MSI_NOT_SUPPORTED,
+        LEGACY_DEVICES | VGA_NOT_PRESENT | MSI_NOT_SUPPORTED | (0 if cmos_clock else CMOS_RTC_NOT_PRESENT),
         WBINVD | POWER_BUTTON | SLEEP_BUTTON | FIX_RTC | RESET_REGISTER_SUPPORTED | HARDWARE_REDUCED,
         _port(address_map.ACPI_RESET),
         address_map.ACPI_RESET_VALUE,
@@ -117,7 +119,7 @@ def _madt(processors: int) -> bytes:
     )
 
 
-def _dsdt(virtio: Sequence[VirtioSlot]) -> bytes:
+def _dsdt(virtio: Sequence[VirtioSlot], *, cmos_clock: bool) -> bytes:
     console = aml.device(
         "COM1",
         aml.name("_HID", aml.eisa_id("PNP0501")),
@@ -129,8 +131,8 @@ def _dsdt(virtio: Sequence[VirtioSlot]) -> bytes:
             ),
         ),
     )
-    # It has no interrupt, because it has no alarm. It is listed all the same, because Linux assumes an RTC
-    # with interrupt 8 where none is listed.
+    # It has no interrupt, because it has no alarm. Where it is what the kernel has its time from, it must be
+    # listed all the same, because Linux assumes an RTC with interrupt 8 where none is listed.
     clock = aml.device(
         "RTC",
         aml.name("_HID", aml.eisa_id("PNP0B00")),
@@ -151,5 +153,6 @@ def _dsdt(virtio: Sequence[VirtioSlot]) -> bytes:
         )
         for index, slot in enumerate(virtio)
     ]
+    clocks = [clock] if cmos_clock else []
     s5 = aml.package(*(aml.integer(value) for value in (address_map.ACPI_SLEEP_TYPE_S5, 0, 0, 0)))
-    return aml.name("_S5", s5) + aml.scope("_SB", console, clock, *devices)
+    return aml.name("_S5", s5) + aml.scope("_SB", console, *clocks, *devices)

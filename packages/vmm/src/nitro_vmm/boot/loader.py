@@ -29,6 +29,7 @@ def load(
     rng_seed: bytes,
     virtio_slots: Sequence[VirtioSlot] = (),
     processors: int = 1,
+    kvm_clock: bool = False,
     append: Sequence[bytes] = (),
     unpack: Unpack = decompress,
 ) -> EntryState:
@@ -43,6 +44,7 @@ def load(
         rng_seed: For the guest's random number generator; with 32 bytes or more it is ready at once.
         virtio_slots: Where the machine has virtio-mmio devices.
         processors: How many processors it has.
+        kvm_clock: Whether they have kvm-clock, so that the kernel need not know of a CMOS clock.
         append: More arguments for the command line.
         unpack: Decompresses the kernel.
 
@@ -68,7 +70,7 @@ def load(
     )
     for address, table in (
         (MP_TABLE, mp_table.build({slot.irq for slot in virtio_slots}, processors=processors)),
-        (ACPI_RSDP, acpi.build(virtio_slots, processors=processors)),
+        (ACPI_RSDP, acpi.build(virtio_slots, processors=processors, kvm_clock=kvm_clock)),
         (BIOS_RESET, bios.RESET_CODE),
     ):
         ram.slice(address, len(table))[:] = table

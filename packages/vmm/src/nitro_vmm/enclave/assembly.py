@@ -145,6 +145,7 @@ def assemble(
             rng_seed=os.urandom(RNG_SEED_BYTES),
             virtio_slots=machine.board.virtio_slots,
             processors=processors,
+            kvm_clock=machine.kvm_clock,
             append=[config.cmdline_append.encode()] if config.cmdline_append else [],
             unpack=KernelCache(Cache()).contents,
         )

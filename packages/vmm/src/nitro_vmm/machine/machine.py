@@ -101,6 +101,11 @@ class Machine:
         self._running = 0
         """How many processors are within `Vcpu.run`."""
 
+    @property
+    def kvm_clock(self) -> bool:
+        """Whether the guest has kvm-clock."""
+        return self._vm.kvm_clock
+
     def add_virtio(self, name: str, device: VirtioDevice) -> None:
         """See `Board.add_virtio`."""
         self.board.add_virtio(name, device)

@@ -18,6 +18,7 @@ TOPOLOGIES: Final = (0xB, 0x1F)
 EXTENDED: Final = 0x8000_0001
 ADDRESS_SIZES: Final = 0x8000_0008
 SVM: Final = 0x8000_000A
+KVM_FEATURES: Final = 0x4000_0001
 ENCRYPTION: Final = 0x8000_001F
 
 ECX_VMX: Final = 1 << 5
@@ -25,6 +26,13 @@ ECX_TSC_DEADLINE: Final = 1 << 24
 ECX_HYPERVISOR: Final = 1 << 31
 EDX_MULTI_THREADING: Final = 1 << 28
 EXTENDED_ECX_SVM: Final = 1 << 2
+KVM_EAX_CLOCKS: Final = 1 << 0 | 1 << 3
+"""kvm-clock by its old and by its new registers (Documentation/virt/kvm/x86/cpuid.rst)."""
+
+
+def offers_kvm_clock(supported: Iterable[CpuidEntry]) -> bool:
+    """Whether a guest finds kvm-clock in these answers."""
+    return any(entry.function == KVM_FEATURES and entry.eax & KVM_EAX_CLOCKS for entry in supported)
 
 
 def for_guest(

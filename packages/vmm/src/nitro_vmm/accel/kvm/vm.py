@@ -104,6 +104,8 @@ class KvmVm:
         for slot, (place, memory) in enumerate(ram):
             vm.set_memory(slot, place.address, memory)
         supported = system.supported_cpuid()
+        self.kvm_clock = cpuid.offers_kvm_clock(supported)
+        """Whether the guest has kvm-clock."""
         tsc_deadline = bool(system.extension(ioctl.CAP_TSC_DEADLINE_TIMER))
         for number in range(processors):
             file = vm.create_vcpu(number)

@@ -120,6 +120,7 @@ class UnicornVm:
 
     def __init__(self, ram: Ram, bus: Bus, *, tsc_hz: int, clock_ns: Callable[[], int]) -> None:
         self.tsc_hz = tsc_hz
+        self.kvm_clock = LIBRARY is not None
         self._interrupts = Interrupts(timer_hz=tsc_hz, clock_ns=clock_ns)
         self._cpu = Cpu(ram, _LockedBus(bus, self._interrupts), tsc_hz=tsc_hz)
         self._interrupts.attach(self._cpu)
