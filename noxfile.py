@@ -271,6 +271,8 @@ def kms_boto3(session: nox.Session) -> None:
     """Do the tutorial about KMS: enclaves with boto3 ask the local KMS for their secret."""
     session.install(*local("vmm"), "-e", "./packages/nsm[kms]", *group("test"))
     session.run("pytest", "integration-tests/test_kms_boto3.py", *session.posargs, env={"KMS_BOTO3": "1"})
+
+
 @nox.session
 def clock(session: nox.Session) -> None:
     """Compare an enclave's clock with this computer's; --minutes 10 shows whether it drifts."""
