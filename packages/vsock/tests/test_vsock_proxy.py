@@ -44,7 +44,7 @@ def server() -> Iterator[int]:
 def allowed(tmp_path: Path, server: int) -> Path:
     """An allow-list with the server, in the form of AWS's file."""
     path = tmp_path / "vsock-proxy.yaml"
-    path.write_text(f"allowlist:\n- {{address: 127.0.0.1, port: {server}}}\n")
+    path.write_text(f"about: ours\nallowlist:\n- {{address: 127.0.0.1, port: {server}, for: tests}}\n")
     return path
 
 
@@ -203,6 +203,20 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
 
     assert ended.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+def test_a_full_disk_and_too_few_descriptors_are_no_tracebacks(allowed: Path, server: int) -> None:
+    command = f"{sys.executable} -m nitro_vsock.vsock_proxy 8000 127.0.0.1 {server} --config {allowed}"
+
+    full = subprocess.run(
+        ["bash", "-c", f"{command} --version > /dev/full"], capture_output=True, text=True, check=False
+    )
+    few = subprocess.run(
+        ["bash", "-c", f"ulimit -n 7; {command}"], capture_output=True, text=True, check=False
+    )
+
+    assert (full.returncode, full.stderr) == (1, "vsock-proxy: error: No space left on device\n")
+    assert (few.returncode, few.stderr) == (1, "vsock-proxy: error: Too many open files\n")
 
 
 def test_a_port_that_is_taken(tmp_path: Path, server: int, allowed: Path) -> None:

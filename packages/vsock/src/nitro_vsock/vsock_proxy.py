@@ -6,6 +6,7 @@ port of their parent, CID 3, and so do guests of the host's own vsock, where the
 
 # ruff: noqa: PLC0415 - what is slow to load is imported when it is known to be needed
 import argparse
+import os
 import re
 import signal
 import socket
@@ -20,7 +21,6 @@ from nitro_vsock.addresses import PORT_MAX
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nitro_vsock.errors import VsockError
     from nitro_vsock.host.endpoints import Destination
 
 PROGRAM: Final = "vsock-proxy"
@@ -110,7 +110,18 @@ def _number(least: int, most: int) -> "Callable[[str], int]":
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    try:
+        try:
+            return _run(parser().parse_args(argv))
+        finally:
+            sys.stdout.flush()
+    except OSError as error:  # of the output of --help, or the host lacks something
+        # Python flushes standard output once more when it ends, and must not fail and complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED if isinstance(error, BrokenPipeError) else _complain(error.strerror or error)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from nitro_vsock.daemon import logs
     from nitro_vsock.errors import VsockError
 
@@ -120,13 +131,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ExitStack() as resources:
             return _serve(arguments, target, resources)
     except VsockError as error:
-        return _complain(error)
+        return _complain(error, hint=error.hint)
 
 
-def _complain(error: "VsockError") -> int:
-    print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-    if error.hint:
-        print(f"  hint: {error.hint}", file=sys.stderr)
+def _complain(message: object, *, hint: str = "") -> int:
+    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    if hint:
+        print(f"  hint: {hint}", file=sys.stderr)
     return EXIT_FAILED
 
 

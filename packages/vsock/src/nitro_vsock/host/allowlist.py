@@ -1,20 +1,27 @@
 """Which TCP endpoints a proxy may lead to, in the form of AWS's vsock-proxy."""
 
 import socket
+from typing import ClassVar
+
+from pydantic import ConfigDict
 
 from nitro_vsock.errors import UsageError
 from nitro_vsock.host.endpoints import Endpoint, FrozenModel, TcpPort
 
 
 class AllowedEndpoint(FrozenModel):
-    """One entry: a host name or address, and a port."""
+    """One entry: a host name or address, and a port. Other keys are passed over, as vsock-proxy does."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
 
     address: str
     port: TcpPort
 
 
 class Allowlist(FrozenModel):
-    """The content of an allow-list file."""
+    """The content of an allow-list file. Other keys are passed over here as well."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
 
     allowlist: tuple[AllowedEndpoint, ...]
 
