@@ -356,7 +356,7 @@ int main(int count, char **arguments)
     if (bind(dns, (struct sockaddr *)&here, sizeof here) < 0)
         die("cannot listen at the port of DNS");
     use_our_dns();
-    /* Forked twice, so that what serves is the init's child and not one that the program might wait for. */
+    /* Forked twice, so that what serves is no child of the program's, which might wait for it. */
     if (fork() == 0) {
         if (fork() != 0)
             _exit(0);
