@@ -1,7 +1,8 @@
 """Who gets the connections that the enclave opens."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -10,7 +11,8 @@ from nitro_vmm import UsageError
 from nitro_vmm.enclave.egress import Egress
 from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT
 from nitro_vmm.enclave.parent import BACKLOG, ParentSide
-from nitro_vsock import SocketType
+from nitro_vsock import HostSide, SocketType, UnixHostSide, UnixListener
+from nitro_vsock.host.parent import make_parent_directory
 
 
 class Elsewhere:
@@ -24,7 +26,7 @@ class Elsewhere:
         return socket.socket(socket.AF_UNIX)
 
 
-def parent_side(inner: Elsewhere | None = None, heartbeat: Callable[[], None] = lambda: None) -> ParentSide:
+def parent_side(inner: HostSide | None = None, heartbeat: Callable[[], None] = lambda: None) -> ParentSide:
     return ParentSide(inner, Egress([], []), heartbeat)
 
 
@@ -107,3 +109,32 @@ def test_a_program_that_takes_the_heartbeat_is_noticed() -> None:
         connection.close()
 
     assert noted == [True]
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where programs listen for all enclaves of the user; one listens at ports 8000 and 9000."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    prefix = make_parent_directory()
+    listeners = [UnixListener(prefix.with_name(f"{prefix.name}_{port}")) for port in (8000, HEARTBEAT_PORT)]
+    yield prefix
+    for listener in listeners:
+        listener.close()
+
+
+def test_a_program_that_listens_for_all_enclaves_comes_last(shared: Path, tmp_path: Path) -> None:
+    own = UnixListener(tmp_path / "own_8000")
+    with_own = parent_side(UnixHostSide(tmp_path / "own"))
+    without = parent_side()
+
+    for parent, peer in ((with_own, tmp_path / "own_8000"), (without, Path(f"{shared}_8000"))):
+        connection = parent.connect(8000, SocketType.STREAM)
+        assert isinstance(connection, socket.socket)
+        assert connection.getpeername() == str(peer)
+        connection.close()
+    own.close()
+
+
+def test_no_program_takes_the_heartbeats_of_all_enclaves(shared: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        parent_side().connect(HEARTBEAT_PORT, SocketType.STREAM)
