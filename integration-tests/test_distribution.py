@@ -6,7 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -40,11 +40,30 @@ def instructions(name: str) -> list[str]:
 
 def test_what_the_containerfile_copies_is_in_the_context() -> None:
     sources = [words.split()[0] for words in instructions("COPY") if not words.startswith("--from")]
-    ignored = (ROOT / ".containerignore").read_text().splitlines()
 
     assert sources == [f"packages/{name}" for name in ("eif", "nsm", "vsock", "vmm")]
     assert all((ROOT / source / "pyproject.toml").is_file() for source in sources)
-    assert ignored[:2] == ["*", "!packages"], "the packages are all of the context"
+
+
+def test_the_context_has_all_that_a_package_is_made_of_and_nothing_that_was_built() -> None:
+    _, everything, packages, *ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    files = [
+        path.relative_to(ROOT)
+        for part in ("src", "init", "native")
+        for folder in ROOT.glob(f"packages/*/{part}")
+        for path in folder.rglob("*")
+        if path.is_file()
+    ]
+
+    left_out = {
+        path
+        for path in files
+        if any(PurePath(place).match(pattern) for pattern in ignored for place in (path, *path.parents))
+    }
+
+    assert (everything, packages) == ("*", "!packages")
+    assert {path.suffix or path.name for path in left_out} <= {".pyc", ".so", "init-x86_64", "init-aarch64"}
+    assert PurePath("packages/vmm/src/nitro_vmm/starter/tests/test_app.py.in") in {*files} - left_out
 
 
 def test_what_the_containerfile_installs_is_what_it_copied() -> None:
