@@ -62,6 +62,9 @@ class World:
         secret = secret_under(self.kms)
         bound = self.kms.handle("CreateKey", {"Policy": attested_policy(right)}, access_key="AKIA")
         assert bound
+        spec = {"KeySpec": "RSA_2048", "KeyUsage": "ENCRYPT_DECRYPT", "Policy": OPEN}
+        made: Any = self.kms.handle("CreateKey", spec, access_key="AKIA")
+        asymmetric = {"KeyId": made["KeyMetadata"]["KeyId"], "EncryptionAlgorithm": "RSAES_OAEP_SHA_1"}
         recipient = as_json(enclave(self.clock).parameter())
         key_id, blob, data = secret.key_id, secret.ciphertext, base64.b64encode(b"data").decode()
         self.requests: list[tuple[str, dict[str, Any]]] = [
@@ -70,6 +73,8 @@ class World:
             ("Encrypt", {"KeyId": key_id, "Plaintext": data, "EncryptionContext": {"a": "b"}}),
             ("GenerateDataKey", {"KeyId": key_id, "KeySpec": "AES_256", "Recipient": recipient}),
             ("GenerateRandom", {"NumberOfBytes": 32, "Recipient": recipient}),
+            ("Encrypt", asymmetric | {"Plaintext": data}),
+            ("Decrypt", asymmetric | {"CiphertextBlob": data, "Recipient": recipient}),
             ("PutKeyPolicy", {"KeyId": key_id, "PolicyName": "default", "Policy": OPEN}),
             ("GetKeyPolicy", {"KeyId": key_id, "PolicyName": "default"}),
             ("DescribeKey", {"KeyId": key_id}),

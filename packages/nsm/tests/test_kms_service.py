@@ -6,8 +6,14 @@ import logging
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_der_private_key,
+    load_der_public_key,
+)
 
 pytest.importorskip("moto", reason="the extra `kms` is not installed")
 
@@ -576,6 +582,85 @@ def test_pairs_of_each_kind(kms: Kms, spec: str, size: int) -> None:
     assert text(private.public_key().public_bytes(*SPKI)) == pair["PublicKey"]
     decrypted = ask(kms, "Decrypt", CiphertextBlob=pair["PrivateKeyCiphertextBlob"])
     assert decrypted["Plaintext"] == pair["PrivateKeyPlaintext"]
+
+
+def rsa_key(kms: Kms, usage: str = "ENCRYPT_DECRYPT") -> str:
+    made = ask(kms, "CreateKey", KeySpec="RSA_2048", KeyUsage=usage, Policy=OPEN)
+    key_id: str = made["KeyMetadata"]["KeyId"]
+    return key_id
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "digest"),
+    [("RSAES_OAEP_SHA_1", hashes.SHA1()), ("RSAES_OAEP_SHA_256", hashes.SHA256())],  # noqa: S303 - AWS's
+)
+def test_what_was_encrypted_to_a_public_key_comes_in_an_envelope(
+    kms: Kms, clock: Clock, algorithm: str, digest: hashes.HashAlgorithm
+) -> None:
+    key_id, recipient = rsa_key(kms), enclave(clock)
+    public = load_der_public_key(base64.b64decode(ask(kms, "GetPublicKey", KeyId=key_id)["PublicKey"]))
+    assert isinstance(public, rsa.RSAPublicKey)
+    ciphertext = public.encrypt(b"secret", padding.OAEP(padding.MGF1(digest), digest, None))
+
+    answer = ask(
+        kms,
+        "Decrypt",
+        KeyId=key_id,
+        EncryptionAlgorithm=algorithm,
+        CiphertextBlob=text(ciphertext),
+        Recipient=as_json(recipient.parameter()),
+    )
+
+    assert recipient.open(base64.b64decode(answer["CiphertextForRecipient"])) == b"secret"
+    assert "Plaintext" not in answer
+    assert answer["EncryptionAlgorithm"] == algorithm
+
+
+def test_the_kms_encrypts_to_its_rsa_keys_itself(kms: Kms) -> None:
+    named = {"KeyId": rsa_key(kms), "EncryptionAlgorithm": "RSAES_OAEP_SHA_256"}
+
+    sealed = ask(kms, "Encrypt", **named, Plaintext=text(b"secret"))
+    opened = ask(kms, "Decrypt", **named, CiphertextBlob=sealed["CiphertextBlob"])
+
+    assert base64.b64decode(opened["Plaintext"]) == b"secret"
+    assert opened["KeyId"] == sealed["KeyId"]
+
+
+OAEP = "RSAES_OAEP_SHA_256"
+
+
+@pytest.mark.parametrize(
+    ("operation", "usage", "more", "kind"),
+    [
+        ("Encrypt", "ENCRYPT_DECRYPT", {}, "InvalidKeyUsageException"),
+        ("Encrypt", "SIGN_VERIFY", {"EncryptionAlgorithm": OAEP}, "InvalidKeyUsageException"),
+        ("Encrypt", "ENCRYPT_DECRYPT", {"EncryptionAlgorithm": OAEP, "Plaintext": text(b"A" * 191)}, "Vali"),
+        ("Decrypt", "ENCRYPT_DECRYPT", {"EncryptionAlgorithm": OAEP}, "InvalidCiphertextException"),
+        (
+            "Encrypt",
+            "ENCRYPT_DECRYPT",
+            {"EncryptionAlgorithm": OAEP, "EncryptionContext": {"a": "b"}},
+            "ValidationException",
+        ),
+        ("GenerateDataKey", "ENCRYPT_DECRYPT", {"KeySpec": "AES_256"}, "InvalidKeyUsageException"),
+    ],
+)
+def test_what_rsa_keys_do_not_do(
+    kms: Kms, operation: str, usage: str, more: dict[str, Any], kind: str
+) -> None:
+    data = {"Encrypt": {"Plaintext": text(b"A" * 190)}, "Decrypt": {"CiphertextBlob": text(b"A" * 256)}}
+    parameters = data.get(operation, {}) | more
+
+    assert refused(kms, operation, KeyId=rsa_key(kms, usage), **parameters).kind.startswith(kind)
+
+
+def test_symmetric_keys_have_one_algorithm(kms: Kms) -> None:
+    key_id = secret_under(kms).key_id
+
+    error = refused(kms, "Encrypt", KeyId=key_id, Plaintext=text(b"a"), EncryptionAlgorithm=OAEP)
+
+    assert error.kind == "InvalidKeyUsageException"
+    assert "incompatible with key spec SYMMETRIC_DEFAULT" in error.message
 
 
 def test_there_are_only_so_many_keys(kms: Kms, monkeypatch: pytest.MonkeyPatch) -> None:

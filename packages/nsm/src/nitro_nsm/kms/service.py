@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_public_key,
 )
 
+from nitro_nsm.kms import asymmetric
 from nitro_nsm.kms.conditions import Context
 from nitro_nsm.kms.config import KmsConfig
 from nitro_nsm.kms.envelope import seal
@@ -164,6 +165,8 @@ class Kms:
             return []
         found: list[Key | None]
         match operation:
+            case "Decrypt" if "KeyId" in wanted and self._is_rsa(self.store.find(_given(wanted, "KeyId"))):
+                return [("kms:Decrypt", self.store.find(_given(wanted, "KeyId")))]
             case "Decrypt" | "ReEncrypt":
                 blob = base64.b64decode(_given(wanted, "CiphertextBlob"))
                 made_by = self.store.of_ciphertext(blob)
@@ -210,7 +213,7 @@ class Kms:
             "kms:calleraccount": (caller.account,),
             "kms:keyorigin": (str(key.origin),),
             "kms:keyspec": (str(key.key_spec),),
-            "kms:keyusage": (str(key.key_usage),),
+            "kms:keyusage": (_usage(key),),
             **{f"kms:encryptioncontext:{name}".lower(): (str(value),) for name, value in pairs.items()},
         }
         if pairs:
@@ -221,6 +224,11 @@ class Kms:
         return found
 
     def _do(self, operation: str, wanted: Answer) -> Answer:
+        if operation.startswith("GenerateDataKey"):
+            key = self.store.find(_given(wanted, "KeyId"))
+            asymmetric.check_algorithm(
+                asymmetric.SYMMETRIC, key_spec=key.key_spec, key_usage=_usage(key), arn=key.arn
+            )
         match operation:
             case "GenerateDataKeyPair" | "GenerateDataKeyPairWithoutPlaintext":
                 return self._data_key_pair(wanted, plaintext=operation == "GenerateDataKeyPair")
@@ -235,10 +243,37 @@ class Kms:
                 wanted.setdefault("PolicyName", "default")  # the only name that there is; moto wants it said
             case "CreateKey" if wanted.get("MultiRegion"):
                 raise KmsError("UnsupportedOperationException", "a local KMS has one region only")
+            case "Encrypt" | "Decrypt" if "KeyId" in wanted:
+                return self._crypted(operation, wanted)
+            case "ReEncrypt" if self._is_rsa(self.store.find(_given(wanted, "DestinationKeyId"))):
+                raise KmsError("UnsupportedOperationException", "a local KMS does not re-encrypt to RSA keys")
         answer = self.store.call(operation, wanted)
-        if operation in {"Decrypt", "Encrypt"}:
-            answer["EncryptionAlgorithm"] = "SYMMETRIC_DEFAULT"  # moto has no other, and does not say so
+        if operation == "Decrypt":
+            answer["EncryptionAlgorithm"] = asymmetric.SYMMETRIC  # moto does not say so
         return answer
+
+    @staticmethod
+    def _is_rsa(key: "Key") -> bool:
+        return key.key_spec.startswith("RSA_")
+
+    def _crypted(self, operation: str, wanted: Answer) -> Answer:
+        """Encrypt, or decrypt, with the key that was named: by moto, or here if it is an RSA key."""
+        key = self.store.find(_given(wanted, "KeyId"))
+        algorithm = str(wanted.get("EncryptionAlgorithm", asymmetric.SYMMETRIC))
+        asymmetric.check_algorithm(algorithm, key_spec=key.key_spec, key_usage=_usage(key), arn=key.arn)
+        answer: Answer = {"KeyId": key.arn, "EncryptionAlgorithm": algorithm}
+        if not self._is_rsa(key):
+            return self.store.call(operation, wanted) | answer
+        if wanted.get("EncryptionContext"):
+            raise KmsError("ValidationException", "Asymmetric keys take no encryption context.")
+        private = getattr(key.private_key, "private_key", None)
+        if not isinstance(private, rsa.RSAPrivateKey):
+            raise KmsError("KMSInternalException", "the key has no private key", status=500)
+        if operation == "Encrypt":
+            given = base64.b64decode(_given(wanted, "Plaintext"))
+            return answer | {"CiphertextBlob": _text(asymmetric.encrypt(private, algorithm, given))}
+        given = base64.b64decode(_given(wanted, "CiphertextBlob"))
+        return answer | {"Plaintext": _text(asymmetric.decrypt(private, algorithm, given))}
 
     def _data_key_pair(self, wanted: Answer, *, plaintext: bool) -> Answer:
         spec = _given(wanted, "KeyPairSpec")
@@ -312,6 +347,10 @@ USES = frozenset(
     )
 )
 """Actions that use a key, for which it must be enabled."""
+
+
+def _usage(key: "Key") -> str:
+    return key.key_usage or "ENCRYPT_DECRYPT"  # moto keeps nothing where nothing was asked for
 
 
 def _granted(key: "Key", request: Request) -> bool:
