@@ -266,11 +266,12 @@ def selftests(session: nox.Session) -> None:
     session.run("python", "tools/selftests.py", *session.posargs)
 
 
-@nox.session(name="kms-boto3")
-def kms_boto3(session: nox.Session) -> None:
-    """Do the tutorial about KMS: enclaves with boto3 ask the local KMS for their secret."""
+@nox.session(name="python-guests")
+def python_guests(session: nox.Session) -> None:
+    """Test what needs Python in an enclave: boto3 with the local KMS, and a device through CUSE."""
     session.install(*local("vmm"), "-e", "./packages/nsm[kms]", *group("test"))
-    session.run("pytest", "integration-tests/test_kms_boto3.py", *session.posargs, env={"KMS_BOTO3": "1"})
+    tests = session.posargs or ["integration-tests/test_kms_boto3.py", "integration-tests/test_nsm_cuse.py"]
+    session.run("pytest", *tests, env={"PYTHON_GUESTS": "1"})
 
 
 @nox.session

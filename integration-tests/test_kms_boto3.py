@@ -1,4 +1,4 @@
-"""The tutorial about KMS works as it is written, with boto3 in enclaves: ``nox -s kms-boto3``."""
+"""The tutorial about KMS works as it is written, with boto3 in enclaves: ``nox -s python-guests``."""
 
 import os
 import re
@@ -13,7 +13,8 @@ import pytest
 import images
 
 pytestmark = pytest.mark.skipif(
-    "KMS_BOTO3" not in os.environ, reason="takes minutes and fetches Debian packages: nox -s kms-boto3"
+    "PYTHON_GUESTS" not in os.environ,
+    reason="takes minutes: nox -s python-guests",
 )
 
 TEXT = (images.ROOT / "docs/how-to/secret-with-boto3.md").read_text()

@@ -72,6 +72,7 @@ def install(root: Path) -> None:
             else:
                 shutil.copy2(found, target, follow_symlinks=False)
     shutil.copytree(libraries, root / "site", dirs_exist_ok=True)
+    shutil.copytree(images.ROOT / "packages/nsm/src", root / "site", dirs_exist_ok=True)  # as it is now
     _compile(root.absolute())
     for directory in ("etc", "tmp"):
         (root / directory).mkdir(exist_ok=True)

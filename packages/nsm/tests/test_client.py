@@ -30,7 +30,7 @@ from nitro_nsm import (
     unix_socket,
     verify,
 )
-from nitro_nsm.client import IOCTL_REQUEST, NSM_IOCTL
+from nitro_nsm.ioctl import NSM_IOCTL, NSM_RAW
 from nitro_nsm.server import CONNECTIONS_MAX
 from nitro_nsm.testing import serving
 
@@ -79,11 +79,11 @@ def test_over_the_ioctl_of_linux(
 ) -> None:
     def ioctl(_descriptor: int, number: int, message: bytearray) -> int:
         assert number == 0xC0200A00
-        request, request_bytes, reply, reply_bytes = IOCTL_REQUEST.unpack(message)
+        request, request_bytes, reply, reply_bytes = NSM_RAW.unpack(message)
         assert reply_bytes == REPLY_BYTES_MAX
         answer = nsm.handle(ctypes.string_at(request, request_bytes))
         ctypes.memmove(reply, answer, len(answer))
-        message[:] = IOCTL_REQUEST.pack(request, request_bytes, reply, len(answer))
+        message[:] = NSM_RAW.pack(request, request_bytes, reply, len(answer))
         return 0
 
     monkeypatch.setattr(fcntl, "ioctl", ioctl)

@@ -10,7 +10,7 @@ from typing import Final
 from nitro_nsm.errors import CborError, DocumentError, HostError, InputError, NsmError, UsageError
 
 PROGRAM: Final = "nsm"
-COMMANDS: Final = ("verify", "describe", "attest", "pki", "serve", "preload", "kms", "completion")
+COMMANDS: Final = ("verify", "describe", "attest", "pki", "serve", "device", "preload", "kms", "completion")
 """Each is a module of `nitro_nsm.commands`, and brings its own help, arguments and `run`."""
 
 EXIT_FAILED: Final = 1

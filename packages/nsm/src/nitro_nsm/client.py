@@ -18,6 +18,7 @@ from typing import Self, TypeVar
 import cbor2
 
 from nitro_nsm.errors import ErrorCode, HostError, Refusal
+from nitro_nsm.ioctl import NSM_IOCTL, NSM_RAW
 from nitro_nsm.module import REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX
 
 Transport = Callable[[bytes], bytes]
@@ -25,10 +26,6 @@ Transport = Callable[[bytes], bytes]
 
 FRAME_HEAD = struct.Struct(">I")
 """On a socket, requests and replies have their length in bytes before them."""
-IOCTL_REQUEST = struct.Struct("=QQQQ")
-"""Address and length of the request, then of the room for the reply (linux/nsm.h, `struct nsm_raw`)."""
-NSM_IOCTL = 3 << 30 | IOCTL_REQUEST.size << 16 | 0x0A << 8 | 0
-"""_IOWR(0x0A, 0, struct nsm_raw)."""
 
 ERROR_CODES = frozenset(ErrorCode)
 T = TypeVar("T")
@@ -213,13 +210,13 @@ class DeviceTransport:
         buffer = ctypes.create_string_buffer(request, len(request))
         room = ctypes.create_string_buffer(RESPONSE_BYTES_MAX)
         message = bytearray(
-            IOCTL_REQUEST.pack(ctypes.addressof(buffer), len(request), ctypes.addressof(room), len(room))
+            NSM_RAW.pack(ctypes.addressof(buffer), len(request), ctypes.addressof(room), len(room))
         )
         try:
             fcntl.ioctl(self._descriptor, NSM_IOCTL, message)
         except OSError as error:
             raise HostError(f"the module does not answer: {error.strerror}") from error
-        *_, length = IOCTL_REQUEST.unpack(message)
+        *_, length = NSM_RAW.unpack(message)
         return room.raw[:length]
 
     def close(self) -> None:
