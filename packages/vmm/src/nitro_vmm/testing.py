@@ -150,6 +150,9 @@ class FakeVm:
 
         return set_level
 
+    def signal_on_write(self, address: int, value: int, eventfd: int) -> None:
+        """See `Vm.signal_on_write`; does nothing."""
+
     def locked(self, function: Callable[[], None]) -> None:
         """See `Vm.locked`."""
         with self._lock:

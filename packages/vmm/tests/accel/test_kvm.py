@@ -134,7 +134,8 @@ def test_what_is_printed_arrives_in_order_and_with_few_exits(guest: Guest) -> No
         ("out", 0x3F8, 1, 0x88),
     ]
     if guest.vm.collects:
-        assert guest.vcpu.exits == 1
+        assert guest.vm.exits()["reads of ports"] == 1
+        assert not guest.vm.exits()["writes to ports"]
 
 
 def test_what_is_printed_before_an_endless_loop_arrives(guest: Guest) -> None:
@@ -225,6 +226,19 @@ def test_a_guest_that_sleeps_with_interrupts_on_is_not_taken_for_dead(guest: Gue
 
 def test_an_exception_without_a_handler_is_a_triple_fault(guest: Guest) -> None:
     assert guest.run("0f0b") == Exit(ExitReason.TRIPLE_FAULT)
+
+
+def test_a_write_can_signal_an_eventfd_without_an_exit(guest: Guest) -> None:
+    eventfd = os.eventfd(0, os.EFD_NONBLOCK)
+    guest.vm.signal_on_write(0xD000_0050, 1, eventfd)
+
+    # mov ebx,0xd0000050; mov ecx,3; again: mov dword [rbx],1; loop again; mov dword [rbx],2; cli; hlt
+    guest.run("bb500000d0 b903000000 c70301000000 e2f8 c70302000000 faf4")
+
+    assert os.eventfd_read(eventfd) == 3
+    assert guest.bus.asked == [("store", 0xD000_0050, 4, 2)]
+    assert guest.vm.exits()["writes to device memory"] == 1
+    os.close(eventfd)
 
 
 def test_a_machine_can_be_closed_twice_and_its_lines_outlive_it(guest: Guest) -> None:

@@ -56,6 +56,9 @@ class FakeDevice:
         self.active = (features, list(queues))
         self.driver = driver
 
+    def kick_descriptor(self, index: int) -> None:
+        pass
+
     def notify(self, index: int) -> None:
         if self.broken:
             raise QueueError("it is broken", queue=f"queue {index}")

@@ -8,14 +8,22 @@ import pytest
 from nitro_nsm import Nsm, NsmConfig
 from nitro_vmm.accel import EntryState, Exit, ExitReason, VmState
 from nitro_vmm.accel.unicorn import Unicorn
-from nitro_vmm.address_map import ACPI_RESET, ACPI_RESET_VALUE, BOOT_GDT, BOOT_PAGE_TABLES, MIB
+from nitro_vmm.address_map import (
+    ACPI_RESET,
+    ACPI_RESET_VALUE,
+    BOOT_GDT,
+    BOOT_PAGE_TABLES,
+    MIB,
+    virtio_slot,
+)
 from nitro_vmm.boot import long_mode
 from nitro_vmm.devices.nsm import NsmDevice
+from nitro_vmm.devices.vsock import VsockDevice
 from nitro_vmm.errors import StateError
 from nitro_vmm.machine.machine import End, Ending, Machine, MachineState
 from nitro_vmm.machine.memory import Memory
 from nitro_vmm.testing import FakeAccelerator, FakeVcpu
-from nitro_vsock import GuestMemory
+from nitro_vsock import GuestMemory, VsockConfig, VsockEngine
 
 CODE = 0x20_0000
 # mov dx,0x3f8; mov al,'x'; print: out dx,al; jmp print
@@ -196,6 +204,23 @@ def test_a_console_that_waits_holds_up_nobody_but_the_guest() -> None:
 
     assert free
     assert endings == [Ending(End.STOPPED)]
+
+
+def test_kicks_of_a_queue_that_another_thread_serves_are_left_to_the_accelerator() -> None:
+    machine = machine_with(wait_for_kick)
+    asked: list[tuple[int, int, int]] = []
+    machine.board._signal_on_write = lambda *what: asked.append(what)
+    engine = VsockEngine(VsockConfig(guest_cid=16))
+    vsock = VsockDevice(engine, GuestMemory([]), locked=machine.locked)
+
+    machine.add_virtio("nsm", NsmDevice(Nsm(NsmConfig()), GuestMemory([])))
+    machine.add_virtio("vsock", vsock)
+
+    slot = virtio_slot(1)
+    kicks = [vsock.kick_descriptor(index) for index in range(3)]
+    assert asked == [(slot.address + 0x50, index, kick) for index, kick in enumerate(kicks)]
+    vsock.close()
+    machine.close()
 
 
 # Saved machines.

@@ -118,6 +118,13 @@ class Vm(Protocol):
         """The interrupt line of this number, which is an input of the IO-APIC."""
         ...
 
+    def signal_on_write(self, address: int, value: int, eventfd: int) -> None:
+        """Signal an eventfd when the guest writes this value to four bytes of a device.
+
+        An accelerator for which that is no cheaper does nothing, and the write goes to the bus as any other.
+        """
+        ...
+
     def locked(self, function: Callable[[], None]) -> None:
         """Call a function that touches devices under the bus lock; not for a processor's thread."""
         ...

@@ -49,6 +49,9 @@ class NsmDevice:
             raise QueueError("the driver did not set it up", queue="nsm queue")
         return SplitQueue(self._memory, queues[0], name="nsm queue")
 
+    def kick_descriptor(self, index: int) -> None:
+        """There is none: to wake another thread takes longer than most answers, and the guest waits."""
+
     def notify(self, index: int) -> None:  # noqa: ARG002
         """Answer all requests that wait.
 

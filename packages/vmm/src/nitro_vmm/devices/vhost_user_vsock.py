@@ -207,6 +207,10 @@ class VhostUserVsockDevice:
         self._agreed = features
         self._driver = driver
 
+    def kick_descriptor(self, index: int) -> int | None:
+        """The daemon's; the event queue is served here."""
+        return self._kicks[index] if index in (RECEIVE, TRANSMIT) else None
+
     def notify(self, index: int) -> None:
         """Pass on a kick."""
         if index in (RECEIVE, TRANSMIT):

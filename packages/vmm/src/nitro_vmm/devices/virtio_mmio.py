@@ -252,6 +252,12 @@ class VirtioDevice(Protocol):
             QueueError: A queue cannot be used.
         """
 
+    def kick_descriptor(self, index: int) -> int | None:
+        """The eventfd of a queue for which `notify` does nothing but signal that; `None` where it does more.
+
+        An accelerator may then have the host's kernel signal it, so that a kick takes no time of the guest's.
+        """
+
     def notify(self, index: int) -> None:
         """The driver has made buffers of a queue available. Only while active.
 

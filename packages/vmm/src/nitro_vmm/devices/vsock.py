@@ -132,6 +132,10 @@ class VsockDevice:
             if index != EVENTS or queues[EVENTS] is not None
         }
 
+    def kick_descriptor(self, index: int) -> int:
+        """The engine's."""
+        return self._kicks[index]
+
     def notify(self, index: int) -> None:
         """Wake the engine."""
         os.eventfd_write(self._kicks[index], 1)

@@ -15,7 +15,7 @@ from nitro_vmm.devices.acpi_power import AcpiPower
 from nitro_vmm.devices.i8042 import I8042, I8042State
 from nitro_vmm.devices.rtc import Rtc, RtcState
 from nitro_vmm.devices.serial import Serial, SerialState
-from nitro_vmm.devices.virtio_mmio import VirtioDevice, VirtioMmio, VirtioMmioState
+from nitro_vmm.devices.virtio_mmio import Register, VirtioDevice, VirtioMmio, VirtioMmioState
 from nitro_vmm.errors import StateError
 from nitro_vmm.machine.bus import AddressSpace
 
@@ -45,6 +45,7 @@ class Board:
     Args:
         bus: Where the devices are put.
         line: Gives the interrupt line of a number.
+        signal_on_write: See `Vm.signal_on_write`.
         wall_clock_ns: Nanoseconds since 1970, for the clock that the guest reads at its start.
         console: Called with what the guest prints, in a processor's thread; it may wait, because the bus lock
             is not held.
@@ -58,6 +59,7 @@ class Board:
         bus: AddressSpace,
         line: Callable[[int], Line],
         *,
+        signal_on_write: Callable[[int, int, int], None],
         wall_clock_ns: Callable[[], int],
         console: Callable[[bytes], None],
         console_ready: Callable[[], None],
@@ -68,6 +70,7 @@ class Board:
         """Where the virtio devices are, in order; the loader's tables are made from these."""
         self._bus = bus
         self._line = line
+        self._signal_on_write = signal_on_write
         self._console = console
         self._printed = bytearray()
         self._delivering = threading.Lock()
@@ -97,6 +100,9 @@ class Board:
         transport = VirtioMmio(device, self._line(slot.irq), name=name)
         self._virtio[name] = transport
         self._bus.add_page(slot.address, transport)
+        for index in range(len(device.queue_sizes)):
+            if (kick := device.kick_descriptor(index)) is not None:
+                self._signal_on_write(slot.address + Register.QUEUE_NOTIFY, index, kick)
 
     def driver_runs(self, name: str) -> bool:
         """Whether the guest has found the virtio device of this name, and drives it."""

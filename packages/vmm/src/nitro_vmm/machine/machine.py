@@ -88,6 +88,7 @@ class Machine:
         self.board = Board(
             bus,
             self._vm.line,
+            signal_on_write=self._vm.signal_on_write,
             wall_clock_ns=wall_clock_ns,
             console=console,
             console_ready=console_ready,

@@ -12,6 +12,7 @@ is so.
 
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -42,6 +43,15 @@ FLAT_LIMIT: Final = 0xFFFF_FFFF
 RFLAGS_ALWAYS_SET: Final = 1 << 1
 RFLAGS_INTERRUPTS: Final = 1 << 9
 
+PORT_READ: Final = "reads of ports"
+PORT_WRITE: Final = "writes to ports"
+DEVICE_READ: Final = "reads of device memory"
+DEVICE_WRITE: Final = "writes to device memory"
+INTERRUPTED: Final = "looks from here"
+OTHER: Final = "others"
+KINDS: Final = (PORT_READ, PORT_WRITE, DEVICE_READ, DEVICE_WRITE, INTERRUPTED, OTHER)
+"""Why the guest was left: what `KvmVcpu.exits` counts."""
+
 INTERNAL_ERRORS: Final = {
     1: "an instruction that KVM cannot emulate",
     2: "an exception while another one was delivered, which KVM cannot emulate",
@@ -71,8 +81,9 @@ class KvmVcpu:
         halted: Callable[[], bool],
         collected: Callable[[], None] = lambda: None,
     ) -> None:
-        self.exits = 0
-        """How often the kernel has come back from the guest."""
+        # All are there from the start, because another thread adds them up meanwhile.
+        self.exits: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
+        """How often the kernel has come back from the guest, by what for, in words."""
         self.looks_asleep = 0
         """How often in a row it was seen in HLT with interrupts off, or waiting for its start."""
         self._file = file
@@ -118,11 +129,11 @@ class KvmVcpu:
                 try:
                     reason = self._file.run()
                 except InterruptedError:
+                    self.exits[INTERRUPTED] += 1
                     self._collected()
                     if (exit_ := self._interrupted()) is not None:
                         return exit_
                     continue
-                self.exits += 1
                 self.looks_asleep = 0
                 self._collected()
                 if reason == ioctl.EXIT_IO:
@@ -181,6 +192,7 @@ class KvmVcpu:
         """IN or OUT, of one element or, with REP, of several."""
         shared, bus = self._file.shared, self._bus
         direction, size, port, count, start = structures.RUN_IO.unpack_from(shared, structures.RUN_EXIT)
+        self.exits[PORT_WRITE if direction == ioctl.IO_OUT else PORT_READ] += 1
         for place in range(start, start + size * count, size):
             if direction == ioctl.IO_OUT:
                 value = int.from_bytes(shared[place : place + size], "little")
@@ -195,6 +207,7 @@ class KvmVcpu:
     def _access_memory(self) -> None:
         shared = self._file.shared
         address, data, size, is_write = structures.RUN_MMIO.unpack_from(shared, structures.RUN_EXIT)
+        self.exits[DEVICE_WRITE if is_write else DEVICE_READ] += 1
         with self._lock:
             if is_write:
                 self._bus.write_memory(address, size, int.from_bytes(data[:size], "little"))
@@ -205,6 +218,7 @@ class KvmVcpu:
 
     def _ended(self, reason: int) -> Exit | None:
         """What an exit means that is no access."""
+        self.exits[OTHER] += 1
         shared = self._file.shared
         match reason:
             case ioctl.EXIT_INTR:

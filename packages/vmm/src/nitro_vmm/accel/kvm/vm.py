@@ -1,6 +1,7 @@
 """A virtual machine on KVM: the host's processor, and the interrupt controllers of the host's kernel."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -16,7 +17,7 @@ from nitro_vmm.accel.kvm.state import (
     save_controllers,
 )
 from nitro_vmm.accel.kvm.structures import CPUID_ENTRY
-from nitro_vmm.accel.kvm.vcpu import KvmVcpu
+from nitro_vmm.accel.kvm.vcpu import INTERRUPTED, KvmVcpu
 from nitro_vmm.accel.state import VmState
 from nitro_vmm.address_map import COM1, IO_APIC_PINS, PROCESSORS_MAX
 from nitro_vmm.errors import HostError, StateError
@@ -142,6 +143,14 @@ class KvmVm:
 
         return set_level
 
+    def signal_on_write(self, address: int, value: int, eventfd: int) -> None:
+        """See `Vm.signal_on_write`. The kernel does it, and the guest goes on at once."""
+        self._file.signal_on_write(address, value, eventfd)
+
+    def exits(self) -> Counter[str]:
+        """How often the guest was left so far, by what for; also after `close`, and from any thread."""
+        return sum((vcpu.exits for vcpu in self.vcpus), start=Counter())
+
     def locked(self, function: Callable[[], None]) -> None:
         """See `Vm.locked`."""
         with self._lock:
@@ -207,7 +216,7 @@ class KvmVm:
     def _look_for_halts(self) -> None:
         look_s, quiet_s, exits = LOOK_S_MIN, 0.0, 0
         while not self._closing.wait(tick_s := min(look_s, OUTPUT_S_MAX)):
-            exits, before = sum(vcpu.exits for vcpu in self.vcpus), exits
+            exits, before = sum(vcpu.exits.total() - vcpu.exits[INTERRUPTED] for vcpu in self.vcpus), exits
             if exits != before:
                 look_s, quiet_s = LOOK_S_MIN, 0.0
                 continue
