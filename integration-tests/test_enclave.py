@@ -20,9 +20,9 @@ PATIENCE_S = 120
 
 
 @pytest.fixture(scope="module")
-def agent_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def agent_image() -> Path:
     """An enclave that connects to its parent, takes orders there, and sends no heartbeat."""
-    return vmm_image(tmp_path_factory.mktemp("agent"))
+    return vmm_image()
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ REPLY_TIMEOUT_S = 60
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return vmm_image(tmp_path_factory.mktemp("image"))
+def image() -> Path:
+    return vmm_image()
 
 
 @pytest.fixture(scope="class")

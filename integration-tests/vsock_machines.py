@@ -7,7 +7,6 @@ import contextlib
 import io
 import lzma
 import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -23,11 +22,10 @@ import pytest
 
 import debian
 import images
-from nitro_eif import Node, write_cpio
 
 ROOT = Path(__file__).resolve().parent.parent
 
-CONTROL_PORT = 9999
+CONTROL_PORT = images.AGENT_PORT
 ORDER_TIMEOUT_S = 300.0
 MEMORY_MIB = 256
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
@@ -88,28 +86,15 @@ class Vmm:
 
 def build_agent(directory: Path) -> bytes:
     """The guest's first process, or a skip."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler for the guest's agent")
-    program = directory / "agent"
-    source = Path(__file__).parent / "guest" / "vsock_agent.c"
-    subprocess.run([compiler, "-static", "-O2", "-Wall", "-Werror", "-o", program, source], check=True)
-    return program.read_bytes()
+    try:
+        return images.compile_agent(directory)
+    except images.ImageError as error:
+        pytest.skip(str(error))
 
 
 def write_initramfs(path: Path, agent: bytes, modules: list[tuple[str, bytes]]) -> Path:
     """An initramfs of the agent and the modules, in this order."""
-    files = {
-        "init": Node.file(agent, 0o755),
-        "dev": Node.directory(),
-        "proc": Node.directory(),
-        "modules": Node.directory(),
-        "modules/order": Node.file("".join(f"{name}\n" for name, _ in modules).encode()),
-        **{f"modules/{name}": Node.file(content) for name, content in modules},
-    }
-    archive = io.BytesIO()
-    write_cpio(archive, files.items())
-    path.write_bytes(archive.getvalue())
+    path.write_bytes(images.agent_ramdisk(agent, modules))
     return path
 
 
@@ -121,14 +106,12 @@ def nitro_kernel() -> Path:
         pytest.skip(str(error))
 
 
-def vmm_image(directory: Path) -> Path:
-    """An enclave image of the agent."""
-    image = directory / "agent.eif"
-    ramdisk = write_initramfs(directory / "agent.cpio", build_agent(directory), [])
-    build = [images.command("eif"), "build", "--kernel", str(nitro_kernel()), "--ramdisk", str(ramdisk)]
-    options = ["--cmdline", "console=ttyS0 quiet panic=-1 reboot=k", "--output", str(image)]
-    subprocess.run([*build, *options], check=True, stdout=subprocess.DEVNULL)
-    return image
+def vmm_image() -> Path:
+    """An enclave image of the agent, or a skip."""
+    try:
+        return images.agent()
+    except images.ImageError as error:
+        pytest.skip(str(error))
 
 
 def microvm(directory: Path, *, legacy: bool) -> Qemu:

@@ -1,19 +1,30 @@
 """The image that the tools boot: a small application on busybox, with one of two kernels."""
 
+import io
 import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import guest_kernel
 from debian import DEBIAN, DebianError, say
+from nitro_eif import Node, write_cpio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "images"
 GUEST_SOURCES = Path(__file__).resolve().parent / "guest"
 SHARED_KERNEL = ROOT.parent / "shared" / "guest" / "bzImage-nitro"
+GUEST_PROGRAMS = ROOT / "integration-tests" / "guest"
+AGENT_SOURCE = GUEST_PROGRAMS / "vsock_agent.c"
+NSM_CHECK_SOURCE = GUEST_PROGRAMS / "nsm_check.c"
+AGENT_PORT = 9999
 KERNELS = ("debian", "nitro")
 # The names that busybox gets: the application's, and those that one wants when changing it.
 COMMANDS = ("cat", "echo", "env", "id", "ls", "mount", "ps", "sh", "sleep", "uname")
@@ -111,6 +122,86 @@ def hello(kernel: str, *options: str) -> Path:
         return build("hello", kernel, root, "--cmd", "/bin/hello", *options)
 
 
+def agent() -> Path:
+    """An image whose first process takes orders at its parent's vsock port `AGENT_PORT`.
+
+    Where the cache can only be read, it is the one that was made before.
+
+    Raises:
+        ImageError: a part cannot be built.
+    """
+    image = CACHE / "agent-nitro.eif"
+    if image.exists() and not os.access(CACHE, os.W_OK):
+        return image
+    image.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as scratch:
+        ramdisk = Path(scratch, "agent.cpio")
+        ramdisk.write_bytes(agent_ramdisk(compile_agent(Path(scratch)), []))
+        build = [command("eif"), "build", "--kernel", str(nitro_kernel()), "--ramdisk", str(ramdisk)]
+        options = ["--cmdline", "console=ttyS0 quiet panic=-1 reboot=k", "--output", str(image)]
+        if subprocess.run([*build, *options], stdout=subprocess.DEVNULL, check=False).returncode != 0:
+            raise ImageError("eif build failed, see its message above")
+    return image
+
+
+def nsm_check() -> Path:
+    """An image whose application tries all that a security module can, and prints a document.
+
+    Where the cache can only be read, it is the one that was made before.
+
+    Raises:
+        ImageError: a part cannot be built.
+    """
+    image = CACHE / "nsm-check-nitro.eif"
+    if image.exists() and not os.access(CACHE, os.W_OK):
+        return image
+    with TemporaryDirectory() as scratch:
+        root = Path(scratch, "root")
+        root.mkdir()
+        compile_static(NSM_CHECK_SOURCE, root / "nsm_check")
+        return build("nsm-check", "nitro", root, "--cmd", "/nsm_check")
+
+
+def compile_static(source: Path, output: Path) -> None:
+    """Compile a program of the tests', with the C library in it.
+
+    Raises:
+        ImageError: there is no compiler, or it refuses; it has said why.
+    """
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise ImageError(f"no C compiler for {source.name}")
+    options = ["-static", "-O2", "-Wall", "-Werror"]
+    if subprocess.run([compiler, *options, "-o", output, source], check=False).returncode != 0:
+        raise ImageError(f"{source.name} could not be compiled, see the message above")
+
+
+def compile_agent(directory: Path) -> bytes:
+    """The agent of `agent` as a program.
+
+    Raises:
+        ImageError: there is no compiler, or it refuses; it has said why.
+    """
+    program = directory / "agent"
+    compile_static(AGENT_SOURCE, program)
+    return program.read_bytes()
+
+
+def agent_ramdisk(program: bytes, modules: list[tuple[str, bytes]]) -> bytes:
+    """A ramdisk of the agent and the kernel modules that it loads, in this order."""
+    files = {
+        "init": Node.file(program, 0o755),
+        "dev": Node.directory(),
+        "proc": Node.directory(),
+        "modules": Node.directory(),
+        "modules/order": Node.file("".join(f"{name}\n" for name, _ in modules).encode()),
+        **{f"modules/{name}": Node.file(content) for name, content in modules},
+    }
+    archive = io.BytesIO()
+    write_cpio(archive, files.items())
+    return archive.getvalue()
+
+
 def compile_program(source: Path, output: Path) -> None:
     """Compile a program for the guest, as the init is.
 
@@ -123,3 +214,24 @@ def compile_program(source: Path, output: Path) -> None:
 
 
 ERRORS = (DebianError, ImageError, guest_kernel.BuildError)
+
+
+def main() -> int:
+    """Build every image that tests boot, for a place where nothing can be built; 4 if one cannot be."""
+    code = 0
+    makers: list[Callable[[], Path]] = [partial(hello, "nitro"), partial(hello, "debian"), agent, nsm_check]
+    try:
+        nitro_kernel()
+    except ImageError:
+        makers.insert(0, guest_kernel.build)
+    for make in makers:
+        try:
+            make()
+        except ERRORS as error:
+            say(f"error: {error}")
+            code = 4
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

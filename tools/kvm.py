@@ -31,6 +31,8 @@ MARK = "the command ended with"
 DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 """In a module's ``.modinfo`` section, where each entry ends with a zero."""
 ENDED = re.compile(rf"{MARK} (\d+)\r*\n".encode())
+EMPTY = ("/tmp", "/run")  # noqa: S108 - of the machine
+"""What the command does not see of the host's files. They are in memory, and can be written to."""
 PASSED_ON = ("PATH", "VIRTUAL_ENV", "LANG", "NITRO_VMM_ACCELERATOR")
 """Variables that the command gets from here."""
 EXIT_LOST = 125
@@ -45,7 +47,7 @@ for module in {modules}; do /busybox insmod /$module; done
 /busybox mount -t proc proc /host/proc
 /busybox mount -t sysfs sys /host/sys
 /busybox mount --bind /dev /host/dev
-for place in /tmp /run; do /busybox mount -t tmpfs -o mode=1777 memory /host$place; done
+for place in {empty}; do /busybox mount -t tmpfs -o mode=1777 memory /host$place; done
 /busybox ip link set lo up 2>/dev/null
 /busybox chroot /host /bin/sh -c {command} </dev/null >/dev/ttyS0 2>&1
 echo "{mark} $?" >/dev/ttyS0
@@ -77,6 +79,38 @@ def kernel() -> tuple[Path, Path]:
     return image, modules
 
 
+def busybox() -> Path:
+    """A shell that needs no other files, in the cache.
+
+    Raises:
+        DebianError: it cannot be fetched.
+    """
+    program = CACHE / "busybox"
+    if not program.exists():
+        package = DEBIAN.package("busybox-static")
+        unpacked = CACHE / "busybox.unfinished"
+        subprocess.run(["dpkg-deb", "--extract", package, unpacked], check=True)
+        next(unpacked.glob("**/bin/busybox")).rename(program)
+        shutil.rmtree(unpacked)
+    return program
+
+
+def prepare() -> str:
+    """Fetch what is missing; returns the path of QEMU.
+
+    Raises:
+        KvmError: there is no QEMU.
+        DebianError: something cannot be fetched.
+    """
+    qemu = shutil.which("qemu-system-x86_64")
+    if qemu is None:
+        raise KvmError("there is no qemu-system-x86_64 here: apt install qemu-system-x86")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    kernel()
+    busybox()
+    return qemu
+
+
 def closure(modules: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     """The contents of modules and of those that they depend on, in the order in which they have to be loaded.
 
@@ -102,18 +136,13 @@ def closure(modules: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
 
 def initramfs(modules: dict[str, bytes], command: str) -> bytes:
     """A ramdisk that mounts the host's files and runs a command on them."""
-    script = INIT.format(modules=" ".join(modules), tag=TAG, mark=MARK, command=shlex.quote(command))
-    busybox = CACHE / "busybox"
-    if not busybox.exists():
-        package = DEBIAN.package("busybox-static")
-        unpacked = CACHE / "busybox.unfinished"
-        subprocess.run(["dpkg-deb", "--extract", package, unpacked], check=True)
-        next(unpacked.glob("**/bin/busybox")).rename(busybox)
-        shutil.rmtree(unpacked)
+    script = INIT.format(
+        modules=" ".join(modules), tag=TAG, mark=MARK, empty=" ".join(EMPTY), command=shlex.quote(command)
+    )
     entries = [(name, Node.directory()) for name in ("proc", "dev", "host")]
     entries += [
         ("init", Node.file(script.encode(), 0o755)),
-        ("busybox", Node.file(busybox.read_bytes(), 0o755)),
+        ("busybox", Node.file(busybox().read_bytes(), 0o755)),
     ]
     entries += [(name, Node.file(data)) for name, data in modules.items()]
     archive = io.BytesIO()
@@ -131,11 +160,8 @@ def run(command: str, *, processors: int, memory_mib: int, timeout_s: float) -> 
         KvmError: there is no QEMU.
         DebianError: the kernel cannot be fetched.
     """
-    qemu = shutil.which("qemu-system-x86_64")
-    if qemu is None:
-        raise KvmError("there is no qemu-system-x86_64 here: apt install qemu-system-x86")
+    qemu = prepare()
     image, modules = kernel()
-    CACHE.mkdir(parents=True, exist_ok=True)
     ramdisk = CACHE / f"initramfs.{os.getpid()}"
     ramdisk.write_bytes(initramfs(closure(modules, MODULES), command))
     machine = [
@@ -165,6 +191,27 @@ def run(command: str, *, processors: int, memory_mib: int, timeout_s: float) -> 
     return code
 
 
+def run_here(
+    command: list[str],
+    *,
+    processors: int = 2,
+    memory_mib: int = 3072,
+    timeout_s: float = 1800,
+    **variables: str,
+) -> int:
+    """`run` in this directory, with this environment's programs; ``variables`` are more for its environment.
+
+    Raises:
+        KvmError: there is no QEMU.
+        DebianError: the kernel cannot be fetched.
+    """
+    settings = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | variables
+    settings |= {"HOME": "/tmp", "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis"}  # noqa: S108 - in there
+    assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in settings.items())
+    line = f"cd {shlex.quote(str(Path.cwd()))} && {assignments} exec {shlex.join(command)}"
+    return run(line, processors=processors, memory_mib=memory_mib, timeout_s=timeout_s)
+
+
 def main() -> int:
     """Run the command of the command line, in this directory and with this environment's programs."""
     parser = argparse.ArgumentParser(
@@ -175,20 +222,16 @@ def main() -> int:
     parser.add_argument("--timeout-s", type=float, default=1800)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
-    variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    variables |= {"HOME": "/tmp", "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis"}  # noqa: S108 - in there
-    settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
-    command = f"cd {shlex.quote(str(Path.cwd()))} && {settings} exec {shlex.join(options.command)}"
     try:
-        code = run(
-            command,
+        code = run_here(
+            options.command,
             processors=options.processors,
             memory_mib=options.memory_mib,
             timeout_s=options.timeout_s,
         )
     except (KvmError, DebianError) as error:
         say(f"kvm: {error}")
-        return 1
+        return 4
     if code == EXIT_LOST:
         say("kvm: the machine ended before the command did")
     return code

@@ -41,7 +41,9 @@ RESIDENT_MIB_MAX: Final = 300
 """How much the process may have grown beyond what it began with."""
 UNSTOPPABLE, FAILED = 90, 91
 
-open_accelerator("unicorn")  # its library is loaded once, here, and not in every child
+ACCELERATOR: Final = os.environ.get("NITRO_VMM_ACCELERATOR", "unicorn")
+
+open_accelerator(ACCELERATOR)  # its library is loaded once, here, and not in every child
 
 
 class Verdict(StrEnum):
@@ -144,7 +146,9 @@ def _wait(thread: threading.Thread, seconds: float, turn: Callable[[], object]) 
 
 def _assemble(guest: Guest) -> tuple[Machine, EntryState, VsockDevice]:
     memory = Memory(layout.MEMORY_BYTES)
-    machine = Machine(memory, open_accelerator("unicorn"), console=lambda _: None, console_ready=lambda: None)
+    machine = Machine(
+        memory, open_accelerator(ACCELERATOR), console=lambda _: None, console_ready=lambda: None
+    )
     machine.add_virtio("nsm", NsmDevice(Nsm(NsmConfig()), memory.guest))
     vsock = VsockDevice(VsockEngine(VsockConfig(guest_cid=16)), memory.guest, locked=machine.locked)
     machine.add_virtio("vsock", vsock)
