@@ -47,11 +47,14 @@ NOT_COUNTED = ["*/accel/kvm/*"]
 
 KVM_TESTS = [
     "packages/vmm/tests/accel/test_kvm.py",
+    "packages/vmm/tests/accel/test_kvm_state.py",
     "integration-tests/test_kvm.py",
+    "integration-tests/test_kvm_saved.py",
     "integration-tests/test_enclave.py",
 ]
 """What `kvm` runs if nothing else is asked. A start of Python takes seconds there, so tests that run commands
-take minutes. They are run when they are named, such as ``integration-tests/test_vmm_lifecycle.py``."""
+take minutes. They are run when they are named, such as ``integration-tests/test_vmm_lifecycle.py``. A few of
+these run in `integration`, too."""
 
 COMPILE = {"NITRO_VSOCK_COMPILE": "1"}
 """Has nitro-vsock's data path compiled, or its build fail."""
@@ -235,12 +238,15 @@ def guest_kernel(session: nox.Session) -> None:
 
 @nox.session
 def kvm(session: nox.Session) -> None:
-    """Test enclaves on KVM, in an emulated machine that has it whatever this host has."""
+    """Test enclaves on KVM, in an emulated machine that has it; ``-- --here`` on this host's own."""
     session.install(*local("vmm"), *group("test"), *group("test-integration"))
-    session.run("python", "-c", "import sys; sys.path[:0] = ['tools']; import images; images.hello('nitro')")
-    tests = session.posargs or KVM_TESTS
+    # Compilers are slow in there, and the cache can only be read.
+    session.run("python", "tools/images.py", success_codes=[0, 4])
+    here = "--here" in session.posargs
+    tests = [argument for argument in session.posargs if argument != "--here"] or KVM_TESTS
     session.run(
-        *("python", "tools/kvm.py", "python", "-m", "pytest", "-p", "no:cacheprovider", *tests),
+        *([] if here else ["python", "tools/kvm.py"]),
+        *("python", "-m", "pytest", "-p", "no:cacheprovider", *tests),
         env={"NITRO_VMM_ACCELERATOR": "kvm"},
     )
 

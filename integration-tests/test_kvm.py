@@ -1,47 +1,79 @@
 """Enclaves on KVM with a real kernel: several processors, and the same as on the emulated one.
 
-They need a KVM that can run Linux; `nox -s kvm` has one on any host.
+They need a KVM that can run Linux; `nox -s kvm` has one on any host. There the processor is emulated itself,
+and a start of Python takes seconds, so nearly all of them run enclaves in this process.
 """
 
+import os
+import re
+import select
+import signal
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
-from nitro_vmm import Enclave, EnclaveConfig
-from nitro_vmm.accel.kvm.probe import probe
-from vsock_machines import CONTROL_PORT, vmm_image
+import images
+from kvm_host import require_kvm
+from nitro_eif import Eif, measure
+from nitro_nsm import read_test_root
+from nitro_vmm import Enclave, EnclaveConfig, Outcome, Result
+from test_hostile import KERNELS, kernel_image
+from test_nsm_guest import check_what_it_said
+from vsock_machines import CONTROL_PORT
 
 pytestmark = pytest.mark.slow
 
 PATIENCE_S = 600
 """How long a boot may take, seconds: long, because the processor of `nox -s kvm` is emulated itself."""
+NO_INIT = "rdinit=/nothing init=/nothing"
+CHANGING = re.compile(
+    r"(?<=module )\S+|(?<=bytes, the first are )[0-9a-f]+|-----BEGIN DOCUMENT-----.*?-----END DOCUMENT-----",
+    re.DOTALL,
+)
+"""What an enclave prints of its own: its name, random bytes, and signed documents."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _kvm() -> None:
-    verdict = probe()
-    if not verdict.usable:
-        pytest.skip(verdict.reason)
+    require_kvm()
 
 
-@pytest.fixture(scope="module")
-def agent_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An enclave that connects to its parent, and sends no heartbeat."""
-    return vmm_image(tmp_path_factory.mktemp("agent"))
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+
+
+def image(make: Callable[[], Path]) -> Path:
+    try:
+        return make()
+    except images.ERRORS as error:
+        pytest.skip(str(error))
+
+
+async def run(eif: Path, **settings: Any) -> tuple[Result, str]:  # noqa: ANN401 - of `EnclaveConfig`
+    """Run an enclave to its end; returns how it ended and what it printed."""
+    defaults = {"accelerator": "kvm", "boot_timeout_s": PATIENCE_S}
+    config = EnclaveConfig.model_validate({"eif_path": eif, **defaults, **settings})
+    with trio.fail_after(PATIENCE_S):
+        async with Enclave(config) as vm:
+            result = await vm.wait()
+            printed = b"".join([piece async for piece in vm.console.stream()])
+    print(printed.decode(errors="replace"), result, sep="\n")
+    return result, printed.decode(errors="replace").replace("\r", "")
 
 
 @pytest.mark.parametrize("processors", [1, 2, 4])
-async def test_the_kernel_starts_all_processors(
-    agent_image: Path, processors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+async def test_the_kernel_starts_all_processors(processors: int) -> None:
     config = EnclaveConfig(
-        eif_path=agent_image,
+        eif_path=image(images.agent),
         accelerator="kvm",
         processors=processors,
         memory_mib=128,
-        boot_timeout_s=3600,
+        boot_timeout_s=PATIENCE_S,
         cmdline_append="loglevel=7",
     )
     vm = Enclave(config)
@@ -56,3 +88,90 @@ async def test_the_kernel_starts_all_processors(
     else:
         assert f"Brought up 1 node, {processors} CPUs".encode() in printed
     assert b"kvm-clock: Using msrs" in printed
+    assert b"Firmware Bug" not in printed
+
+
+@pytest.mark.parametrize("kernel", images.KERNELS)
+async def test_an_image_boots_and_its_application_ends(kernel: str) -> None:
+    result, printed = await run(image(lambda: images.hello(kernel)))
+
+    assert result.outcome is Outcome.ENDED
+    assert result.heartbeat_s is not None
+    assert "Hello from an enclave." in printed
+    assert "the application exited with 0" in printed
+
+
+async def test_documents_of_the_security_module_verify(tmp_path: Path) -> None:
+    eif_path = image(images.nsm_check)
+    with Eif.open(eif_path) as eif:
+        measured = measure(eif)
+
+    result, printed = await run(eif_path)
+
+    pcrs = {0: measured.pcr0, 1: measured.pcr1, 2: measured.pcr2}
+    check_what_it_said(printed, read_test_root(tmp_path / "nitro-nsm"), pcrs)
+    assert result.outcome is Outcome.ENDED
+
+
+@pytest.mark.parametrize("processors", [1, 2])
+async def test_a_kernel_that_panics(processors: int) -> None:
+    result, printed = await run(image(images.agent), cmdline_append=NO_INIT, processors=processors)
+
+    assert result.outcome is Outcome.PANIC
+    assert "No working init found" in result.reason
+    assert "Kernel panic" in printed
+
+
+async def test_an_enclave_that_is_silent_for_too_long() -> None:
+    result, _ = await run(image(images.agent), boot_timeout_s=1)
+
+    assert result.outcome is Outcome.BOOT_TIMEOUT
+
+
+async def test_the_same_image_is_the_same_on_both_accelerators() -> None:
+    eif_path = image(images.nsm_check)
+
+    results = [await run(eif_path, accelerator=name) for name in ("kvm", "unicorn")]
+
+    kvm, unicorn = (CHANGING.sub("*", printed) for _, printed in results)
+    assert kvm == unicorn
+    assert results[0][0].measurements == results[1][0].measurements
+    assert {result.outcome for result, _ in results} == {Outcome.ENDED}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+async def test_a_hostile_kernel_ends_in_time(tmp_path: Path, name: str) -> None:
+    eif_path = kernel_image(name, tmp_path)
+
+    result, _ = await run(eif_path, boot_timeout_s=3, memory_mib=64)
+
+    assert result.outcome in {Outcome.ENDED, Outcome.BOOT_TIMEOUT, Outcome.CRASH}
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, id="SIGINT"),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, id="SIGKILL"),
+    ],
+)
+def test_a_signal_ends_a_guest_that_boots_and_leaves_nothing(number: signal.Signals, code: int) -> None:
+    command = [images.command("vmm"), "run", str(image(images.agent)), "--accel", "kvm", "--cpu-count", "2"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
+    ) as vmm:
+        try:
+            assert vmm.stderr is not None
+            assert select.select([vmm.stderr], [], [], PATIENCE_S)[0]
+            said = os.read(vmm.stderr.fileno(), 4096)  # it boots
+
+            vmm.send_signal(number)
+            _, rest = vmm.communicate(timeout=PATIENCE_S)
+        finally:
+            vmm.kill()
+
+    assert vmm.returncode == code, said + rest
+    assert b"Traceback" not in said + rest
+    with pytest.raises(ProcessLookupError):
+        os.killpg(vmm.pid, 0)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import images
+from kvm_host import require_kvm
 from nitro_vmm import EnclaveConfig
 from nitro_vmm.accel import EntryState
 from nitro_vmm.accel.kvm import Kvm
-from nitro_vmm.accel.kvm.probe import probe
 from nitro_vmm.address_map import MIB
 from nitro_vmm.devices.vsock import VsockDevice
 from nitro_vmm.enclave.assembly import Assembly, assemble
@@ -28,9 +28,7 @@ MEMORY_MIB = 128
 
 @pytest.fixture(scope="module")
 def image() -> Path:
-    verdict = probe()
-    if not verdict.usable:
-        pytest.skip(verdict.reason)
+    require_kvm()
     try:
         return images.hello("nitro")
     except images.ERRORS as error:
