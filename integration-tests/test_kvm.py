@@ -118,7 +118,7 @@ async def test_a_kernel_that_panics(processors: int) -> None:
     result, printed = await run(image(images.agent), cmdline_append=NO_INIT, processors=processors)
 
     assert result.outcome is Outcome.PANIC
-    assert "No working init found" in result.reason
+    assert "Unable to mount root fs" in result.reason
     assert "Kernel panic" in printed
 
 
