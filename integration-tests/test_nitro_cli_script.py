@@ -27,6 +27,9 @@ sudo nitro-cli build-enclave --docker-uri "$IMAGE" --output-file hello.eif > bui
 PCR0=$(jq -r .Measurements.PCR0 build.json)
 test "$(nitro-cli describe-eif --eif-path hello.eif | jq -r .Measurements.PCR0)" = "$PCR0"
 
+vsock-proxy 8000 kms.us-east-1.amazonaws.com 443 --config vsock-proxy.yaml &
+PROXY=$!
+
 nitro-cli run-enclave --cpu-count 2 --memory 256 --enclave-cid 16 --eif-path hello.eif --debug-mode > run.json
 ENCLAVE_ID=$(jq -r .EnclaveID run.json)
 test "$(jq -r .EnclaveCID run.json)" -eq 16
@@ -41,6 +44,8 @@ nitro-cli console --enclave-id "$ENCLAVE_ID" --disconnect-timeout 2 > console.tx
 grep -q "hello from the enclave" console.txt
 
 nitro-cli terminate-enclave --enclave-id "$ENCLAVE_ID" | jq -e .Terminated
+kill "$PROXY"
+wait "$PROXY"
 test "$(nitro-cli describe-enclaves | jq length)" -eq 0
 
 if nitro-cli run-enclave --cpu-count 2 --memory 10 --eif-path hello.eif 2> error.txt; then exit 1; fi
@@ -114,6 +119,9 @@ def test_a_script_for_ec2_runs_unchanged(tmp_path: Path) -> None:
         "XDG_DATA_HOME": str(tmp_path / "data"),
     }
 
+    (tmp_path / "vsock-proxy.yaml").write_text(
+        "allowlist:\n- {address: kms.us-east-1.amazonaws.com, port: 443}\n"
+    )
     done = subprocess.run(
         ["bash", "-c", SCRIPT], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
