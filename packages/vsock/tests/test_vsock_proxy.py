@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from nitro_vsock import SocketType, vsock_proxy
+from nitro_vsock import HostError, SocketType, vsock_proxy
+from nitro_vsock.host import af_vsock
 from nitro_vsock.host.parent import SharedParentSide
 
 PATIENCE_S = 30
@@ -225,6 +226,26 @@ def test_a_port_that_is_taken(tmp_path: Path, server: int, allowed: Path) -> Non
         code, message = refused(*arguments)
 
     assert (code, "in use" in message) == (1, True)
+
+
+def test_a_port_of_the_hosts_own_vsock_that_is_taken_is_told(server: int, allowed: Path) -> None:
+    port = 1_000_000 + os.getpid()  # nobody else's
+    try:
+        af_vsock.check_available()
+    except HostError as error:
+        pytest.skip(str(error))
+    command = [sys.executable, "-m", "nitro_vsock.vsock_proxy", str(port), "127.0.0.1", str(server)]
+
+    with (
+        af_vsock.listen(port),
+        subprocess.Popen([*command, "--config", allowed], stderr=subprocess.PIPE, text=True) as process,
+    ):
+        assert process.stderr is not None
+        warning, listening = process.stderr.readline(), process.stderr.readline()
+        process.terminate()
+
+    assert "only enclaves of this user reach this" in warning
+    assert f"nitro-vsock/parent_{port} target" in listening
 
 
 def test_it_stands_beside_the_python_that_runs_us() -> None:

@@ -205,6 +205,7 @@ def _listen(arguments: argparse.Namespace, resources: ExitStack) -> tuple[list[s
     Raises:
         HostError: The port is taken.
     """
+    from nitro_vsock.daemon.logs import LOGGER
     from nitro_vsock.errors import HostError
     from nitro_vsock.host import af_vsock
     from nitro_vsock.host.parent import make_parent_directory
@@ -218,9 +219,12 @@ def _listen(arguments: argparse.Namespace, resources: ExitStack) -> tuple[list[s
         try:
             af_vsock.check_available()
         except HostError:
-            pass  # enclaves of ours do not need it
-        else:
+            return listeners, places  # enclaves of ours do not need it
+        try:
             listeners.append(resources.enter_context(af_vsock.listen(arguments.local_port)))
+        except HostError as error:  # another user's, perhaps, which is no reason to leave our enclaves alone
+            LOGGER.warning("only enclaves of this user reach this", extra={"why": str(error)})
+        else:
             places.append(f"vsock port {arguments.local_port}")
     return listeners, places
 
