@@ -84,10 +84,15 @@ NAMES = (
 
 
 @pytest.mark.parametrize("command", NAMES)
-def test_no_traceback_whatever_is_given(vmm: Vmm, command: str) -> None:
+def test_no_traceback_whatever_is_given(vmm: Vmm, command: str, tmp_path: Path) -> None:
     for odd in ODD:
         done = subprocess.run(
-            [*VMM, command, os.fsencode(odd)], input=b"", capture_output=True, check=False, timeout=60
+            [*VMM, command, os.fsencode(odd)],
+            input=b"",
+            capture_output=True,
+            check=False,
+            timeout=60,
+            cwd=tmp_path,  # `vmm init` makes a directory of what it is given
         )
         assert b"Traceback" not in done.stderr, odd
         assert b"bug of vmm" not in done.stderr, odd
