@@ -1,13 +1,17 @@
 """What a start costs: only what the command needs is loaded, and nothing is lost at the end."""
 
 import argparse
+import gc
 import subprocess
 import sys
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
+from nitro_vmm.cli import launching, main
+from nitro_vmm.cli.exit_code import ExitCode
 from nitro_vmm.cli.main import COMMANDS, parser
 
 
@@ -79,3 +83,24 @@ def test_what_is_printed_at_the_end_is_whole_although_the_interpreter_is_not_tak
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stdout, done.stderr) == (7, "from a thread\n", "told")
+
+
+def test_garbage_is_collected_again_when_no_enclave_could_be_launched(tmp_path: Path) -> None:
+    assert main(["run", str(tmp_path / "nowhere.eif")]) == ExitCode.IMAGE
+
+    assert gc.isenabled()
+
+
+def test_garbage_is_collected_again_when_the_guest_runs(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    end = launching.end
+
+    def ended() -> None:
+        end()
+        seen.append(gc.isenabled())
+
+    monkeypatch.setattr(launching, "end", ended)
+
+    assert main(["run", str(image), "--boot-timeout-s", "0.5"]) in {ExitCode.ENDED, ExitCode.BOOT_TIMEOUT}
+
+    assert seen[0]

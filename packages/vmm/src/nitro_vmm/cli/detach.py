@@ -12,6 +12,7 @@ import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from nitro_vmm.cli import launching
 from nitro_vmm.cli.command import complain
 from nitro_vmm.cli.exit_code import ExitCode
 from nitro_vmm.cli.streams import tell
@@ -84,17 +85,20 @@ def run_detached(arguments: argparse.Namespace) -> int:
 
         see_through(
             config,
-            started=lambda entry: _say_started(entry, arguments.ready_fd),
+            started=lambda entry: _started(entry, arguments.ready_fd),
             report=_report,
             forget=arguments.rm,
             say=lambda text: tell(f"vmm: {text}"),
         )
     except Exception as error:  # noqa: BLE001 - what is not known there is raised again
         return complain_of(error, path, daemon=arguments.vhost_user_path is not None)
+    finally:
+        launching.end()
     return ExitCode.ENDED
 
 
-def _say_started(entry: "Entry", ready_fd: int) -> None:
+def _started(entry: "Entry", ready_fd: int) -> None:
+    launching.end()
     from nitro_vmm.cli.ps import as_json  # noqa: PLC0415
     from nitro_vmm.run.registry import directory_of  # noqa: PLC0415
 

@@ -1,12 +1,11 @@
 """``vmm run``."""
 
 import argparse
-import gc
 import logging
-import os
 import sys
 from typing import TYPE_CHECKING
 
+from nitro_vmm.cli import launching
 from nitro_vmm.cli.command import PROGRAM, RUN_EXAMPLE, complain
 from nitro_vmm.cli.configure import add_options, config_of
 from nitro_vmm.cli.exit_code import EXIT_CODES, ExitCode
@@ -79,15 +78,12 @@ def execute(arguments: argparse.Namespace, started_s: float) -> int:
         if not arguments.quiet:
             tell(f"{PROGRAM}: {text}")
 
+    launching.begin()
     if arguments.ready_fd is not None:
         from nitro_vmm.cli.detach import run_detached  # noqa: PLC0415
 
         return run_detached(arguments)
     path = None
-    # The launch makes many objects that stay, and looking through them for garbage takes a sixth of it.
-    gc.disable()
-    # What else is installed may change how pydantic checks; here nobody wants that, and looking takes time.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         config = config_of(arguments)
         path = config.eif_path
@@ -101,12 +97,12 @@ def execute(arguments: argparse.Namespace, started_s: float) -> int:
             raw_console=arguments.raw_console,
             say=say,
             started_s=started_s,
-            launched=gc.enable,
+            launched=launching.end,
         )
     except Exception as error:  # noqa: BLE001 - what is not known there is raised again
         return complain_of(error, path, daemon=arguments.vhost_user_path is not None)
     finally:
-        gc.enable()
+        launching.end()
     from nitro_vmm.cli.report import application_code, exit_code_of, report  # noqa: PLC0415
 
     result = attached.result

@@ -10,13 +10,27 @@ None of it needs an engine, so that a machine emulator can use it as the daemon 
   socket. Both run in trio and are imported by these names, so that whoever does not use trio need not load
   it.
 * `Proxied` and `Published` are what they are told, as pydantic models with a text form for command lines.
+
+The names are imported when they are first used, because models take time to make, and few guests have any.
 """
 
-from nitro_vsock.host.af_vsock import AfVsockHostSide
-from nitro_vsock.host.allowlist import Allowlist
-from nitro_vsock.host.endpoints import Destination, Endpoint, Proxied, Published
-from nitro_vsock.host.sides import HostSide, RefusingHostSide
-from nitro_vsock.host.unix import UnixHostSide, UnixListener, allowed_users, may_connect
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nitro_vsock.host.af_vsock import AfVsockHostSide
+    from nitro_vsock.host.allowlist import Allowlist
+    from nitro_vsock.host.endpoints import Destination, Endpoint, Proxied, Published
+    from nitro_vsock.host.sides import HostSide, RefusingHostSide
+    from nitro_vsock.host.unix import UnixHostSide, UnixListener, allowed_users, may_connect
+
+_HOMES = {
+    "af_vsock": ("AfVsockHostSide",),
+    "allowlist": ("Allowlist",),
+    "endpoints": ("Destination", "Endpoint", "Proxied", "Published"),
+    "sides": ("HostSide", "RefusingHostSide"),
+    "unix": ("UnixHostSide", "UnixListener", "allowed_users", "may_connect"),
+}
 
 __all__ = [
     "AfVsockHostSide",
@@ -32,3 +46,14 @@ __all__ = [
     "allowed_users",
     "may_connect",
 ]
+
+
+if not TYPE_CHECKING:  # a type checker reads the imports above, and should refuse names that are not there
+
+    def __getattr__(name: str) -> object:
+        for module, names in _HOMES.items():
+            if name in names:
+                found = getattr(import_module(f"nitro_vsock.host.{module}"), name)
+                globals()[name] = found
+                return found
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
