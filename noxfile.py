@@ -181,11 +181,18 @@ def docs(session: nox.Session) -> None:
     session.run("python", "tools/documentation.py")
 
 
+def write_manuals(session: nox.Session) -> None:
+    """Write the manual pages, which the build then packs; their texts come from the commands themselves."""
+    session.install(*local("vmm"))
+    session.run("python", "tools/man_pages.py", silent=True)
+
+
 @nox.session
 def build(session: nox.Session) -> None:
     """Build wheels and sdists, install the wheels in a clean environment, import and start them."""
     session.install("build")
     shutil.rmtree("dist", ignore_errors=True)
+    write_manuals(session)
     environment = COMPILE if can_compile() else None
     for package in PACKAGES:
         session.run(
@@ -220,6 +227,7 @@ def release(session: nox.Session) -> None:
         session.run("towncrier", "build", "--yes")
         return
     session.run("towncrier", "build", "--draft")
+    write_manuals(session)
     session.run("python", "tools/release.py", "dist", *session.posargs)
 
 

@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import pytest
 pytest.importorskip("nitro_vmm.cli", reason="there is no `vmm run`; install nitro-vmm")
 
 from nitro_eif import BuildMetadata, Contents, Metadata, write_eif
-from nitro_vmm.run.registry import Entry, alive, entries, kill
+from nitro_vmm.run.control import stats
+from nitro_vmm.run.registry import Entry, alive, directory_of, entries, kill
 from nitro_vmm.testing import tiny_kernel
 
 pytestmark = pytest.mark.slow
@@ -119,3 +121,67 @@ def test_processes_are_killed_at_random(image: Path) -> None:
     assert left == ["data", "idle.eif", "nitro-vmm"]
     half_made = [path for path in (image.parent / "nitro-vmm").iterdir() if not path.name.startswith(".")]
     assert half_made == []
+
+
+CLIENTS = 6
+CLIENT_KILLS = 20
+
+
+@pytest.fixture
+def talking_image(image: Path) -> Path:
+    """An image that prints for ever."""
+    # mov dx,0x3f8; l: mov al,'x'; out dx,al; jmp l
+    contents = Contents(
+        kernel=tiny_kernel(bytes.fromhex("66baf803b078eeebfb")),
+        cmdline=b"",
+        ramdisks=[b"r"],
+        metadata=METADATA,
+    )
+    write_eif(contents, image)
+    return image
+
+
+def follow(dice: random.Random, name: str) -> subprocess.Popen[bytes]:
+    """A client that has begun to read."""
+    command = dice.choice([["logs", "--follow"], ["console"]])
+    client = subprocess.Popen(
+        [*VMM, *command, name], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert client.stdout is not None
+    assert client.stdout.read(1) == b"x"
+    return client
+
+
+def descriptors(entry: Entry) -> int:
+    return len(list(Path(f"/proc/{entry.pid}/fd").iterdir()))
+
+
+def test_clients_are_killed_at_random_and_nobody_else_notices(talking_image: Path) -> None:
+    dice = random.Random(7)
+    for number in range(2):
+        assert launch(talking_image, number).wait() == 0
+    running = [entry for entry in entries() if alive(entry)]
+    before = {entry.name: descriptors(entry) for entry in running}
+    clients = [(entry, follow(dice, entry.name)) for entry in running for _ in range(CLIENTS // 2)]
+
+    for _ in range(CLIENT_KILLS):
+        entry, victim = clients.pop(dice.randrange(len(clients)))
+        victim.kill()
+        victim.communicate()
+        clients.append((entry, follow(dice, entry.name)))
+        assert all(alive(each) for each in running)
+        assert all(other.poll() is None for _, other in clients)
+
+    for entry, client in clients:
+        assert client.stdout is not None
+        assert client.stdout.read(1 << 16) == b"x" * (1 << 16), "who was not killed reads on"
+        client.kill()
+        client.communicate()
+        assert stats(directory_of(entry))["Name"] == entry.name
+    pause = threading.Event()
+    for entry in running:
+        while descriptors(entry) > before[entry.name]:  # the last clients' connections are on their way out
+            assert alive(entry)
+            pause.wait(0.01)
+    subprocess.run([*VMM, "stop", "--all"], check=True, stdout=subprocess.DEVNULL)
+    assert [entry for entry in entries() if alive(entry)] == []

@@ -11,6 +11,7 @@ import trio
 
 import images
 from nitro_vmm import Enclave, EnclaveConfig, EnclaveEndedError, Outcome
+from nitro_vmm.enclave.timeline import FROM_ENCLAVE, TO_ENCLAVE
 from vsock_machines import CONTROL_PORT, vmm_image
 
 pytestmark = pytest.mark.slow
@@ -72,6 +73,8 @@ async def test_two_enclaves_in_one_loop_are_reached_both_ways(agent_image: Path)
                     echoes[cid] = bytes(await connection.receive_some())
                 with pytest.raises(ConnectionRefusedError):
                     await vm.connect(ECHO_PORT + 1)
+        assert vm.timeline.has(FROM_ENCLAVE)
+        assert vm.timeline.has(TO_ENCLAVE)
 
     with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:

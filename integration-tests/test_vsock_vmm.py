@@ -1,6 +1,7 @@
 """Our own machine: vsock in its process, and on the daemon, which may die and come back."""
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -87,3 +88,29 @@ def test_an_enclave_reaches_vsock_proxy_as_on_ec2(image: Path, tmp_path: Path) -
                 proxying.terminate()
 
     assert answer.startswith(b"unknown"), answer
+
+
+def test_the_daemon_tells_the_machine_of_the_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    try:
+        image = images.hello("nitro")
+    except images.ImageError as error:
+        pytest.skip(str(error))
+    stats = tmp_path / "stats"
+    command = [images.command("vmm"), "run", str(image), "--json", "--vsock-stats", str(stats)]
+    command += ["--vsock", f"vhost-user:{tmp_path}/vhost{CID}"]
+
+    with daemon(tmp_path, CID, options=("--stats", str(stats))):
+        without = subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL)
+    vm = f"--vm=guest-cid={CID + 1},socket={tmp_path}/vhost{CID + 1},heartbeat=true"
+    command[-1] = f"vhost-user:{tmp_path}/vhost{CID + 1}"
+    with daemon(tmp_path, CID, options=("--stats", str(stats), vm)):
+        done = subprocess.run(command, capture_output=True, check=True, stdin=subprocess.DEVNULL)
+
+    assert without.returncode == 4
+    assert f"does not answer the heartbeat of its guest {CID}".encode() in without.stderr
+    report = json.loads(done.stdout)
+    assert report["HeartbeatSeconds"] < report["Seconds"]
+    assert report["EnclaveCID"] == CID + 1

@@ -78,6 +78,10 @@ class Environment:
         self.run("pip", "install", "--quiet", *ours, *names)
         self.run("pip", "install", "--quiet", *names)
 
+    def manual(self, command: str) -> Path:
+        """Where a command's manual page has to be."""
+        return self._directory / "share" / "man" / "man1" / f"{command}.1"
+
     def importable(self, module: str) -> bool:
         """Whether a module is there."""
         code = f"import importlib.util as u; print(u.find_spec({module!r}) is not None)"
@@ -94,6 +98,8 @@ def try_alone(distribution: str, environment: Environment) -> None:
     environment.install(distribution)
     environment.run("python", "-W", "error", "-c", f"import {distribution.replace('-', '_')}")
     version = environment.run(program, "--version").strip()
+    if not environment.manual(program).is_file():
+        raise WheelError(f"{distribution} brings no manual page of {program}")
     found = [module for module in strangers.split() if environment.importable(module)]
     if found:
         raise WheelError(f"pip install {distribution} brings {', '.join(found)} along")

@@ -32,6 +32,9 @@ class GuestInitHook(BuildHookInterface[Any]):
             version: "standard" or "editable"; both need the inits.
             build_data: What hatchling is told.
         """
+        # Manual pages are there if tools/man_pages.py has written them.
+        pages = sorted((Path(self.root) / "man").glob("*.1"))
+        build_data["shared_data"].update({str(page): f"share/man/man1/{page.name}" for page in pages})
         root = Path(self.root)
         for architecture in ARCHITECTURES:
             output = f"{OUTPUT}/init-{architecture}"

@@ -27,6 +27,9 @@ class NativeLibraryHook(BuildHookInterface[Any]):
             version: "standard" or "editable"; both want the library.
             build_data: What hatchling is told.
         """
+        # Manual pages are there if tools/man_pages.py has written them.
+        pages = sorted((Path(self.root) / "man").glob("*.1"))
+        build_data["shared_data"].update({str(page): f"share/man/man1/{page.name}" for page in pages})
         root = Path(self.root)
         if reason := obstacle():
             self.app.display_warning(f"building without the native part: {reason}")

@@ -102,6 +102,9 @@ class CompileHook(BuildHookInterface[Any]):
             version: "standard" or "editable"; the latter stays as it is.
             build_data: what hatchling is told.
         """
+        # Manual pages are there if tools/man_pages.py has written them.
+        pages = sorted((Path(self.root) / "man").glob("*.1"))
+        build_data["shared_data"].update({str(page): f"share/man/man1/{page.name}" for page in pages})
         if version == "editable" or not to_be_compiled():
             return
         self._directory = tempfile.TemporaryDirectory(prefix="nitro-vsock-")

@@ -48,7 +48,9 @@ def test_a_failing_test_shows_the_console(project: pytest.Pytester) -> None:
     result = run(project)
 
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*console of spinning.eif*", "hi"])
+    result.stdout.fnmatch_lines(
+        ["*console of spinning.eif*", "hi", "*timeline of spinning.eif*", "*guest starts*"]
+    )
 
 
 def test_an_enclave_that_does_not_boot_is_an_error_with_its_console(

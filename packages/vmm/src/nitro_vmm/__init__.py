@@ -29,9 +29,11 @@ if TYPE_CHECKING:
         ConsoleStream,
         Enclave,
         EnclaveEndedError,
+        Moment,
         Outcome,
         ParentListener,
         Result,
+        Timeline,
     )
     from nitro_vmm.errors import (
         HostError,
@@ -53,10 +55,12 @@ __all__ = [
     "EnclaveEndedError",
     "HostError",
     "ImageError",
+    "Moment",
     "Outcome",
     "ParentListener",
     "Result",
     "StateError",
+    "Timeline",
     "UsageError",
     "VmmError",
 ]
@@ -71,9 +75,11 @@ _HOMES = {
         "ConsoleStream",
         "Enclave",
         "EnclaveEndedError",
+        "Moment",
         "Outcome",
         "ParentListener",
         "Result",
+        "Timeline",
     ),
     "errors": ("HostError", "ImageError", "StateError", "UsageError", "VmmError"),
 }

@@ -10,7 +10,7 @@ from typing import Any, Self
 from nitro_eif import Measurements
 from nitro_vmm.blocking import BlockingEnclave
 from nitro_vmm.config import EnclaveConfig
-from nitro_vmm.enclave import Result
+from nitro_vmm.enclave import Result, Timeline
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -43,6 +43,11 @@ class AsyncioEnclave:
     def measurements(self) -> Measurements:
         """PCR0, PCR1, PCR2 and PCR8 of the image."""
         return self.blocking.measurements
+
+    @property
+    def timeline(self) -> Timeline:
+        """When what happened, from the launch on."""
+        return self.blocking.timeline
 
     @property
     def console_output(self) -> bytes:

@@ -16,7 +16,7 @@ import trio
 
 from nitro_eif import Measurements
 from nitro_vmm.config import EnclaveConfig, Endpoint
-from nitro_vmm.enclave import Enclave, EnclaveEndedError, ParentListener, Result
+from nitro_vmm.enclave import Enclave, EnclaveEndedError, ParentListener, Result, Timeline
 
 T = TypeVar("T")
 
@@ -126,6 +126,11 @@ class BlockingEnclave:
     def kms_endpoint(self) -> Endpoint | None:
         """Where this machine's programs reach the enclave's local KMS; `None` if they cannot."""
         return self._enclave.kms_endpoint
+
+    @property
+    def timeline(self) -> Timeline:
+        """When what happened, from the launch on."""
+        return self._enclave.timeline
 
     @property
     def console_output(self) -> bytes:

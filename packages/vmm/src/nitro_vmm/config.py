@@ -83,6 +83,16 @@ class Endpoint(_Frozen):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+def _debugger(value: object) -> object:
+    """``[ADDRESS:]PORT``; without an address it is 127.0.0.1, because a debugger may do anything."""
+    if type(value) is int or (isinstance(value, str) and value.isdecimal()):
+        return {"host": "127.0.0.1", "port": int(value)}
+    try:
+        return Endpoint.parse(value)
+    except ValueError:
+        raise ValueError("must be [ADDRESS:]PORT") from None
+
+
 class Proxied(_Frozen):
     """A port of the parent through which the enclave reaches a TCP endpoint."""
 
@@ -194,6 +204,10 @@ class EnclaveConfig(_Frozen):
     cmdline_append: Utf8 = ""
     """Added to the image's kernel command line, and not measured."""
 
+    quiet_kernel: bool = False
+    """Add ``quiet`` to the kernel's command line: it then prints errors only, and boots faster. It is not
+    measured, and before ``cmdline_append``, which wins."""
+
     vsock_path: Path | None = None
     """Unix socket that programs connect to and say ``CONNECT port``; with ``_port`` appended, the sockets
     that the enclave's connections to its parent go to. `None`: there are none."""
@@ -204,6 +218,10 @@ class EnclaveConfig(_Frozen):
 
     vhost_user_path: Path | None = None
     """A vhost-user-vsock daemon's socket: it serves vsock, instead of this process."""
+
+    vhost_user_stats_path: Path | None = None
+    """What that daemon got as ``--stats``: where it tells of the heartbeat, which it gets (``--heartbeat``).
+    `None`: nobody here learns that the enclave has booted, so that it may take for ever."""
 
     publish: tuple[Annotated[Published, BeforeValidator(Published.parse)], ...] = ()
     """Ports of the enclave that this machine's programs reach over TCP or unix sockets."""
@@ -229,6 +247,10 @@ class EnclaveConfig(_Frozen):
     """Show the console to the user. AWS shows it in debug mode only; here it is shown unless this is false,
     which is production mode as on hardware."""
 
+    gdb: Annotated[Endpoint, BeforeValidator(_debugger)] | None = None
+    """Where GDB is waited for, port 0 is a free one; the guest begins when it says so. Documents do not show
+    that a debugger is attached. `None`: nowhere."""
+
     role_arn: RoleArn | None = None
     """The parent instance's IAM role, measured into PCR3."""
 
@@ -251,6 +273,8 @@ class EnclaveConfig(_Frozen):
     @model_validator(mode="after")
     def _one_vsock(self) -> Self:
         if self.vhost_user_path is None:
+            if self.vhost_user_stats_path is not None:
+                raise ValueError("vhost_user_stats_path needs vhost_user_path: the socket of the same daemon")
             return self
         if self.vsock_path is not None:
             raise ValueError(

@@ -45,6 +45,7 @@ MESSAGES: Final = {
     "tuple_type": "must be a list",
     "missing": "must be given",
     "string_unicode": "must be UTF-8",
+    "literal_error": "must be one of {expected}",
 }
 """What is wrong, by pydantic's names of the errors."""
 
@@ -113,21 +114,23 @@ def read_table(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file():
             raise UsageError(
-                f"{path} is not a file that can be read", hint="give the path of a configuration"
+                f"{path} is not a file that can be read", hint="give the path of a configuration", code="M32"
             )
         with path.open("rb") as file:
             data = file.read(FILE_BYTES_MAX + 1)
         if len(data) > FILE_BYTES_MAX:
-            raise UsageError(f"{path} has more than {FILE_BYTES_MAX} bytes")
+            raise UsageError(f"{path} has more than {FILE_BYTES_MAX} bytes", code="M32")
         parsed = _parse(path.suffix, data.decode())
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
+        raise UsageError(f"{path}: {error.strerror}", code="M32") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(
-            f"{path}: {_one_line(error)}", hint="a configuration is a file of JSON, TOML or YAML"
+            f"{path}: {_one_line(error)}", hint="a configuration is a file of JSON, TOML or YAML", code="M32"
         ) from error
     if not isinstance(parsed, dict) or not all(isinstance(key, str) for key in parsed):
-        raise UsageError(f"{path} is not a table of names and values", hint="for example: memory_mib: 512")
+        raise UsageError(
+            f"{path} is not a table of names and values", hint="for example: memory_mib: 512", code="M32"
+        )
     return parsed
 
 

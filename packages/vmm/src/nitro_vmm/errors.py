@@ -6,11 +6,16 @@ class VmmError(Exception):
 
     Attributes:
         hint: What to do; empty where the message says all.
+        code: A letter and two digits that ``vmm explain`` explains: the class's, or a narrower one.
     """
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    code = "M00"
+
+    def __init__(self, message: str, *, hint: str = "", code: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        if code:
+            self.code = code
 
 
 class ImageError(VmmError):
@@ -22,9 +27,13 @@ class ImageError(VmmError):
             it counts in the decompressed bytes, and the message says so.
     """
 
-    def __init__(self, message: str, *, section: str, offset: int | None = None, hint: str = "") -> None:
+    code = "M02"
+
+    def __init__(
+        self, message: str, *, section: str, offset: int | None = None, hint: str = "", code: str = ""
+    ) -> None:
         place = section if offset is None else f"{section}, byte {offset:#x}"
-        super().__init__(f"{message} ({place})", hint=hint)
+        super().__init__(f"{message} ({place})", hint=hint, code=code)
         self.section = section
         self.offset = offset
 
@@ -32,13 +41,19 @@ class ImageError(VmmError):
 class HostError(VmmError):
     """The operating system, a library or a file of the host is in the way."""
 
+    code = "M03"
+
 
 class UsageError(VmmError):
     """The caller asked for what cannot be."""
 
+    code = "M01"
+
 
 class StateError(VmmError):
     """The state of a saved machine cannot be restored: it is of another machine, or is damaged."""
+
+    code = "M04"
 
     def __init__(
         self, message: str, *, hint: str = "start without it, and save a new one with this version"

@@ -141,7 +141,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         if "nitro_enclave_factory_session" in getattr(item, "fixturenames", ()):
             enclaves = [*item.session.stash.get(ENCLAVES, []), *enclaves]
         for enclave in enclaves:
-            report.sections.append((f"console of {enclave.config.eif_path.name}", _console(enclave)))
+            name = enclave.config.eif_path.name
+            report.sections.append((f"console of {name}", _console(enclave)))
+            report.sections.append((f"timeline of {name}", str(enclave.timeline)))
     return report
 
 

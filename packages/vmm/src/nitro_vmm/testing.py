@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from nitro_vmm.accel import Bus, EntryState, Exit, ExitReason, Line, Ram, Vcpu, VmState
+from nitro_vmm.accel import Bus, Debug, EntryState, Exit, ExitReason, Line, Ram, Vcpu, VmState
 from nitro_vmm.address_map import COM1
 from nitro_vmm.boot import elf
 
@@ -72,6 +72,11 @@ class FakeVcpu:
         """How often it was run."""
         self._program = program
         self._kicked = threading.Event()
+
+    @property
+    def debug(self) -> Debug | None:
+        """See `Vcpu.debug`."""
+        return None
 
     def enter(self, entry: EntryState) -> None:
         """See `Vcpu.enter`."""

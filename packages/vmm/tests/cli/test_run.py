@@ -199,8 +199,10 @@ def test_no_heartbeat_of_a_kernel_that_prints_nothing(image: Path) -> None:
     assert (done.returncode, report["Cause"]["code"]) == (ExitCode.BOOT_TIMEOUT, "B12")
 
 
-def test_a_kernel_that_nitro_would_not_boot(image: Path) -> None:
-    assert "Nitro boots a bzImage only" in call("run", str(image)).stderr
+def test_a_kernel_that_nitro_cannot_load_is_told_once_in_eifs_words(image: Path) -> None:
+    said = call("run", str(image)).stderr
+
+    assert said.count("the kernel is an ELF file (vmlinux), and Nitro loads a bzImage only") == 1
 
 
 def test_a_missing_image(tmp_path: Path) -> None:
@@ -281,3 +283,69 @@ def test_a_configuration_does_not_change() -> None:
 
     with pytest.raises(ValidationError):
         config.cid = 5  # type: ignore[misc]
+
+
+def test_a_timeline_is_written_as_json_and_as_a_page(image: Path) -> None:
+    as_json, as_page = image.with_name("boot.json"), image.with_name("boot.html")
+
+    assert call("run", str(image), "--timeline", str(as_json)).returncode == 0
+    assert call("run", str(image), "--timeline", str(as_page)).returncode == 0
+
+    found = json.loads(as_json.read_text())
+    assert (found["image"], found["end"]) == ("small.eif", "the enclave halted for good")
+    assert found["moments"][-1]["name"] == "end"
+    assert as_page.read_text().startswith("<!doctype html>")
+    assert sorted(path.suffix for path in image.parent.glob("*boot*")) == [".html", ".json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("boot.txt", ExitCode.USAGE, "must end in .html or .json"),
+        ("nowhere/boot.html", ExitCode.HOST, "nothing can be written to"),
+        (".json", ExitCode.USAGE, "must end in"),
+        ("directory.html", ExitCode.USAGE, "this is no file"),
+    ],
+)
+def test_where_no_timeline_can_be_written_is_said_before_the_boot(
+    image: Path, name: str, code: ExitCode, said: str
+) -> None:
+    image.with_name("directory.html").mkdir()
+
+    done = call("run", str(image), "--timeline", str(image.parent / name))
+
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+
+
+def test_json_logs_are_one_object_per_line(image: Path) -> None:
+    done = call("run", str(image), "--log-format", "json")
+
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert all(set(line) >= {"time", "level", "message"} for line in lines)
+    assert lines[-1]["report"]["Reason"] == "the enclave halted for good"
+    assert not any(line["message"].startswith("vmm:") for line in lines)
+    assert done.stdout == "hi"
+
+
+def test_errors_in_json_logs_have_code_and_hint(tmp_path: Path) -> None:
+    done = call("run", str(tmp_path / "absent.eif"), "--log-format", "json")
+
+    (error,) = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (error["level"], error["code"], error["exit_code"]) == ("error", "M19", 3)
+    assert error["hint"] == "give the path of an EIF"
+
+
+def test_what_others_log_is_json_as_well(image: Path) -> None:
+    program = (
+        "import logging, sys; from nitro_vmm.cli import main; from nitro_vmm.run import attach\n"
+        "before = attach.attach\n"
+        "attach.attach = lambda *a, **k: (logging.getLogger('x').warning('of %s', 'x'), before(*a, **k))[1]\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "run", str(image), "--log-format", "json"]
+
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+
+    (line,) = [found for line in done.stderr.splitlines() if (found := json.loads(line)).get("logger") == "x"]
+    assert (line["level"], line["message"]) == ("warning", "of x")

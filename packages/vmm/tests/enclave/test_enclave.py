@@ -10,7 +10,7 @@ import trio
 
 from nitro_nsm import NsmClient, VerifiedDocument, read_test_root, verify
 from nitro_vmm import Enclave, EnclaveConfig, EnclaveEndedError, Outcome, UsageError
-from nitro_vmm.accel import Exit, ExitReason
+from nitro_vmm.accel import EntryState, Exit, ExitReason
 from nitro_vmm.enclave.console import KEPT_BYTES_MAX
 from nitro_vmm.testing import FakeAccelerator, FakeVcpu
 from nitro_vsock import VsockError
@@ -309,3 +309,28 @@ async def test_the_guest_waits_for_the_sink_until_the_enclave_is_to_end(image: P
 
     assert await waited.receive() == b"x"
     assert result.outcome is Outcome.STOPPED
+
+
+@pytest.mark.parametrize(
+    ("options", "added"),
+    [
+        ({}, []),
+        ({"quiet_kernel": True}, [b"quiet"]),
+        ({"quiet_kernel": True, "cmdline_append": "loglevel=7"}, [b"quiet", b"loglevel=7"]),
+    ],
+)
+async def test_a_kernel_is_told_to_be_quiet_and_measurements_stay(
+    image: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], added: list[bytes]
+) -> None:
+    entries: list[EntryState] = []
+    monkeypatch.setattr(FakeVcpu, "enter", lambda _vcpu, entry: entries.append(entry))
+
+    async with enclave_with(image, lambda _vcpu: Exit(ExitReason.HALTED), **options) as enclave:
+        await enclave.wait()
+    async with enclave_with(image, lambda _vcpu: Exit(ExitReason.HALTED)) as plain:
+        pass
+
+    of_the_image = [b"quiet"]  # the fixture's
+    words = [word for word in entries[0].command_line.split() if not word.startswith(b"virtio_mmio")]
+    assert words[: len(added) + 1] == of_the_image + added
+    assert enclave.measurements == plain.measurements

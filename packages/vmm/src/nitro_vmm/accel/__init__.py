@@ -20,6 +20,7 @@ __all__ = [
     "ACCELERATORS",
     "Accelerator",
     "Bus",
+    "Debug",
     "EntryState",
     "Exit",
     "ExitReason",
@@ -74,8 +75,40 @@ class Bus(Protocol):
         ...
 
 
+class Debug(Protocol):
+    """What a debugger needs of a processor; all but the constructor while no `Vcpu.run` goes on."""
+
+    def read_register(self, name: str) -> int:
+        """A register by GDB's name, see `nitro_vmm.gdb.registers`; 0 for one that it does not have."""
+        ...
+
+    def write_register(self, name: str, value: int) -> None:
+        """Change one."""
+        ...
+
+    def set_breakpoints(self, addresses: frozenset[int]) -> None:
+        """End runs with `ExitReason.DEBUG` before the instructions at these virtual addresses."""
+        ...
+
+    def step(self, *, due: bool) -> None:
+        """Let the next run end with `ExitReason.DEBUG` after one instruction, or let it not.
+
+        Interrupts wait meanwhile.
+        """
+        ...
+
+    def forget_code(self) -> None:
+        """The guest's memory was changed, and there may have been code."""
+        ...
+
+
 class Vcpu(Protocol):
     """One virtual processor."""
+
+    @property
+    def debug(self) -> Debug | None:
+        """What a debugger needs; `None` where there is nothing of the kind."""
+        ...
 
     def enter(self, entry: EntryState) -> None:
         """Set the registers for the kernel's first instruction; before the first `run`."""

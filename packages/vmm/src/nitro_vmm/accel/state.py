@@ -41,6 +41,8 @@ class ExitReason(Enum):
     """HLT with interrupts off: nothing can wake the processor any more."""
     TRIPLE_FAULT = auto()
     """An exception could not be delivered, nor the double fault that follows."""
+    DEBUG = auto()
+    """A breakpoint, or the end of a debugger's step."""
     CRASHED = auto()
     """The guest ran where there is no code, or did what the accelerator cannot run."""
 

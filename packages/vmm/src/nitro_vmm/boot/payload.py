@@ -95,7 +95,7 @@ def _lz4(payload: memoryview) -> Iterator[bytes]:
     try:
         from lz4.block import LZ4BlockError, decompress  # noqa: PLC0415 - an extra
     except ImportError:
-        raise HostError("an lz4 kernel needs lz4", hint="pip install 'nitro-vmm[lz4]'") from None
+        raise HostError("an lz4 kernel needs lz4", hint="pip install 'nitro-vmm[lz4]'", code="M28") from None
     position = total = 0
     # The last four bytes are the appended length, not a block.
     while len(payload) - position > 4:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from nitro_vmm.cli import codes
 from nitro_vmm.cli.command import add_command, add_json, complain
 from nitro_vmm.cli.exit_code import ExitCode
 from nitro_vmm.errors import HostError, UsageError
@@ -48,6 +49,7 @@ def execute(arguments: argparse.Namespace, started_s: float) -> int:  # noqa: AR
             "a document is not text, and standard output is a terminal",
             hint="name a file by --output, or ask for --json",
             code=ExitCode.USAGE,
+            name=codes.COMMAND_LINE,
         )
     contents = {}
     for option in CONTENTS:

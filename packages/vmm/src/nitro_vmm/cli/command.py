@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Final
 
 from nitro_vmm.cli.exit_code import EXIT_CODES, ExitCode
-from nitro_vmm.cli.streams import tell
+from nitro_vmm.cli.streams import logs_json, report, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,9 +56,28 @@ def add_json(parser: argparse.ArgumentParser, about: str = "as JSON") -> None:
     parser.add_argument("--json", action="store_true", help=about)
 
 
-def complain(message: object, *, hint: str = "", code: ExitCode) -> int:
-    """Print an error and what to do about it; returns the code to exit with."""
-    tell(f"{PROGRAM}: error: {message}")
+def complain(message: object, *, hint: str = "", code: ExitCode, name: str) -> int:
+    """Print an error and what to do about it; returns the code to exit with.
+
+    Args:
+        message: What is wrong.
+        hint: What to do; empty where the message says all.
+        code: What to exit with.
+        name: The error's code, see `nitro_vmm.cli.codes`.
+    """
+    if logs_json():
+        report(
+            str(message),
+            level="error",
+            fields={"code": name, "exit_code": int(code), "hint": hint},
+        )
+        return code
+    tell(f"{PROGRAM}: error: {message} ({name})")
     if hint:
         tell(f"  hint: {hint}")
     return code
+
+
+def say(text: str, **fields: object) -> None:
+    """Tell people what happens; programs get ``fields`` as well, if the log is JSON."""
+    report(text if logs_json() else f"{PROGRAM}: {text}", fields=fields)

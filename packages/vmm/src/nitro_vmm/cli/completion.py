@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from nitro_vmm.cli import codes
 from nitro_vmm.cli.command import add_command, complain
 from nitro_vmm.cli.exit_code import ExitCode
 
@@ -28,7 +29,10 @@ def execute(arguments: argparse.Namespace, started_s: float) -> int:  # noqa: AR
         import shtab  # noqa: PLC0415 - an extra
     except ImportError:
         return complain(
-            "completion needs shtab", hint="pip install 'nitro-vmm[completion]'", code=ExitCode.HOST
+            "completion needs shtab",
+            hint="pip install 'nitro-vmm[completion]'",
+            code=ExitCode.HOST,
+            name=codes.EXTRA,
         )
     print(shtab.complete(arguments.parser, shell=arguments.shell))
     return ExitCode.ENDED

@@ -21,9 +21,11 @@ SPELLINGS: Final = {
     "accelerator": "--accel",
     "cid": "--cid",
     "cmdline_append": "--cmdline-append",
+    "quiet_kernel": "--quiet-kernel",
     "vsock_path": "--vsock-path",
     "seqpacket": "--seqpacket",
     "vhost_user_path": "--vsock",
+    "vhost_user_stats_path": "--vsock-stats",
     "publish": "--publish",
     "proxy": "--proxy",
     "allow": "--allow",
@@ -31,6 +33,7 @@ SPELLINGS: Final = {
     "boot_timeout_s": "--boot-timeout-s",
     "debug_mode": "--debug-mode",
     "console": "--console",
+    "gdb": "--gdb",
     "role_arn": "--role-arn",
     "instance_id": "--instance-id",
     "enclave_id": "--enclave-id",
@@ -72,6 +75,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--cmdline-append", metavar="TEXT", help="add to the kernel's command line; it is not measured")
     add(
+        "--quiet-kernel",
+        action="store_const",
+        const=True,
+        help="let the kernel print errors only: adds `quiet` to its command line, which is not measured",
+    )
+    add(
         "--vsock-path",
         metavar="PREFIX",
         help="unix sockets of the parent: PREFIX leads into the enclave, PREFIX_PORT gets its connections",
@@ -88,6 +97,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="vhost-user:PATH",
         type=_vhost_user,
         help="let a vhost-user-vsock daemon serve vsock",
+    )
+    add(
+        "--vsock-stats",
+        dest="vhost_user_stats_path",
+        metavar="PATH",
+        help="the daemon's --stats, where its --heartbeat tells that the enclave has booted",
     )
     add(
         *("--publish", "-p"),
@@ -128,6 +143,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--console",
         action=argparse.BooleanOptionalAction,
         help="show the console, or not, as AWS without --debug-mode (default: shown)",
+    )
+    add(
+        "--gdb",
+        metavar="[ADDR:]PORT",
+        help="wait for GDB (target remote) at this TCP port, 0 for a free one, before the guest begins",
     )
     add("--role-arn", metavar="ARN", help="the parent's IAM role, measured into PCR3")
     add("--instance-id", metavar="ID", help="the parent instance (i-...), measured into PCR4")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from nitro_vmm.cli import codes
 from nitro_vmm.cli.command import add_command, complain
 from nitro_vmm.cli.exit_code import ExitCode
 from nitro_vmm.cli.streams import tell
@@ -80,7 +81,9 @@ def execute_console(arguments: argparse.Namespace, started_s: float) -> int:  # 
     if not entry.console:
         return _no_console(entry)
     if not alive(entry):
-        return complain(f"{entry.name} has ended", hint=f"vmm logs {entry.name}", code=ExitCode.USAGE)
+        return complain(
+            f"{entry.name} has ended", hint=f"vmm logs {entry.name}", code=ExitCode.USAGE, name=codes.ENDED
+        )
     from nitro_vmm.run.terminal import may_read, stdin_fd, terminal_without_echo  # noqa: PLC0415
 
     fd = stdin_fd()
@@ -96,6 +99,7 @@ def _no_console(entry: Entry) -> int:
         f"{entry.name} shows no console",
         hint="run it with --console, or with --debug-mode and without --no-console",
         code=ExitCode.USAGE,
+        name=codes.NO_CONSOLE,
     )
 
 

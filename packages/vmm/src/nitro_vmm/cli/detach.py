@@ -9,15 +9,18 @@ import os
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from nitro_vmm.cli import launching
-from nitro_vmm.cli.command import complain
+from nitro_vmm.cli import codes, launching
+from nitro_vmm.cli.command import complain, say
 from nitro_vmm.cli.exit_code import ExitCode
 from nitro_vmm.cli.streams import tell
+from nitro_vmm.errors import VmmError
 
 if TYPE_CHECKING:
+    from nitro_vmm.enclave.enclave import Enclave
     from nitro_vmm.enclave.outcome import Result
     from nitro_vmm.run.registry import Entry
 
@@ -32,7 +35,11 @@ def launch(arguments: argparse.Namespace) -> int:
     elif said:
         tell(said)
     else:
-        complain("the enclave's process ended before it said anything", code=ExitCode.FAILED)
+        complain(
+            "the enclave's process ended before it said anything",
+            code=ExitCode.FAILED,
+            name=codes.NOTHING_SAID,
+        )
     return code
 
 
@@ -81,20 +88,41 @@ def run_detached(arguments: argparse.Namespace) -> int:
     try:
         config = config_of(arguments)
         path = config.eif_path
+        timeline_file = None
+        if arguments.timeline is not None:
+            from nitro_vmm.cli.timeline_file import TimelineFile  # noqa: PLC0415 - few want one
+
+            timeline_file = TimelineFile(arguments.timeline, path)
+
+        def note_end(enclave: "Enclave", result: "Result") -> None:
+            if timeline_file is not None:
+                with told():
+                    timeline_file.write(enclave.timeline, result)
+
         from nitro_vmm.run.detached import see_through  # noqa: PLC0415
 
         see_through(
             config,
             started=lambda entry: _started(entry, arguments.ready_fd),
             report=_report,
+            ended=note_end,
             forget=arguments.rm,
-            say=lambda text: tell(f"vmm: {text}"),
+            say=say,
         )
     except Exception as error:  # noqa: BLE001 - what is not known there is raised again
         return complain_of(error, path, daemon=arguments.vhost_user_path is not None)
     finally:
         launching.end()
     return ExitCode.ENDED
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Tell an error, and go on."""
+    try:
+        yield
+    except VmmError as error:
+        complain(error, hint=error.hint, code=ExitCode.HOST, name=error.code)
 
 
 def _started(entry: "Entry", ready_fd: int) -> None:

@@ -1,6 +1,7 @@
 """The parser, and what all commands have in common."""
 
 import argparse
+import errno
 import os
 import sys
 import threading
@@ -10,6 +11,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Final, NoReturn
 
+from nitro_vmm.cli import codes
 from nitro_vmm.cli.command import PROGRAM, RUN_EXAMPLE, complain
 from nitro_vmm.cli.exit_code import EXIT_CODES, ExitCode
 from nitro_vmm.cli.parsing import Parser, with_values
@@ -102,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.FAILED
     except OSError as error:  # of the answer itself: commands explain their own
         give_up(sys.stdout.fileno())
-        return complain(f"standard output: {error.strerror}", code=ExitCode.HOST)
+        return complain(f"standard output: {error.strerror}", code=ExitCode.HOST, name=codes.OUTPUT)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     return code
@@ -135,9 +137,14 @@ def _execute(argv: Sequence[str] | None, started_s: float) -> int:
         raise
     except VmmError as error:
         code = ExitCode.USAGE if isinstance(error, UsageError) else ExitCode.HOST
-        return complain(error, hint=error.hint, code=code)
+        return complain(error, hint=error.hint, code=code, name=error.code)
     except MemoryError:
-        return complain("there is not enough memory", hint="ulimit -v", code=ExitCode.HOST)
+        return complain(
+            "there is not enough memory",
+            hint="ulimit -v",
+            code=ExitCode.HOST,
+            name=codes.LIMITS[errno.ENOMEM],
+        )
     except Exception as error:
         if DEBUG in os.environ:
             raise
@@ -145,4 +152,5 @@ def _execute(argv: Sequence[str] | None, started_s: float) -> int:
             f"this is a bug of {PROGRAM}'s: {type(error).__name__}: {error}",
             hint=f"set {DEBUG}=1 for the traceback, and please report it",
             code=ExitCode.FAILED,
+            name=codes.BUG,
         )

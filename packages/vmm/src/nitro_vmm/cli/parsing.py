@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from nitro_vmm.cli import codes
 from nitro_vmm.cli.command import complain
 from nitro_vmm.cli.exit_code import ExitCode
 
@@ -19,7 +20,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """See `argparse.ArgumentParser.error`."""
         self.print_usage(sys.stderr)
-        complain(message, hint=self._hint(message), code=ExitCode.USAGE)
+        complain(message, hint=self._hint(message), code=ExitCode.USAGE, name=codes.COMMAND_LINE)
         self.exit(ExitCode.USAGE)
 
     def _hint(self, message: str) -> str:

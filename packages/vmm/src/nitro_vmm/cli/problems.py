@@ -4,10 +4,11 @@ import errno
 from pathlib import Path
 from typing import Final
 
+from nitro_vmm.cli import codes
 from nitro_vmm.cli.command import complain
 from nitro_vmm.cli.exit_code import ExitCode
 
-LIMITS: Final = {
+HINTS: Final = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "the whole system has too many open files",
     errno.ENOMEM: "give the enclave less memory (--memory-mib), or raise the limit (ulimit -v)",
@@ -29,31 +30,33 @@ def complain_of(error: Exception, path: Path | None = None, *, daemon: bool = Fa
     from nitro_vmm.errors import HostError, ImageError, UsageError  # noqa: PLC0415
     from nitro_vsock import VsockError  # noqa: PLC0415
 
+    name = codes.code_of(error)
     match error:
         case UsageError():
-            return complain(error, hint=error.hint, code=ExitCode.USAGE)
+            return complain(error, hint=error.hint, code=ExitCode.USAGE, name=name)
         case ImageError():
             hint = f"eif describe --findings {path} explains the file; if it was copied, copy it again"
-            return complain(f"{path}: {error}", hint=error.hint or hint, code=ExitCode.IMAGE)
+            return complain(f"{path}: {error}", hint=error.hint or hint, code=ExitCode.IMAGE, name=name)
         case EifError() if isinstance(error.__cause__, OSError):
-            code = ExitCode.HOST if error.__cause__.errno in LIMITS else ExitCode.IMAGE
-            return complain(error, hint=_hint(error.__cause__) or "give the path of an EIF", code=code)
+            number = error.__cause__.errno or 0
+            code = ExitCode.HOST if number in HINTS else ExitCode.IMAGE
+            hint = HINTS.get(number, "give the path of an EIF")
+            return complain(error, hint=hint, code=code, name=codes.LIMITS.get(number, codes.NO_IMAGE))
         case EifError():
-            return complain(error, hint=f"was {path} copied whole? eif describe {path}", code=ExitCode.IMAGE)
+            hint = f"was {path} copied whole? eif describe {path}"
+            return complain(error, hint=hint, code=ExitCode.IMAGE, name=name)
         case HostError():
-            return complain(error, hint=error.hint, code=ExitCode.HOST)
+            return complain(error, hint=error.hint, code=ExitCode.HOST, name=name)
         case VsockError():
             hint = "start the daemon first" if daemon else "give another --vsock-path"
-            return complain(error, hint=hint, code=ExitCode.HOST)
+            return complain(error, hint=error.hint or hint, code=ExitCode.HOST, name=name)
         case NsmError():
-            return complain(error, hint=getattr(error, "hint", ""), code=ExitCode.HOST)
+            return complain(error, hint=error.hint, code=ExitCode.HOST, name=name)
         case OSError() if path is not None and error.filename is not None and Path(error.filename) == path:
             hint = "give the path of an EIF"
-            return complain(f"{path}: {error.strerror}", hint=hint, code=ExitCode.IMAGE)
+            return complain(f"{path}: {error.strerror}", hint=hint, code=ExitCode.IMAGE, name=codes.NO_IMAGE)
         case OSError():
-            return complain(error, hint=_hint(error), code=ExitCode.HOST)
+            number = error.errno or 0
+            name = codes.LIMITS.get(number, codes.OTHER)
+            return complain(error, hint=HINTS.get(number, ""), code=ExitCode.HOST, name=name)
     raise error
-
-
-def _hint(error: OSError) -> str:
-    return LIMITS.get(error.errno or 0, "")

@@ -5,12 +5,12 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from nitro_vmm.cli import launching
+from nitro_vmm.cli import codes, command, launching
 from nitro_vmm.cli.command import PROGRAM, RUN_EXAMPLE, complain
 from nitro_vmm.cli.configure import add_options, config_of
 from nitro_vmm.cli.exit_code import EXIT_CODES, ExitCode
 from nitro_vmm.cli.problems import complain_of
-from nitro_vmm.cli.streams import tell
+from nitro_vmm.cli.streams import log_as_json
 from nitro_vmm.cli.told import Told
 from nitro_vmm.run.process import die_with_parent
 
@@ -43,6 +43,11 @@ def add(commands: "Subparsers") -> None:
         help="end when the program that started vmm run ends, however it does",
     )
     run.add_argument("--rm", action="store_true", help="with --detach: forget it when it has ended")
+    run.add_argument(
+        "--timeline",
+        metavar="FILE",
+        help="write when what happened, at the end: a web page (FILE.html) or JSON (FILE.json)",
+    )
     run.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)  # how `launch` starts the process
     run.add_argument(
         "--exit-code-from",
@@ -55,6 +60,12 @@ def add(commands: "Subparsers") -> None:
         action="store_true",
         help="let all escape sequences of the guest through to a terminal, not only colours",
     )
+    run.add_argument(
+        "--log-format",
+        choices=["text", "json"],
+        default="text",
+        help="what vmm itself says on standard error: text, or a JSON object per line (default: text)",
+    )
     run.add_argument("--quiet", "-q", action="store_true", help="say nothing but errors")
 
 
@@ -64,29 +75,38 @@ def execute(arguments: argparse.Namespace, started_s: float) -> int:
         if arguments.detach:
             hint = "one in the background outlives whoever launched it"
             return complain(
-                "--die-with-parent and --detach exclude each other", hint=hint, code=ExitCode.USAGE
+                "--die-with-parent and --detach exclude each other",
+                hint=hint,
+                code=ExitCode.USAGE,
+                name=codes.COMMAND_LINE,
             )
         die_with_parent()
     if arguments.detach and arguments.ready_fd is None:
         from nitro_vmm.cli.detach import launch  # noqa: PLC0415 - in the foreground nobody needs it
 
         return launch(arguments)
+    if arguments.log_format == "json":
+        log_as_json()
     level = logging.ERROR if arguments.quiet else logging.WARNING
     logging.basicConfig(format=f"{PROGRAM}: %(message)s", level=level, handlers=[Told()])
 
-    def say(text: str) -> None:
+    def say(text: str, **fields: object) -> None:
         if not arguments.quiet:
-            tell(f"{PROGRAM}: {text}")
+            command.say(text, **fields)
 
     launching.begin()
     if arguments.ready_fd is not None:
         from nitro_vmm.cli.detach import run_detached  # noqa: PLC0415
 
         return run_detached(arguments)
-    path = None
+    path = timeline_file = None
     try:
         config = config_of(arguments)
         path = config.eif_path
+        if arguments.timeline is not None:
+            from nitro_vmm.cli.timeline_file import TimelineFile  # noqa: PLC0415 - few want one
+
+            timeline_file = TimelineFile(arguments.timeline, path)
         # Imported here, so that --help and --version need not wait for the machine.
         from nitro_vmm.run.attach import attach  # noqa: PLC0415
 
@@ -115,8 +135,11 @@ def execute(arguments: argparse.Namespace, started_s: float) -> int:
         print(json.dumps(report(result, code), indent=2))
     beat = "no heartbeat" if result.heartbeat_s is None else f"heartbeat after {result.heartbeat_s:.2f} s"
     application = "" if result.application is None else f"; {result.application}"
-    say(f"{result.reason} after {result.seconds:.2f} s; {beat}{application}")
+    text = f"{result.reason} after {result.seconds:.2f} s; {beat}{application}"
+    say(text, report=report(result, code))
     if result.cause is not None:
-        say(f"why: {result.cause.message} ({result.cause.code})")
+        say(f"why: {result.cause.message} ({result.cause.code})", code=result.cause.code)
         say(f"  hint: {result.cause.hint}")
+    if timeline_file is not None:
+        timeline_file.write(attached.timeline, result)
     return code

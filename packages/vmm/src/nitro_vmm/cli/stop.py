@@ -6,6 +6,7 @@ import select
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from nitro_vmm.cli import codes
 from nitro_vmm.cli.command import add_command, add_json, complain
 from nitro_vmm.cli.exit_code import ExitCode
 from nitro_vmm.errors import HostError
@@ -81,7 +82,12 @@ def _chosen(arguments: argparse.Namespace, *, running: bool) -> list[Entry] | No
     if arguments.all:
         return [entry for entry in entries() if alive(entry) is running or not running]
     if not arguments.names:
-        complain("give a name", hint="vmm ps lists them; --all means all", code=ExitCode.USAGE)
+        complain(
+            "give a name",
+            hint="vmm ps lists them; --all means all",
+            code=ExitCode.USAGE,
+            name=codes.COMMAND_LINE,
+        )
         return None
     return [find(name) for name in arguments.names]
 
@@ -137,18 +143,23 @@ def execute_wait(arguments: argparse.Namespace, started_s: float) -> int:  # noq
         booted = _wait_for_boot(entry, arguments.timeout_s)
         if booted is None:
             return complain(
-                f"{entry.name} has not booted", hint=f"vmm logs {entry.name}", code=ExitCode.BOOT_TIMEOUT
+                f"{entry.name} has not booted",
+                hint=f"vmm logs {entry.name}",
+                code=ExitCode.BOOT_TIMEOUT,
+                name=codes.STILL_RUNS,
             )
         if booted:
             return ExitCode.ENDED
     with process_of(entry) as pidfd:
         if pidfd is not None and not wait_for(pidfd, arguments.timeout_s):
-            return complain(f"{entry.name} still runs", code=ExitCode.BOOT_TIMEOUT)
+            return complain(f"{entry.name} still runs", code=ExitCode.BOOT_TIMEOUT, name=codes.STILL_RUNS)
     with suppress(Exception):  # one that was launched with --rm has left nothing
         entry = find(entry.name)
     if entry.report is None:
         return complain(
-            f"the process of {entry.name} was killed, or forgotten at its end", code=ExitCode.FAILED
+            f"the process of {entry.name} was killed, or forgotten at its end",
+            code=ExitCode.FAILED,
+            name=codes.KILLED,
         )
     print(json.dumps(entry.report, indent=2) if arguments.json else entry.report["Reason"])
     code = int(entry.report["ExitCode"])

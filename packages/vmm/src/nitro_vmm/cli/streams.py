@@ -7,7 +7,10 @@ supervisor to a reader that went away.
 import os
 import select
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 STANDARD: Final = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
@@ -34,6 +37,45 @@ def give_up(stream_fd: int) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream_fd)
     os.close(null)
+
+
+_as_json = False
+
+
+def log_as_json() -> None:
+    """Let `report` print JSON from now on, in the shape of ``vhost-user-vsock --log-format json``."""
+    global _as_json  # noqa: PLW0603 - standard error is one for the process, and so is its format
+    _as_json = True
+
+
+def logs_json() -> bool:
+    """Whether `log_as_json` was called."""
+    return _as_json
+
+
+def report(message: str, *, level: str = "info", fields: "Mapping[str, object] | None" = None) -> None:
+    """Tell something on standard error: as text, or as one object of JSON with time, level and message.
+
+    Args:
+        message: As people read it.
+        level: ``info``, ``warning`` or ``error``, which text does not show.
+        fields: More for programs; text does not show them.
+    """
+    if not _as_json:
+        tell(message)
+        return
+    import json  # noqa: PLC0415 - text does not need it
+    import time  # noqa: PLC0415
+
+    now_s = time.time()
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now_s))
+    entry = {
+        "time": f"{moment}.{int(now_s % 1 * 1000):03}Z",
+        "level": level,
+        "message": message,
+        **(fields or {}),
+    }
+    tell(json.dumps(entry, default=str))
 
 
 def tell(line: str) -> None:

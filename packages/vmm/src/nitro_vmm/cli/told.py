@@ -3,7 +3,7 @@
 import logging
 from typing import Final
 
-from nitro_vmm.cli.streams import tell
+from nitro_vmm.cli.streams import logs_json, report
 
 LINES_MAX: Final = 10
 """How many messages of one kind are shown within `PERIOD_S`. A guest can cause some of them, as often as it
@@ -29,7 +29,9 @@ class Told(logging.Handler):
             self._began_s[kind] = record.created
             self._counts[kind] = 0
         self._counts[kind] += 1
+        level, logger = record.levelname.lower(), {"logger": record.name}
         if self._counts[kind] <= LINES_MAX:
-            tell(self.format(record))
+            text = record.getMessage() if logs_json() else self.format(record)
+            report(text, level=level, fields=logger)
         if self._counts[kind] == LINES_MAX:
-            tell(f"{record.name}: more such messages are not shown for {PERIOD_S:g} s")
+            report(f"{record.name}: more such messages are not shown for {PERIOD_S:g} s", level=level)

@@ -1,7 +1,7 @@
 """The Nitro Secure Module as a virtio device: `nitro_nsm` behind the transport, on a `nitro_vsock` queue."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nitro_nsm import REQUEST_BYTES_MAX, Nsm, VirtioNsm
 from nitro_vmm.devices.virtio_mmio import Driver, RunningState
@@ -18,14 +18,18 @@ class NsmDevice:
         nsm: The module. Its state outlives resets of the device, as a lock of a PCR must; it is saved by
             itself (`Nsm.state`), and is no part of this device's.
         memory: The guest's memory.
+        on_request: Called when the driver says that there are requests.
     """
 
     device_id = VirtioNsm.device_id
     features = VirtioNsm.features
     queue_sizes = VirtioNsm.queue_sizes
 
-    def __init__(self, nsm: Nsm, memory: GuestMemory) -> None:
+    def __init__(
+        self, nsm: Nsm, memory: GuestMemory, *, on_request: Callable[[], None] = lambda: None
+    ) -> None:
         self._server = VirtioNsm(nsm)
+        self._on_request = on_request
         self._memory = memory
         self._queue: SplitQueue | None = None
         self._driver: Driver | None = None
@@ -42,7 +46,7 @@ class NsmDevice:
         """
         self._queue = self._make_queue(queues)
         self._driver = driver
-        self.notify(0)
+        self._serve()
 
     def _make_queue(self, queues: Sequence[QueueLayout | None]) -> SplitQueue:
         if queues[0] is None:
@@ -58,6 +62,10 @@ class NsmDevice:
         Raises:
             QueueError: The queue is broken.
         """
+        self._on_request()
+        self._serve()
+
+    def _serve(self) -> None:
         while self._queue is not None:
             try:
                 wants_interrupt = self._server.process(self._queue)

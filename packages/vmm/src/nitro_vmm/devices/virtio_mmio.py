@@ -331,10 +331,19 @@ class VirtioMmio:
         device: What is behind it.
         line: The interrupt line; up while an interrupt is not acknowledged.
         name: What the log calls the device.
+        on_driver: Called each time that a driver begins to drive it.
     """
 
-    def __init__(self, device: VirtioDevice, line: Callable[[bool], None], *, name: str) -> None:
+    def __init__(
+        self,
+        device: VirtioDevice,
+        line: Callable[[bool], None],
+        *,
+        name: str,
+        on_driver: Callable[[], None] = lambda: None,
+    ) -> None:
         self._device = device
+        self._on_driver = on_driver
         self._line = line
         self._name = name
         self._complaints = 0
@@ -598,6 +607,7 @@ class VirtioMmio:
 
     def _activate(self) -> None:
         self._active = True
+        self._on_driver()
         layouts = [queue.layout() for queue in self._queues]
         try:
             self._device.activate(self._driver_features, layouts, self)

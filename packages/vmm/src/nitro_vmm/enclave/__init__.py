@@ -4,6 +4,7 @@ from nitro_vmm.enclave.console import Console, ConsoleSink, ConsoleStream
 from nitro_vmm.enclave.enclave import Enclave
 from nitro_vmm.enclave.outcome import EnclaveEndedError, Outcome, Result
 from nitro_vmm.enclave.parent import ParentListener
+from nitro_vmm.enclave.timeline import Moment, Timeline
 
 __all__ = [
     "Console",
@@ -11,7 +12,9 @@ __all__ = [
     "ConsoleStream",
     "Enclave",
     "EnclaveEndedError",
+    "Moment",
     "Outcome",
     "ParentListener",
     "Result",
+    "Timeline",
 ]

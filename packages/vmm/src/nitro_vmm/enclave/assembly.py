@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from nitro_eif import Eif, Measurements
+from nitro_eif import Eif, Measurements, kernel_problem
 from nitro_nsm import Nsm
 from nitro_vmm.accel import Accelerator, EntryState
 from nitro_vmm.address_map import MIB
@@ -21,14 +21,16 @@ from nitro_vmm.devices.vsock import VsockDevice
 from nitro_vmm.enclave.image import choose_memory_mib, measure_bootable
 from nitro_vmm.enclave.kernel_cache import KernelCache
 from nitro_vmm.enclave.security import security_module
+from nitro_vmm.enclave.timeline import LOADED, MEASURED, NSM_REQUEST, Timeline
 from nitro_vmm.machine.machine import Machine
 from nitro_vmm.machine.memory import Memory
-from nitro_vsock import HostSide, Service, VsockConfig, VsockEngine
+from nitro_vsock import GuestMemory, HostSide, Service, VsockConfig, VsockEngine
 from nitro_vsock.vhost_user import SharedRegion
 
 RNG_SEED_BYTES: Final = 64
 PARENT_CID: Final = 3
-ELF_MAGIC: Final = b"\x7fELF"
+CID_BYTES: Final = 8
+"""A vsock device's whole configuration space (virtio 1.3 §5.10.4)."""
 
 
 class VsockBackEnd(VirtioDevice, Protocol):
@@ -53,12 +55,16 @@ class Assembly:
 
     machine: Machine
     """With all its devices."""
+    memory: GuestMemory
+    """Its memory."""
     entry: EntryState
     """Where its kernel begins."""
     vsock: VsockBackEnd
     """What the main loop has to turn."""
     engine: VsockEngine | None
     """The vsock device of this process; `None` when a daemon serves it."""
+    cid: int
+    """The enclave's vsock address, which a daemon may have chosen."""
     measurements: Measurements
     """Of the image."""
     nsm: Nsm
@@ -81,6 +87,7 @@ def assemble(
     host_side: HostSide,
     services: dict[int, Service],
     say: Callable[[str], None],
+    timeline: Timeline,
     notes: Sequence[str] = (),
 ) -> Assembly:
     """Make an enclave. Takes long enough to be called in a thread.
@@ -94,6 +101,7 @@ def assemble(
         host_side: Where the enclave's connections go.
         services: Servers on ports that ``host_side`` does not know.
         say: Told what happens, for people.
+        timeline: Told what happens, for whoever wants to know when.
         notes: More to say once the image is known to boot.
 
     Raises:
@@ -108,10 +116,11 @@ def assemble(
     memory_mib = choose_memory_mib(config)
     with Eif.open(config.eif_path) as eif:
         measurements = measure_bootable(eif)
+        timeline.note(MEASURED)
         memory, regions = _allocate(memory_mib * MIB, resources, shared=config.vhost_user_path is not None)
         image_mib = config.eif_path.stat().st_size / MIB
-        if bytes(eif.kernel[: len(ELF_MAGIC)]) == ELF_MAGIC:
-            say("warning: the kernel is an ELF file, which boots here; Nitro boots a bzImage only")
+        if problem := kernel_problem(eif.kernel, eif.architecture):
+            say(f"warning: this image boots here only: {problem}")
         say(f"booting {config.eif_path} ({image_mib:.1f} MiB) in {memory_mib} MiB")
         for note in notes:
             say(note)
@@ -122,19 +131,23 @@ def assemble(
         )
         resources.callback(machine.close)
         nsm = security_module(config, measurements)
-        machine.add_virtio("nsm", NsmDevice(nsm, memory.guest))
+        nsm_device = NsmDevice(nsm, memory.guest, on_request=lambda: timeline.note(NSM_REQUEST))
+        machine.add_virtio("nsm", nsm_device, on_driver=lambda: timeline.note("nsm driver runs"))
         engine: VsockEngine | None = None
+        cid = config.cid
         vsock: VsockBackEnd
         if config.vhost_user_path is not None:
-            vsock = VhostUserVsockDevice(
+            daemon = VhostUserVsockDevice(
                 config.vhost_user_path, memory.guest, regions, locked=machine.locked, clock=time.monotonic
             )
+            cid = int.from_bytes(daemon.read_config(0, CID_BYTES), "little")
+            vsock = daemon  # which was told the address, and tells it the guest
         else:
             engine = VsockEngine(_vsock_config(config), services=services, host_side=host_side)
             resources.callback(engine.close)  # should the next line fail: the device closes it, too
             vsock = VsockDevice(engine, memory.guest, locked=machine.locked)
         resources.callback(vsock.close)
-        machine.add_virtio("vsock", vsock)
+        machine.add_virtio("vsock", vsock, on_driver=lambda: timeline.note("vsock driver runs"))
 
         entry = load(
             memory.guest,
@@ -146,10 +159,29 @@ def assemble(
             virtio_slots=machine.board.virtio_slots,
             processors=processors,
             kvm_clock=machine.kvm_clock,
-            append=[config.cmdline_append.encode()] if config.cmdline_append else [],
+            append=_appended(config),
             unpack=KernelCache(Cache()).contents,
         )
-    return Assembly(machine, entry, vsock, engine, measurements, nsm, nsm.module_id, memory_mib, processors)
+        timeline.note(LOADED)
+    return Assembly(
+        machine,
+        memory.guest,
+        entry,
+        vsock,
+        engine,
+        cid,
+        measurements,
+        nsm,
+        nsm.module_id,
+        memory_mib,
+        processors,
+    )
+
+
+def _appended(config: EnclaveConfig) -> list[bytes]:
+    """What follows the image's command line; the last word on a setting counts for Linux."""
+    words = [b"quiet"] if config.quiet_kernel else []
+    return [*words, config.cmdline_append.encode()] if config.cmdline_append else words
 
 
 def _choose_processors(config: EnclaveConfig, accelerator: Accelerator, say: Callable[[str], None]) -> int:

@@ -23,9 +23,12 @@ from nitro_nsm import NsmClient, Refusal
 from nitro_vmm.accel import Accelerator, open_accelerator
 from nitro_vmm.config import EnclaveConfig, Endpoint
 from nitro_vmm.defaults import CID_DEFAULT
+from nitro_vmm.enclave import timeline
 from nitro_vmm.enclave.assembly import Assembly, assemble
 from nitro_vmm.enclave.causes import Cause, of_silence
 from nitro_vmm.enclave.console import Console, ConsoleSink
+from nitro_vmm.enclave.daemon_heartbeat import UNSEEN, DaemonHeartbeat
+from nitro_vmm.enclave.debugger import Debugger
 from nitro_vmm.enclave.egress import HTTP_PROXY_PORT, Egress
 from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT, Heartbeat
 from nitro_vmm.enclave.local_kms import LocalKms, open_local_kms
@@ -34,6 +37,7 @@ from nitro_vmm.enclave.parent import ParentListener, ParentSide
 from nitro_vmm.enclave.published import PublishedPorts
 from nitro_vmm.enclave.security import signing_root
 from nitro_vmm.enclave.tasks import either, ungrouped
+from nitro_vmm.enclave.timeline import Timeline
 from nitro_vmm.enclave.watch import ConsoleWatch
 from nitro_vmm.errors import UsageError
 from nitro_vmm.machine.machine import End, Ending
@@ -86,12 +90,16 @@ class Enclave:
         self._accelerator = accelerator
         self._say = say
         self._started_s = time.monotonic() if started_s is None else started_s
-        self._heartbeat = Heartbeat(say, self._seconds)
-        self._watch = ConsoleWatch()
+        self.timeline: Timeline = Timeline(self._seconds)
+        """When what happened, from the launch on."""
+        self._heartbeat = Heartbeat(say, self._seconds, lambda: self.timeline.note(timeline.HEARTBEAT))
+        self._watch = ConsoleWatch(self.timeline.note_line)
         self._cause: Cause | None = None
         unix = None if config.vsock_path is None else UnixHostSide(config.vsock_path)
         self._egress = Egress(config.proxy, config.allow)
-        self._parent = ParentSide(unix, self._egress, self._heartbeat.note)
+        self._daemon: DaemonHeartbeat | None = None
+        self._debugger: Debugger | None = None
+        self._parent = ParentSide(unix, self._egress, self._heartbeat.note, self._on_connected)
         self._published: PublishedPorts | None = None
         self._kms: LocalKms | None = None
         self._verdict: Verdict | None = None
@@ -118,6 +126,8 @@ class Enclave:
             self._kms.start(self._nursery)
         for task in (self._run_guest, self._watch_boot, self._move_vsock):
             self._nursery.start_soon(task, self._assembly)
+        if self._debugger is not None:
+            self._nursery.start_soon(self._debugger.serve)
         return self
 
     async def __aexit__(
@@ -159,6 +169,11 @@ class Enclave:
     def kms_endpoint(self) -> Endpoint | None:
         """Where this machine's programs reach the enclave's local KMS; `None` if they cannot."""
         return None if self._kms is None else self._kms.endpoint
+
+    @property
+    def gdb(self) -> Endpoint | None:
+        """Where GDB is waited for; a port that was 0 is the one found. `None` if nowhere."""
+        return None if self._debugger is None else self._debugger.endpoint
 
     @property
     def processors(self) -> int:
@@ -232,7 +247,9 @@ class Enclave:
         engine = self._running.engine
         if engine is None:
             raise UsageError(
-                "a vhost-user daemon serves this enclave's vsock", hint="connect through the daemon's sockets"
+                "a vhost-user daemon serves this enclave's vsock",
+                hint="connect through the daemon's sockets",
+                code="M27",
             )
         accepted = False
         answered = trio.Event()
@@ -263,7 +280,9 @@ class Enclave:
         """
         if self.config.vhost_user_path is not None:
             raise UsageError(
-                "a vhost-user daemon serves this enclave's vsock", hint="listen on the daemon's sockets"
+                "a vhost-user daemon serves this enclave's vsock",
+                hint="listen on the daemon's sockets",
+                code="M27",
             )
         return self._parent.listen(port)
 
@@ -318,10 +337,14 @@ class Enclave:
     def _seconds(self) -> float:
         return time.monotonic() - self._started_s
 
+    def _booting_s(self) -> float:
+        """How much of the boot time-out is over; a guest that a debugger has stopped does not boot."""
+        return self._seconds() if self._debugger is None else self._debugger.ran_s
+
     def _assemble(self) -> Assembly:
         services: dict[int, Service] = {HEARTBEAT_PORT: self._on_heartbeat}
         if self.config.allow:
-            services[HTTP_PROXY_PORT] = self._egress.serve_http
+            services[HTTP_PROXY_PORT] = self._on_proxy
         if (kms := self.config.kms) is not None:
             if kms.port in services:
                 raise UsageError(f"port {kms.port} of the parent is in use", hint="give kms another port")
@@ -331,9 +354,13 @@ class Enclave:
         self._published = PublishedPorts(self.config.publish, self._resources, self._say)
         # Opened first, because Unicorn measures a clock while the image is loaded. Why it was chosen is told
         # when the image is known to boot.
+        if self.config.gdb is not None:
+            self._debugger = Debugger(self.config.gdb, self.terminate, self._say)
+            self._resources.callback(self._debugger.close)
         notes: list[str] = []
         accelerator = self._accelerator or open_accelerator(self.config.accelerator, say=notes.append)
-        return assemble(
+        self.timeline.note(timeline.ACCELERATOR, accelerator.name)
+        assembly = assemble(
             self.config,
             accelerator,
             self._resources,
@@ -343,7 +370,17 @@ class Enclave:
             host_side=self._parent,
             services=services,
             say=self._say,
+            timeline=self.timeline,
         )
+        if self._debugger is not None:
+            assert self._token is not None  # noqa: S101 - set before
+            self._debugger.attach(assembly.machine, assembly.memory, self._token)
+        if self.config.vhost_user_path is not None:
+            if self.config.vhost_user_stats_path is not None:
+                self._daemon = DaemonHeartbeat(self.config.vhost_user_stats_path, assembly.cid)
+            else:
+                self._say(UNSEEN)
+        return assembly
 
     def _stop(self, verdict: Verdict) -> None:
         if self._verdict is None:
@@ -355,8 +392,13 @@ class Enclave:
     # What the machine calls, in a processor's thread.
 
     def _on_console(self, data: bytes) -> None:
+        if not self._watch.printed:
+            self.timeline.note(timeline.FIRST_OUTPUT)
         self.console.write(data)
-        if self._watch.feed(data):
+        over = self._watch.feed(data)
+        if self._watch.application is not None:
+            self.timeline.note(timeline.APPLICATION_ENDED, str(self._watch.application))
+        if over:
             self._running.machine.stop()
 
     def _on_console_ready(self) -> None:
@@ -371,10 +413,18 @@ class Enclave:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         self._nursery.start_soon(self._heartbeat.answer, stream)
 
+    def _on_proxy(self, sock: socket.socket) -> None:
+        self._on_connected(HTTP_PROXY_PORT)
+        self._egress.serve_http(sock)
+
+    def _on_connected(self, port: int) -> None:
+        self.timeline.note(timeline.FROM_ENCLAVE, f"port {port}")
+
     async def _run_guest(self, assembly: Assembly) -> None:
         if self._verdict is not None:  # told to end while it was put together
             assembly.machine.stop()
         ending = Ending(End.CRASHED, "its thread failed")
+        self.timeline.note(timeline.STARTED)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._stop_when_cancelled, assembly)
@@ -382,6 +432,8 @@ class Enclave:
                 ending = await trio.to_thread.run_sync(
                     assembly.machine.run, assembly.entry, limiter=trio.CapacityLimiter(1)
                 )
+                if self._daemon is not None and not self.has_booted:
+                    await self._daemon.look(self._heartbeat)  # it may have come just before the end
                 nursery.cancel_scope.cancel()
         finally:
             self._settle(assembly, ending)
@@ -397,11 +449,14 @@ class Enclave:
             measurements=assembly.measurements,
             module_id=assembly.module_id,
             memory_mib=assembly.memory_mib,
-            cid=self.config.cid,
+            cid=assembly.cid,
             debug_mode=self.config.debug_mode,
             application=self._watch.application,
             cause=self._watch.cause or self._cause,
         )
+        if self._watch.panic is not None:
+            self.timeline.note(timeline.PANIC, self._watch.panic)
+        self.timeline.note(timeline.END, verdict.reason)
         self.console.close()
         self._input_wanted.set()
         self._parent.end()
@@ -416,12 +471,14 @@ class Enclave:
             assembly.machine.stop()
 
     async def _watch_boot(self, assembly: Assembly) -> None:
-        if self.config.vhost_user_path is not None:
-            return  # the daemon's clients get the heartbeat
-        remaining_s = self.config.boot_timeout_s - self._seconds()
-        with trio.move_on_after(max(remaining_s, 0)):
-            await self._heartbeat.came.wait()
-            return
+        if self.config.vhost_user_path is not None and self._daemon is None:
+            return  # a program of the user's gets the heartbeat from the daemon
+        while (remaining_s := self.config.boot_timeout_s - self._booting_s()) > 0:
+            with trio.move_on_after(remaining_s):
+                if self._daemon is not None:
+                    await self._daemon.watch(self._heartbeat)
+                await self._heartbeat.came.wait()
+                return
         self._cause = of_silence(
             printed=self._watch.printed,
             device_found=assembly.machine.board.driver_runs("vsock"),
@@ -430,11 +487,15 @@ class Enclave:
         self._stop(late(self.config.boot_timeout_s, panic=self._watch.panic))
 
     async def _move_vsock(self, assembly: Assembly) -> None:
-        vsock = assembly.vsock
+        vsock, watched = assembly.vsock, assembly.engine
         while True:
             delay_s = vsock.turn()
             if delay_s == 0:
                 await trio.lowlevel.checkpoint()
                 continue
+            # Here, because a busy vsock has no time for it. The first one counts.
+            if watched is not None and watched.counters().opened_by_host:
+                self.timeline.note(timeline.TO_ENCLAVE)
+                watched = None
             with trio.move_on_after(math.inf if delay_s is None else delay_s):
                 await trio.lowlevel.wait_readable(vsock.fileno())

@@ -20,15 +20,22 @@ class Heartbeat:
     Args:
         say: Told what happens, for people.
         seconds: The time since the launch.
+        on_beat: Called when it has come.
     """
 
-    def __init__(self, say: Callable[[str], None], seconds: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        seconds: Callable[[], float],
+        on_beat: Callable[[], None] = lambda: None,
+    ) -> None:
         self.at_s: float | None = None
         """When it came, in seconds since the launch; `None` while it has not."""
         self.came = trio.Event()
         """Set when it has come."""
         self._say = say
         self._seconds = seconds
+        self._on_beat = on_beat
         self.failures = 0
         """How many connections to its port brought no heartbeat."""
 
@@ -38,6 +45,7 @@ class Heartbeat:
             self.at_s = self._seconds()
             self._say(f"heartbeat after {self.at_s:.2f} s")
             self.came.set()
+            self._on_beat()
 
     async def answer(self, stream: trio.abc.Stream) -> None:
         """Serve a connection to the heartbeat's port, and close it.
@@ -53,11 +61,12 @@ class Heartbeat:
                     self.note()
                 else:
                     got = bytes(byte).hex() or "empty"
-                    self._fail(f"the enclave's heartbeat was {got}, not {HEARTBEAT.hex()}")
+                    self.fail(f"the enclave's heartbeat was {got}, not {HEARTBEAT.hex()}")
             except trio.BrokenResourceError:
-                self._fail("the enclave broke off its heartbeat")
+                self.fail("the enclave broke off its heartbeat")
 
-    def _fail(self, how: str) -> None:
+    def fail(self, how: str) -> None:
+        """Something came that is no heartbeat; the first few times it is told."""
         self.failures += 1
         if self.failures <= FAILURES_SAID_MAX:
             more = "; more of these are not reported" if self.failures == FAILURES_SAID_MAX else ""

@@ -28,7 +28,7 @@ def choose_memory_mib(config: EnclaveConfig) -> int:
     status = config.eif_path.stat()
     if kind := KINDS.get(stat.S_IFMT(status.st_mode)):
         raise ImageError(
-            f"this is {kind}", section="file type", hint="give the path of a regular file, an EIF"
+            f"this is {kind}", section="file type", hint="give the path of a regular file, an EIF", code="M16"
         )
     image_bytes = status.st_size
     needed_mib = -(-MEMORY_PER_IMAGE_BYTE * image_bytes // MIB)
@@ -39,6 +39,7 @@ def choose_memory_mib(config: EnclaveConfig) -> int:
             f"{config.eif_path} has {image_bytes} bytes and needs four times as much memory, "
             f"{needed_mib} MiB; it was given {config.memory_mib}",
             hint=f"--memory-mib {needed_mib}",
+            code="M15",
         )
     return config.memory_mib
 
@@ -54,6 +55,7 @@ def measure_bootable(eif: Eif) -> Measurements:
             f"the image is for {eif.architecture.value}, and this machine is an x86_64",
             section="header",
             offset=6,
+            code="M17",
         )
     measured = measure_and_checksum(eif)
     # A kernel that only Nitro cannot load, such as a vmlinux, boots here.
@@ -61,5 +63,7 @@ def measure_bootable(eif: Eif) -> Measurements:
     if found:
         first = found[0]
         section = "header" if first.section is None else f"section {first.section}"
-        raise ImageError(f"Nitro would not boot it: {first.message}", section=section, offset=first.offset)
+        raise ImageError(
+            f"Nitro would not boot it: {first.message}", section=section, offset=first.offset, code="M18"
+        )
     return measured.measurements

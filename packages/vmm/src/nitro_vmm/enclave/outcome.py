@@ -70,6 +70,8 @@ class EnclaveEndedError(VmmError):
         result: How it ended.
     """
 
+    code = "M05"
+
     def __init__(self, result: Result) -> None:
         because = "" if result.cause is None else f": {result.cause.message}"
         super().__init__(result.reason + because, hint="" if result.cause is None else result.cause.hint)

@@ -91,13 +91,21 @@ class ParentSide:
         egress: The ports that lead to TCP endpoints.
         heartbeat: Called when a program of the user's has taken a connection to the heartbeat's port: such a
             program answers the heartbeat itself.
+        connected: Called with the port of each other connection that somebody takes.
     """
 
-    def __init__(self, inner: HostSide | None, egress: Egress, heartbeat: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        inner: HostSide | None,
+        egress: Egress,
+        heartbeat: Callable[[], None],
+        connected: Callable[[int], None] = lambda _port: None,
+    ) -> None:
         self._inner = inner
         self._egress = egress
         self._heartbeat = heartbeat
         self._shared = SharedParentSide()
+        self._connected = connected
         self._listeners: dict[int, ParentListener] = {}
 
     def listen(self, port: int) -> ParentListener:
@@ -123,6 +131,7 @@ class ParentSide:
         """See `HostSide.connect`."""
         listener = self._listeners.get(port)
         if listener is None and socket_type is SocketType.STREAM and port in self._egress.targets:
+            self._connected(port)
             return self._egress.dial(self._egress.targets[port])
         if listener is None or socket_type is not SocketType.STREAM:
             connection = self._elsewhere(port, socket_type)
@@ -135,6 +144,8 @@ class ParentSide:
                 raise ConnectionRefusedError(port)
         if port == HEARTBEAT_PORT:
             self._heartbeat()
+        else:
+            self._connected(port)
         return connection
 
     def _elsewhere(self, port: int, socket_type: SocketType) -> "socket.socket | Future[socket.socket]":

@@ -77,7 +77,7 @@ def listen_at(endpoint: Endpoint, purpose: str, *, hint: str) -> socket.socket:
         family, _, _, _, address = found[0]
         listener = socket.create_server(address, family=family, backlog=BACKLOG)
     except OSError as error:
-        raise HostError(f"cannot {purpose} at {endpoint}: {error.strerror}", hint=hint) from error
+        raise HostError(f"cannot {purpose} at {endpoint}: {error.strerror}", hint=hint, code="M23") from error
     listener.setblocking(False)
     return listener
 

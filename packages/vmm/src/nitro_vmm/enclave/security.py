@@ -49,6 +49,7 @@ def signing_root(config: EnclaveConfig) -> Root:
             raise HostError(
                 str(error),
                 hint="set XDG_DATA_HOME to a directory that can be written, or give a root with --root-key",
+                code="M24",
             ) from error
     pem = _read(config.root_key)
     if config.root_cert is not None:
@@ -57,15 +58,17 @@ def signing_root(config: EnclaveConfig) -> Root:
         return Root.load(str(config.root_key), pem)
     except InputError as error:
         raise UsageError(
-            str(error), hint="`nsm pki show` says where a root is; --root-cert names its certificate"
+            str(error),
+            hint="`nsm pki show` says where a root is; --root-cert names its certificate",
+            code="M25",
         ) from error
 
 
 def _read(path: Path) -> bytes:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe might never end
-            raise UsageError(f"{path} is not a regular file", hint="give a file of PEM")
+            raise UsageError(f"{path} is not a regular file", hint="give a file of PEM", code="M16")
         with path.open("rb") as file:
             return file.read(PEM_BYTES_MAX)
     except OSError as error:
-        raise HostError(f"{path}: {error.strerror}") from error
+        raise HostError(f"{path}: {error.strerror}", code="M25") from error

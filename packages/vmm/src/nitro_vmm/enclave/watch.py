@@ -6,6 +6,7 @@ or misjudge itself, and nobody else.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,9 +48,14 @@ class ApplicationEnd:
 
 
 class ConsoleWatch:
-    """Reads the console's output line by line."""
+    """Reads the console's output line by line.
 
-    def __init__(self) -> None:
+    Args:
+        on_line: Called with each line, without its end.
+    """
+
+    def __init__(self, on_line: Callable[[bytes], None] = lambda _line: None) -> None:
+        self._on_line = on_line
         self.panic: str | None = None
         """The first line of the panic; `None` while there was none."""
         self.application: ApplicationEnd | None = None
@@ -72,6 +78,7 @@ class ConsoleWatch:
         return over
 
     def _finish_line(self, line: bytes) -> bool:
+        self._on_line(line)
         if self.cause is None:
             self.cause = recognise(line)
         if match := APPLICATION.match(line):

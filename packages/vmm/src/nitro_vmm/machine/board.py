@@ -88,16 +88,19 @@ class Board:
         bus.add_ports(at.ACPI_SLEEP_CONTROL, ACPI_PORTS, power)
         bus.output = self._deliver_output
 
-    def add_virtio(self, name: str, device: VirtioDevice) -> None:
+    def add_virtio(
+        self, name: str, device: VirtioDevice, *, on_driver: Callable[[], None] = lambda: None
+    ) -> None:
         """Put a device into the next virtio slot; before the kernel is loaded.
 
         Args:
             name: What messages and saved machines call it.
             device: What is behind the transport.
+            on_driver: Called each time that a driver begins to drive it.
         """
         slot = at.virtio_slot(len(self.virtio_slots))
         self.virtio_slots.append(slot)
-        transport = VirtioMmio(device, self._line(slot.irq), name=name)
+        transport = VirtioMmio(device, self._line(slot.irq), name=name, on_driver=on_driver)
         self._virtio[name] = transport
         self._bus.add_page(slot.address, transport)
         for index in range(len(device.queue_sizes)):

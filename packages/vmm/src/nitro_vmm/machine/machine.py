@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from nitro_vmm.accel import Accelerator, EntryState, ExitReason, Vcpu, VmState
+from nitro_vmm.accel import Accelerator, Debug, EntryState, ExitReason, Vcpu, VmState
 from nitro_vmm.devices.virtio_mmio import VirtioDevice
 from nitro_vmm.machine.board import Board, BoardState
 from nitro_vmm.machine.bus import AddressSpace
@@ -96,6 +96,9 @@ class Machine:
             reset=lambda: self._finish(Ending(End.REBOOT)),
         )
         """The devices."""
+        self.on_debug_stop: Callable[[], None] = lambda: None
+        """Called when the guest stands at a debugger's breakpoint or has done its step, in a processor's
+        thread; `pause` then stops the devices, too, and `resume` lets all go on."""
         self._changed = threading.Condition()
         self._ending: Ending | None = None
         self._paused = False
@@ -107,9 +110,16 @@ class Machine:
         """Whether the guest has kvm-clock."""
         return self._vm.kvm_clock
 
-    def add_virtio(self, name: str, device: VirtioDevice) -> None:
+    @property
+    def debug(self) -> Debug | None:
+        """What a debugger needs of the first processor; `None` where its accelerator has no such thing."""
+        return self._vm.vcpus[0].debug
+
+    def add_virtio(
+        self, name: str, device: VirtioDevice, *, on_driver: Callable[[], None] = lambda: None
+    ) -> None:
         """See `Board.add_virtio`."""
-        self.board.add_virtio(name, device)
+        self.board.add_virtio(name, device, on_driver=on_driver)
 
     def locked(self, function: Callable[[], None]) -> None:
         """Call a function that touches devices under the bus lock; not for a processor's thread."""
@@ -203,8 +213,11 @@ class Machine:
             exit_ = vcpu.run()
             with self._changed:
                 self._running -= 1
+                self._paused = self._paused or exit_.reason is ExitReason.DEBUG
                 self._changed.notify_all()
-            if exit_.reason is not ExitReason.KICKED:
+            if exit_.reason is ExitReason.DEBUG:
+                self.on_debug_stop()
+            elif exit_.reason is not ExitReason.KICKED:
                 self._finish(Ending(ENDS[exit_.reason], exit_.details))
 
     def _may_run(self) -> bool:

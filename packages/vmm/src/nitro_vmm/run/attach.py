@@ -14,6 +14,7 @@ from nitro_vmm.accel import Accelerator
 from nitro_vmm.config import EnclaveConfig
 from nitro_vmm.enclave import Enclave, EnclaveEndedError, Result
 from nitro_vmm.enclave.tasks import ungrouped
+from nitro_vmm.enclave.timeline import Timeline
 from nitro_vmm.run.console_writer import ConsoleWriter
 from nitro_vmm.run.escapes import EscapeFilter
 from nitro_vmm.run.process import notify
@@ -33,6 +34,8 @@ class Attached:
     """How it ended."""
     signal: signal.Signals | None
     """Which signal ended it, if one did."""
+    timeline: Timeline
+    """When what happened."""
 
 
 def attach(
@@ -86,7 +89,7 @@ async def _see_through(enclave: Enclave, launched: Callable[[], object]) -> Atta
                 nursery.start_soon(_notify_boot, enclave)
                 result = await enclave.wait()
             nursery.cancel_scope.cancel()
-    return Attached(result, received)
+    return Attached(result, received, enclave.timeline)
 
 
 async def _notify_boot(enclave: Enclave) -> None:

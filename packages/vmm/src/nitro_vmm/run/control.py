@@ -55,6 +55,7 @@ def ask(directory: Path, what: str, parameters: Mapping[str, str] = NOTHING) -> 
         raise HostError(
             f"the process of {directory.name} does not answer: {error.strerror or error}",
             hint=f"vmm terminate {directory.name} ends it",
+            code="M13",
         ) from error
     return control
 
@@ -93,5 +94,5 @@ def _answer(directory: Path, what: str, parameters: Mapping[str, str] = NOTHING)
                 line = answer.readline(ANSWER_BYTES_MAX)
             found: dict[str, Any] = json.loads(line)
         except (OSError, ValueError) as error:
-            raise HostError(f"the process of {directory.name} does not answer") from error
+            raise HostError(f"the process of {directory.name} does not answer", code="M13") from error
     return found

@@ -39,6 +39,7 @@ def see_through(
     *,
     started: Callable[[Entry], None],
     report: Callable[[Result, int | None], dict[str, Any]],
+    ended: Callable[[Enclave, Result], None] = lambda _enclave, _result: None,
     forget: bool = False,
     say: Callable[[str], None] = logger.info,
     accelerator: Accelerator | None = None,
@@ -49,6 +50,7 @@ def see_through(
         config: What to launch; the default CID is a free one.
         started: Called when it runs, with its entry in the registry.
         report: How an end is written into the registry; gets the signal that caused it, if one did.
+        ended: Called when it has ended.
         forget: Leave nothing in the registry at the end.
         say: Told what happens, for people.
         accelerator: See `Enclave`.
@@ -81,6 +83,7 @@ def see_through(
         with closing(LogFile(registration.directory / "console.log")) as log:
             enclave = Enclave(config, console_sink=log, accelerator=accelerator, say=say)
             result, received = trio.run(_serve, enclave, registration, note_start)
+        ended(enclave, result)
         registration.update(status=ENDED, report=report(result, received))
     except Exception as error:
         failure = {"ExitCode": 1, "Outcome": "FAILED", "Reason": f"its process failed: {error!r}"}

@@ -92,11 +92,13 @@ def runtime_directory() -> Path:
         status = path.lstat()
     except OSError as error:
         raise HostError(
-            f"{path}: {error.strerror}", hint="set XDG_RUNTIME_DIR to a directory of yours"
+            f"{path}: {error.strerror}", hint="set XDG_RUNTIME_DIR to a directory of yours", code="M14"
         ) from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
         raise HostError(
-            f"{path} is not a directory that only you may use", hint=f"remove it, or: chmod 700 {path}"
+            f"{path} is not a directory that only you may use",
+            hint=f"remove it, or: chmod 700 {path}",
+            code="M14",
         )
     return path
 
@@ -119,7 +121,9 @@ def find(name: str) -> Entry:
         if name in {entry.name, entry.id}:
             return entry
     names = ", ".join(entry.name for entry in known)
-    raise UsageError(f"there is no enclave {name}", hint=f"there are: {names}" if names else "vmm run -d EIF")
+    raise UsageError(
+        f"there is no enclave {name}", hint=f"there are: {names}" if names else "vmm run -d EIF", code="M10"
+    )
 
 
 def alive(entry: Entry) -> bool:
@@ -139,7 +143,7 @@ def remove(entry: Entry) -> None:
         UsageError: It runs.
     """
     if alive(entry):
-        raise UsageError(f"{entry.name} is running", hint=f"vmm stop {entry.name}")
+        raise UsageError(f"{entry.name} is running", hint=f"vmm stop {entry.name}", code="M11")
     with _registry_lock():
         now = _look(directory_of(entry))
         if now is not None and not alive(now):
@@ -212,7 +216,7 @@ class Registration:
                 shutil.rmtree(self.directory, ignore_errors=True)  # of one that has ended
                 made.rename(self.directory)
             except OSError as error:
-                raise HostError(f"{base}: {error.strerror}") from error
+                raise HostError(f"{base}: {error.strerror}", code="M14") from error
 
     def update(self, **changes: Any) -> None:  # noqa: ANN401 - fields of `Entry`
         """Change the entry; a disk that is full changes nothing."""
@@ -235,6 +239,7 @@ def _choose_name(name: str | None, image: str, running: dict[str, Entry]) -> str
             raise UsageError(
                 f"there is an enclave {name}, and it is running",
                 hint=f"give another --name, or: vmm stop {name}",
+                code="M12",
             )
         return name
     stem = Path(image).name.removesuffix(".eif")
@@ -252,7 +257,9 @@ def _choose_name(name: str | None, image: str, running: dict[str, Entry]) -> str
 def _choose_cid(cid: int, running: dict[str, Entry]) -> int:
     taken = {entry.cid for entry in running.values()}
     if cid in taken:
-        raise UsageError(f"the CID {cid} is taken by an enclave that runs", hint="give another --cid, or 0")
+        raise UsageError(
+            f"the CID {cid} is taken by an enclave that runs", hint="give another --cid, or 0", code="M12"
+        )
     while not cid:
         cid = next(free for free in range(CID_DEFAULT, 1 << 32) if free not in taken)
     return cid

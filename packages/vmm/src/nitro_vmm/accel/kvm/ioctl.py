@@ -225,7 +225,9 @@ class System(_File):
         super().__init__(_open(path))
         if (version := self._ask(Request.GET_API_VERSION)) != API_VERSION:
             self.close()
-            raise HostError(f"{path} speaks version {version} of KVM's interface, not {API_VERSION}")
+            raise HostError(
+                f"{path} speaks version {version} of KVM's interface, not {API_VERSION}", code="M22"
+            )
 
     def extension(self, number: int) -> int:
         """What the kernel says of one of its capabilities; 0 for one that it lacks."""
@@ -264,7 +266,9 @@ def _open(path: Path) -> int:
             errno.EPERM: "the container that this runs in must be given the device",
             errno.ENODEV: "this processor has no virtualization, or the firmware has switched it off",
         }
-        raise HostError(f"{path}: {error.strerror}", hint=hints.get(error.errno or 0, "")) from error
+        raise HostError(
+            f"{path}: {error.strerror}", hint=hints.get(error.errno or 0, ""), code="M22"
+        ) from error
 
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)

@@ -96,6 +96,11 @@ class KvmVcpu:
         self._thread: int | None = None
         file.set_signals(set(range(1, 65)) - {KICK})
 
+    @property
+    def debug(self) -> None:
+        """See `Vcpu.debug`."""
+        return
+
     def enter(self, entry: EntryState) -> None:
         """See `Vcpu.enter`."""
         code = Segment(0, FLAT_LIMIT, entry.code_selector, CODE, present=1, s=1, l=1, g=1)

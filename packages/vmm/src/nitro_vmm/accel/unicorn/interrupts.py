@@ -42,7 +42,7 @@ class Interrupts:
         self._halted = threading.Condition(self._lock)
         self._timer = threading.Condition(self._lock)
         self._sleeps_until_ns: float = 0
-        self._closed = self._kicked = False
+        self._closed = self._kicked = self._masked = False
         self._timer_thread = threading.Thread(target=self._run_timer, name="local APIC timer", daemon=True)
 
     def attach(self, cpu: Cpu) -> None:
@@ -78,7 +78,7 @@ class Interrupts:
 
     def settle(self) -> None:
         """Offer what the local APIC has for the processor; under the lock, while the guest stands still."""
-        vector = self.local_apic.pending_vector()
+        vector = None if self._masked else self.local_apic.pending_vector()
         if vector == self._offered:
             return
         cpu = self._cpu
@@ -109,6 +109,13 @@ class Interrupts:
             if self._offered is not None and self._cpu is not None:
                 self._cpu.withdraw()
                 self._offered = None
+
+    def mask(self, masked: bool) -> None:  # noqa: FBT001 - there is nothing else to say
+        """Hold interrupts back, or let them through again; while the processor stands still."""
+        with self._lock:
+            self._masked = masked
+            self._acknowledge()
+            self.settle()
 
     def kick(self) -> None:
         """Let the processor stop soon, wherever it is; from any thread."""

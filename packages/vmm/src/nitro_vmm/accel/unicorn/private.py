@@ -158,7 +158,12 @@ class PrivateState:
         self._prove(uc)
         # Before the first translation: else an exit asked for from another thread can make an instruction
         # that reads and writes memory run twice.
-        _u8(structure + UC_NO_EXIT_REQUEST).value = 1
+        self._no_exit_request = _u8(structure + UC_NO_EXIT_REQUEST)
+        self._no_exit_request.value = 1
+
+    def exits_within_blocks(self, *, allowed: bool) -> None:
+        """Whether what is translated from now on may end in the middle of a block, for a debugger's step."""
+        self._no_exit_request.value = not allowed
 
     def deliver_exception(self) -> None:
         """QEMU's own delivery of ``exception_index``. Must not fault: it would jump over Python's frames."""
@@ -250,11 +255,13 @@ def _check_build() -> None:
         raise HostError(
             f"this is Unicorn {found}, and its inner layout is known for {UNICORN_VERSION} only",
             hint=f"pip install unicorn=={UNICORN_VERSION}",
+            code="M21",
         )
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise HostError(
             f"Unicorn's inner layout is not known for {platform.system()} on {platform.machine()}",
             hint="run on Linux on x86-64",
+            code="M21",
         )
 
 
@@ -263,6 +270,7 @@ def mismatch(what: str) -> HostError:
     return HostError(
         f"this build of Unicorn is laid out differently: {what}",
         hint=f"pip install --force-reinstall --only-binary :all: unicorn=={UNICORN_VERSION}",
+        code="M21",
     )
 
 

@@ -9,7 +9,7 @@ Physical addresses without RAM all go to the bus. No hook covers RAM, which woul
 
 import ctypes
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import unicorn
@@ -17,6 +17,7 @@ from unicorn import x86_const as x86
 
 from nitro_vmm.accel.state import EntryState
 from nitro_vmm.accel.unicorn import identity, native
+from nitro_vmm.accel.unicorn.debug import UnicornDebug
 from nitro_vmm.accel.unicorn.engine import Bus, Engine, Stopped
 from nitro_vmm.accel.unicorn.native_engine import NativeEngine
 from nitro_vmm.accel.unicorn.private import CS, PrivateState, Segment
@@ -112,6 +113,14 @@ class Cpu:
     def interrupts_enabled(self) -> bool:
         """RFLAGS.IF, for when the processor is halted."""
         return self._engine.interrupts_enabled
+
+    def debug(self, mask: Callable[[bool], None]) -> UnicornDebug:
+        """What a debugger needs of the processor.
+
+        Args:
+            mask: Holds interrupts back, or lets them through again.
+        """
+        return UnicornDebug(self._uc, self._private, self._engine.run, mask)
 
     # Saved machines.
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from nitro_vmm.accel import Bus, Line, Ram, Vcpu
 from nitro_vmm.accel.state import EntryState, Exit, ExitReason, VmState
+from nitro_vmm.accel.unicorn.debug import UnicornDebug
 from nitro_vmm.accel.unicorn.engine import Stopped
 from nitro_vmm.accel.unicorn.interrupts import Interrupts
 from nitro_vmm.accel.unicorn.native import LIBRARY, MISSING
@@ -178,6 +179,7 @@ def _check_address_space() -> None:
             f"the emulated processor needs {ADDRESS_SPACE_BYTES // MIB} MiB of address space besides the "
             "enclave's memory, and this process may not have as much",
             hint="raise the limit (ulimit -v), or give the enclave less memory",
+            code="M20",
         ) from None
 
 
@@ -194,6 +196,14 @@ class UnicornVcpu:
         """Whether it waits in HLT for an interrupt."""
         self._cpu = cpu
         self._interrupts = interrupts
+        self._debug: UnicornDebug | None = None
+
+    @property
+    def debug(self) -> UnicornDebug:
+        """See `Vcpu.debug`."""
+        if self._debug is None:
+            self._debug = self._cpu.debug(self._interrupts.mask)
+        return self._debug
 
     def enter(self, entry: EntryState) -> None:
         """See `Vcpu.enter`."""
@@ -203,10 +213,13 @@ class UnicornVcpu:
         """See `Vcpu.run`."""
         cpu, interrupts = self._cpu, self._interrupts
         while not interrupts.take_kick():
-            if self.halted and not interrupts.wait():
+            steps = self._debug is not None and self._debug.step_due
+            if self.halted and not steps and not interrupts.wait():
                 continue  # kicked; it goes on waiting when it is run again
             self.halted = False
-            match cpu.run():
+            match cpu.run() if self._debug is None else self._debug.run():
+                case None:
+                    return Exit(ExitReason.DEBUG)
                 case Stopped.HALTED if cpu.interrupts_enabled:
                     self.halted = True
                 case Stopped.HALTED:
