@@ -107,11 +107,13 @@ def back_end(tmp_path: Path) -> Iterator[Path]:
     listener.listen()
     fd = listener.fileno()
     command = ("--fd", str(fd), "--guest-cid", str(CID), "--uds-path", f"{path}.uds")
-    process = subprocess.Popen([sys.executable, "-m", "nitro_vsock.cli", *command], pass_fds=[fd])
-    listener.close()
-    yield path
-    process.terminate()
-    process.wait()
+    program = [sys.executable, "-m", "nitro_vsock.cli", *command]
+    with subprocess.Popen(program, pass_fds=[fd], stderr=subprocess.PIPE) as process:
+        listener.close()
+        assert process.stderr is not None
+        assert b"serving" in process.stderr.readline()  # or a slow machine's daemon would not answer in time
+        yield path
+        process.terminate()
 
 
 async def test_an_enclave_that_ends_at_once_has_booted_all_the_same(
