@@ -161,6 +161,8 @@ class Debugger:
 
     async def serve(self) -> None:
         """Serve one GDB after the other, for as long as the enclave lives."""
+        assert self._machine is not None  # noqa: S101 - `attach` was called
+        await trio.to_thread.run_sync(self._machine.entered.wait, abandon_on_cancel=True)
         listener = trio.SocketListener(_listening(self._listener))
         while True:
             try:

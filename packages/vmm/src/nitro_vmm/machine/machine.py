@@ -99,6 +99,8 @@ class Machine:
         self.on_debug_stop: Callable[[], None] = lambda: None
         """Called when the guest stands at a debugger's breakpoint or has done its step, in a processor's
         thread; `pause` then stops the devices, too, and `resume` lets all go on."""
+        self.entered = threading.Event()
+        """Set when `run` has put the first processor at its first instruction."""
         self._changed = threading.Condition()
         self._ending: Ending | None = None
         self._paused = False
@@ -145,6 +147,7 @@ class Machine:
         first, *others = self._vm.vcpus
         if entry is not None:
             first.enter(entry)
+        self.entered.set()
         threads = [threading.Thread(target=self._run_vcpu, args=(vcpu,), daemon=True) for vcpu in others]
         for thread in threads:
             thread.start()
