@@ -43,9 +43,17 @@ EXPORTED void nitro_set_original(int number, void *address)
     ((void **)&original)[number] = address;
 }
 
+#define BUCKETS 4096
+
 struct search {
     int found[REPLACEMENTS]; /* slots that hold our function; -1 once one holds something else */
+    bool maybe[BUCKETS];     /* whether an original is in the bucket: most of the many slots are of others */
 };
+
+static unsigned bucket_of(const void *function)
+{
+    return (uintptr_t)function >> 4 & (BUCKETS - 1);
+}
 
 /* Look at every slot through which libunicorn calls, or hands out, a function that we replace. */
 static void look_at_slots(const struct link_map *object, struct search *search)
@@ -73,7 +81,7 @@ static void look_at_slots(const struct link_map *object, struct search *search)
             if (kind != R_X86_64_JUMP_SLOT && kind != R_X86_64_GLOB_DAT && kind != R_X86_64_64)
                 continue;
             char *theirs = (char *)object->l_addr + symbols[ELF64_R_SYM(slot->r_info)].st_value;
-            for (int number = 0; number < REPLACEMENTS; number++) {
+            for (int number = 0; number < REPLACEMENTS && search->maybe[bucket_of(theirs)]; number++) {
                 if (theirs != ((void **)&original)[number])
                     continue;
                 bool ours = *(void **)(object->l_addr + slot->r_offset) == replacements[number];
@@ -91,8 +99,10 @@ static void look_at_slots(const struct link_map *object, struct search *search)
  * `handle` is what dlopen gave for libunicorn: glibc's and musl's are a struct link_map. */
 EXPORTED const char *nitro_not_in_force(const struct link_map *handle)
 {
-    struct search search = {{0}};
+    struct search search = {{0}, {false}};
 
+    for (int number = 0; number < REPLACEMENTS; number++)
+        search.maybe[bucket_of(((void **)&original)[number])] = true;
     look_at_slots(handle, &search);
     for (int number = 0; number < REPLACEMENTS; number++) {
         if (search.found[number] <= 0)

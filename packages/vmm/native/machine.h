@@ -10,7 +10,7 @@
 #include "layout.h"
 #include "table.h"
 
-/* Why `nitro_run` returned; accel/unicorn/native.py has the same numbers. */
+/* Why `nitro_run` returned; accel/unicorn/library.py has the same numbers. */
 enum ending { HALTED, ASKED, TRIPLE_FAULT, CRASHED };
 
 struct leaf {

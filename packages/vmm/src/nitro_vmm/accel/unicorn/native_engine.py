@@ -8,8 +8,8 @@ import unicorn
 
 from nitro_vmm.accel.unicorn.engine import Bus, Stopped
 from nitro_vmm.accel.unicorn.identity import Leaf
-from nitro_vmm.accel.unicorn.native import ArmTimer, Board, Library, ReadDevice, WriteBytes, WriteDevice
-from nitro_vmm.accel.unicorn.native import Leaf as NativeLeaf
+from nitro_vmm.accel.unicorn.library import ArmTimer, Board, Library, ReadDevice, WriteBytes, WriteDevice
+from nitro_vmm.accel.unicorn.library import Leaf as NativeLeaf
 from nitro_vmm.accel.unicorn.private import engine_address, mismatch
 from nitro_vmm.address_map import COM1, RamRange
 

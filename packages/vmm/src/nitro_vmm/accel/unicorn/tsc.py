@@ -6,7 +6,8 @@ from typing import Final, NamedTuple
 import unicorn
 from unicorn import x86_const as x86
 
-from nitro_vmm.accel.unicorn.native import LIBRARY, Library
+from nitro_vmm.accel.unicorn.library import Library
+from nitro_vmm.accel.unicorn.native import LIBRARY
 
 CODE_ADDRESS: Final = 0x1000
 # rdtsc; hlt
