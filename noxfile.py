@@ -273,6 +273,13 @@ def userland(session: nox.Session) -> None:
     session.run("python", "tools/userland.py", *session.posargs)
 
 
+@nox.session(name="just-in-time")
+def just_in_time(session: nox.Session) -> None:
+    """Run Java and LuaJIT, which write code while they run, in the guest, and count wrong results."""
+    install_once(session)
+    session.run("python", "tools/just_in_time.py", *session.posargs)
+
+
 @nox.session
 def selftests(session: nox.Session) -> None:
     """Run the Linux kernel's own tests in an enclave and in QEMU; ``-- --only 'sigreturn|iopl'``."""

@@ -37,15 +37,15 @@ class MismatchError(Exception):
     """The guest's results are not the host's; the message says which."""
 
 
-def unpack() -> Path:
-    """The user space's directory, unpacked once."""
-    packages = DEBIAN.closure("userland", *PACKAGES)
-    root = CACHE / "userland-root"
+def unpack(name: str = "userland", *wanted: str) -> Path:
+    """The directory of a user space with some packages, by default those of this tool, unpacked once."""
+    packages = DEBIAN.closure(name, *(wanted or PACKAGES))
+    root = CACHE / f"{name}-root"
     if not root.is_dir():
         archives = sorted(packages.glob("*.deb"))
         size = sum(archive.stat().st_size for archive in archives)
         say(f"unpacking {len(archives)} packages, {size / 2**20:.0f} MiB")
-        unfinished = CACHE / "userland-root.unfinished"
+        unfinished = CACHE / f"{name}-root.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         for archive in archives:
             subprocess.run(["dpkg-deb", "--extract", archive, unfinished], check=True)

@@ -115,13 +115,25 @@ static __attribute__((noinline)) void raise_unmasked(env *registers, uintptr_t r
     if (has_unmasked(registers))                                                                                 \
     raise_unmasked(registers, RETURN_ADDRESS)
 
+/* The two ways are apart, so that the usual one saves no registers. */
 #define OPERATION(name, from, to)                                                                                \
-    void helper_##name##_x86_64(env *registers, void *destination, const void *source)                           \
+    static __attribute__((noinline)) void unmasked_##name(env *registers, void *destination, const void *source, \
+                                                          uintptr_t return_address)                              \
     {                                                                                                            \
         __m128i result = get_##to(destination);                                                                  \
-        BEGIN(registers);                                                                                        \
+        unmask(registers);                                                                                       \
         __asm__ volatile(#name " %1, %0" : "+x"(result) : "x"(get_##from(source)));                              \
-        END(registers);                                                                                          \
+        raise_unmasked(registers, return_address);                                                               \
+        put_##to(destination, result);                                                                           \
+    }                                                                                                            \
+    void helper_##name##_x86_64(env *registers, void *destination, const void *source)                           \
+    {                                                                                                            \
+        if (has_unmasked(registers)) {                                                                           \
+            unmasked_##name(registers, destination, source, RETURN_ADDRESS);                                     \
+            return;                                                                                              \
+        }                                                                                                        \
+        __m128i result = get_##to(destination);                                                                  \
+        __asm__ volatile(#name " %1, %0" : "+x"(result) : "x"(get_##from(source)));                              \
         put_##to(destination, result);                                                                           \
     }
 #define FLOAT(_, name) OPERATION(name, whole, whole)
@@ -217,12 +229,23 @@ TO_MMX(cvtpd2pi, "cvtpd2dq", get)
 TO_MMX(cvttpd2pi, "cvttpd2dq", get)
 
 #define FROM_INTEGER(_, name, type, number)                                                                      \
-    void helper_##name##_x86_64(env *registers, void *destination, type value)                                   \
+    static __attribute__((noinline)) void unmasked_##name(env *registers, void *destination, type value,         \
+                                                          uintptr_t return_address)                              \
     {                                                                                                            \
         __m128i result = _mm_setzero_si128();                                                                    \
-        BEGIN(registers);                                                                                        \
+        unmask(registers);                                                                                       \
         __asm__ volatile("cvtsi2" #number " %1, %0" : "+x"(result) : "r"(value));                                \
-        END(registers);                                                                                          \
+        raise_unmasked(registers, return_address);                                                               \
+        put_##number(destination, result);                                                                       \
+    }                                                                                                            \
+    void helper_##name##_x86_64(env *registers, void *destination, type value)                                   \
+    {                                                                                                            \
+        if (has_unmasked(registers)) {                                                                           \
+            unmasked_##name(registers, destination, value, RETURN_ADDRESS);                                      \
+            return;                                                                                              \
+        }                                                                                                        \
+        __m128i result = _mm_setzero_si128();                                                                    \
+        __asm__ volatile("cvtsi2" #number " %1, %0" : "+x"(result) : "r"(value));                                \
         put_##number(destination, result);                                                                       \
     }
 SSE_FROM_INTEGER(FROM_INTEGER, )

@@ -111,6 +111,8 @@
     X(void, helper_fxam_ST0_x86_64, (env *))                                                                     \
     X(void, helper_fincstp_x86_64, (env *))                                                                      \
     X(void, helper_fdecstp_x86_64, (env *))                                                                      \
+    X(void, helper_flds_ST0_x86_64, (env *, uint32_t))                                                           \
+    X(void, helper_fldl_ST0_x86_64, (env *, uint64_t))                                                           \
     X(void, helper_flds_FT0_x86_64, (env *, uint32_t))                                                           \
     X(void, helper_fldl_FT0_x86_64, (env *, uint64_t))                                                           \
     X(void, helper_fmov_ST0_STN_x86_64, (env *, int))                                                            \

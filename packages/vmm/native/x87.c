@@ -3,11 +3,6 @@
 #include "flags.h"
 #include "x87.h"
 
-static inline bool is_nan(struct x87 value)
-{
-    return (value.exponent & 0x7FFF) == 0x7FFF && value.significand << 1 != 0;
-}
-
 /* A number in memory that is denormal there has become a normal one in FT0. The exception comes after those of
  * an invalid operation and of a division by zero, and not with NaNs. */
 static inline uint16_t with_denormal(env *registers, uint16_t status, struct x87 first)
@@ -19,7 +14,15 @@ static inline uint16_t with_denormal(env *registers, uint16_t status, struct x87
     return (status & ~(EXCEPTIONS | C1)) | DENORMAL; /* the operation does not take place */
 }
 
-#define OPERATE(mnemonic, index, source, source_empty, with_denormal)                                            \
+/* Then the flags must be the instruction's own. */
+static inline void begin_with_operand(env *registers)
+{
+    if (__builtin_expect(FT0_DENORMAL(registers), 0))
+        forget_flags();
+    begin(registers);
+}
+
+#define OPERATE(mnemonic, index, source, source_empty, begin_with, with_denormal)                                \
     struct x87 result = ST(index);                                                                               \
     uint16_t status;                                                                                             \
     if (is_empty(registers, index) || (source_empty)) {                                                          \
@@ -27,7 +30,7 @@ static inline uint16_t with_denormal(env *registers, uint16_t status, struct x87
         set(registers, index, INDEFINITE);                                                                       \
         return;                                                                                                  \
     }                                                                                                            \
-    begin(registers);                                                                                            \
+    begin_with(registers);                                                                                       \
     __asm__ volatile(LOAD_TWO mnemonic " %%st(1), %%st" STATUS "fstpt %[first]\n\tfstp %%st(0)"                  \
                      : [first] "+m"(result), [status] "=a"(status)                                               \
                      : [second] "m"(source));                                                                    \
@@ -41,14 +44,14 @@ static inline uint16_t with_denormal(env *registers, uint16_t status, struct x87
 #define ARITHMETIC(_, name, mnemonic)                                                                            \
     void helper_##name##_x86_64(env *registers)                                                                  \
     {                                                                                                            \
-        OPERATE(mnemonic, 0, FT0, FT0_EMPTY(registers), with_denormal);                                          \
+        OPERATE(mnemonic, 0, FT0, FT0_EMPTY(registers), begin_with_operand, with_denormal);                      \
     }
 X87_ARITHMETIC(ARITHMETIC, )
 
 #define ARITHMETIC_STN(_, name, mnemonic)                                                                        \
     void helper_##name##_x86_64(env *registers, int index)                                                       \
     {                                                                                                            \
-        OPERATE(mnemonic, index, ST0, is_empty(registers, 0), NO_DENORMAL);                                      \
+        OPERATE(mnemonic, index, ST0, is_empty(registers, 0), begin, NO_DENORMAL);                               \
     }
 X87_ARITHMETIC_STN(ARITHMETIC_STN, )
 
@@ -74,7 +77,7 @@ X87_UNARY(UNARY, )
 /* Without a quotient its bits stay as they were. */
 static uint16_t defined(env *registers, uint16_t status, struct x87 result, uint16_t conditions)
 {
-    bool no_quotient = (status & INVALID) || is_nan(result) || (unmasked_of(registers, status) & BEFORE_OPERATION);
+    bool no_quotient = is_nan(result) || (unmasked_of(registers, status) & BEFORE_OPERATION);
 
     return no_quotient ? conditions & (C1 | C2) : conditions;
 }
@@ -135,11 +138,10 @@ X87_POPPING(POPPING, )
             return;                                                                                              \
         }                                                                                                        \
         begin(registers);                                                                                        \
-        __asm__ volatile("fldt %[first]\n\t" #name STATUS "fstpt %[upper]\n\ttestl %[range], %%eax\n\t"           \
+        __asm__ volatile("fldt %[first]\n\t" #name STATUS "fstpt %[upper]\n\ttestl %[range], %%eax\n\t"          \
                          "jnz 1f\n\tfstpt %[lower]\n1:"                                                          \
                          : [upper] "=m"(upper), [lower] "=m"(lower), [status] "=&a"(status)                      \
-                         : [first] "m"(ST0), [range] "i"((conditions) & C2)                                      \
-                         : "cc");                                                                                \
+                         : [first] "m"(ST0), [range] "i"((conditions) & C2));                                    \
         end(registers, status, conditions);                                                                      \
         if (status & C2 & (conditions))                                                                          \
             return;                                                                                              \
@@ -162,7 +164,7 @@ X87_PUSHING(PUSHING, )
             stack_fault(registers, false, RETURN_ADDRESS);                                                       \
             return;                                                                                              \
         }                                                                                                        \
-        begin(registers);                                                                                        \
+        begin_with_operand(registers);                                                                           \
         __asm__ volatile(LOAD_TWO mnemonic " %%st(1)" STATUS "fstp %%st(0)\n\tfstp %%st(0)"                      \
                          : [status] "=a"(status)                                                                 \
                          : [first] "m"(ST0), [second] "m"(FT0));                                                 \
@@ -195,8 +197,9 @@ static _Noreturn void skip_with_flags(env *registers, uint64_t flags, uintptr_t 
             return;                                                                                              \
         }                                                                                                        \
         begin(registers);                                                                                        \
-        __asm__ volatile(LOAD_TWO mnemonic " %%st(1), %%st" STATUS "fstp %%st(0)\n\tfstp %%st(0)"                \
-                         : [status] "=a"(status), "=@ccz"(zero), "=@ccp"(parity), "=@ccc"(carry)                 \
+        __asm__ volatile(LOAD_TWO mnemonic " %%st(1), %%st\n\tsetz %[zero]\n\tsetp %[parity]\n\tsetc %[carry]"   \
+                         STATUS "fstp %%st(0)\n\tfstp %%st(0)"                                                   \
+                         : [status] "=&a"(status), [zero] "=&d"(zero), [parity] "=&c"(parity), [carry] "=&r"(carry)\
                          : [first] "m"(ST0), [second] "m"(FT0));                                                 \
         end(registers, status, C1);                                                                              \
         uint64_t flags = (uint64_t)zero << 6 | (uint64_t)parity << 2 | (uint64_t)carry;                          \

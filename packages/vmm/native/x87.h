@@ -1,9 +1,10 @@
 /* The x87's state, and how one of its instructions runs on the host's.
  *
- * The host's x87 is at rest between two instructions of the guest's: empty, with the control word of FNINIT and
- * without flags. An instruction takes the guest's control word there, masks included, so that also an unmasked
- * overflow has the result that it must have. No exception reaches the host, because the flags are fetched and
- * cleared before another instruction waits for them.
+ * The host's x87 is at rest between two instructions of the guest's: empty, with the control word of FNINIT, and
+ * with no flags that the guest has not, too. (Clearing them each time would cost more than most instructions; so
+ * they are cleared where the guest's are.) An instruction takes the guest's control word there, masks included,
+ * so that also an unmasked overflow has the result that it must have. No exception reaches the host, because
+ * the flags are cleared before, and before another instruction waits for them.
  *
  * An exception that the guest has unmasked is raised by the *next* instruction that waits (`raise_pending`).
  * Unless it is an overflow, underflow or precision, the instruction that causes it changes nothing but the
@@ -37,14 +38,22 @@
 #define ST0 ST(0)
 #define FT0 ENV_FT0(registers)
 
-/* In the assembly of each instruction, after it: its status word, and none of it in the host. */
-#define STATUS "\n\tfnstsw %[status]\n\tfnclex\n\t"
+/* In the assembly of each instruction, after it: its status word, and no exception that is pending in the host. */
+#define STATUS "\n\tfnstsw %[status]\n\ttestb %%al, %%al\n\tjns 7f\n\tfnclex\n7:\t"
 #define LOAD_TWO "fldt %[second]\n\tfldt %[first]\n\t"
+
+static inline void forget_flags(void)
+{
+    __asm__ volatile("fnclex");
+}
 
 static inline void begin(env *registers)
 {
-    if (ENV_FPUC(registers) != CONTROL_RESET)
-        __asm__ volatile("fldcw %0" : : "m"(ENV_FPUC(registers)));
+    if (ENV_FPUC(registers) == CONTROL_RESET)
+        return;
+    if (~ENV_FPUC(registers) & EXCEPTIONS)
+        forget_flags();
+    __asm__ volatile("fldcw %0" : : "m"(ENV_FPUC(registers)));
 }
 
 /* Let the host's x87 rest again, which an exception that was unmasked may leave with registers in use. */
@@ -78,6 +87,11 @@ static inline uint16_t unmasked_of(env *registers, uint16_t status)
 static inline bool is_empty(env *registers, int index)
 {
     return ENV_FPTAGS(registers)[(ENV_FPSTT(registers) + (unsigned)index) & 7];
+}
+
+static inline bool is_nan(struct x87 value)
+{
+    return (value.exponent & 0x7FFF) == 0x7FFF && value.significand << 1 != 0;
 }
 
 static inline void set(env *registers, int index, struct x87 value)

@@ -28,9 +28,7 @@
 #define X87_PUSHING(L, X) L(X, fptan, C1 | C2) L(X, fsincos, C1 | C2) L(X, fxtract, C1)
 
 /* L(X, helper, mnemonic, argument's type). */
-#define X87_LOAD(L, X) \
-    L(X, flds_ST0, "flds", uint32_t) L(X, fldl_ST0, "fldl", uint64_t) L(X, fildl_ST0, "fildl", int32_t) \
-    L(X, fildll_ST0, "fildll", int64_t)
+#define X87_LOAD(L, X) L(X, fildl_ST0, "fildl", int32_t) L(X, fildll_ST0, "fildll", int64_t)
 
 /* L(X, helper, mnemonic, result's type). */
 #define X87_STORE(L, X) \

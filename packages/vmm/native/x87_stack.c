@@ -14,22 +14,68 @@ static void load(env *registers, struct x87 value, uintptr_t return_address)
     push(registers, value);
 }
 
+/* An integer, which always fits. */
 #define LOAD(_, name, mnemonic, type)                                                                            \
     void helper_##name##_x86_64(env *registers, type value)                                                      \
     {                                                                                                            \
-        struct x87 result = INDEFINITE;                                                                          \
-        uint16_t status = 0;                                                                                     \
-        if (is_empty(registers, -1)) {                                                                           \
-            begin(registers);                                                                                    \
-            __asm__ volatile(mnemonic " %[value]" STATUS "fstpt %[result]"                                       \
-                             : [result] "=m"(result), [status] "=a"(status)                                      \
-                             : [value] "m"(value));                                                              \
-            end(registers, status, C1);                                                                          \
-            skip_if_unmasked(registers, status, INVALID, RETURN_ADDRESS); /* a denormal is loaded, and waits */  \
-        }                                                                                                        \
+        struct x87 result;                                                                                       \
+        __asm__(mnemonic " %1\n\tfstpt %0" : "=m"(result) : "m"(value));                                         \
         load(registers, result, RETURN_ADDRESS);                                                                 \
     }
 X87_LOAD(LOAD, )
+
+/* A number of a shorter format, by the bits of its exponent and fraction. NaNs stay what they are. */
+static inline struct x87 converted(uint64_t bits, int exponent_bits, int fraction_bits, bool *denormal)
+{
+    int sign = bits >> (exponent_bits + fraction_bits) & 1, bias = (1 << (exponent_bits - 1)) - 1;
+    int exponent = bits >> fraction_bits & ((1 << exponent_bits) - 1);
+    uint64_t significand = bits << (63 - fraction_bits) & INT64_MAX;
+
+    *denormal = exponent == 0 && significand != 0;
+    if (*denormal) {
+        int shift = __builtin_clzll(significand);
+        significand <<= shift;
+        exponent = 0x3FFF - bias + 1 - shift;
+    } else if (exponent != 0) {
+        significand |= 1ull << 63;
+        exponent = exponent == 2 * bias + 1 ? 0x7FFF : exponent + 0x3FFF - bias;
+    }
+    return (struct x87){significand, (uint16_t)(sign << 15 | exponent)};
+}
+
+#define SINGLE 8, 23
+#define DOUBLE 11, 52
+#define QUIET (1ull << 62)
+
+/* A denormal number is loaded even if its exception is unmasked. */
+static void load_number(env *registers, struct x87 value, bool denormal, uintptr_t return_address)
+{
+    bool signals = is_nan(value) && !(value.significand & QUIET);
+
+    if ((denormal || signals) && is_empty(registers, -1)) {
+        ENV_FPUS(registers) = (ENV_FPUS(registers) & ~C1) | (denormal ? DENORMAL : INVALID);
+        if (signals)
+            skip_if_unmasked(registers, INVALID, INVALID, return_address);
+        value.significand |= signals ? QUIET : 0;
+    }
+    load(registers, value, return_address);
+}
+
+void helper_flds_ST0_x86_64(env *registers, uint32_t bits)
+{
+    bool denormal;
+    struct x87 value = converted(bits, SINGLE, &denormal);
+
+    load_number(registers, value, denormal, RETURN_ADDRESS);
+}
+
+void helper_fldl_ST0_x86_64(env *registers, uint64_t bits)
+{
+    bool denormal;
+    struct x87 value = converted(bits, DOUBLE, &denormal);
+
+    load_number(registers, value, denormal, RETURN_ADDRESS);
+}
 
 struct x87 load_ten_bytes(env *registers, uint64_t address, uintptr_t return_address)
 {
@@ -246,34 +292,21 @@ void helper_fildl_FT0_x86_64(env *registers, int32_t integer)
     set_operand(registers, value, false, false);
 }
 
-/* A number of a shorter format: its exponent's bias, and that exponent's and the fraction's bits. NaNs keep
- * theirs, so that signalling ones signal when they are used. */
-static void set_converted(env *registers, uint64_t bits, int exponent_bits, int fraction_bits)
-{
-    int sign = bits >> (exponent_bits + fraction_bits) & 1, bias = (1 << (exponent_bits - 1)) - 1;
-    int exponent = bits >> fraction_bits & ((1 << exponent_bits) - 1);
-    uint64_t significand = bits << (63 - fraction_bits) & INT64_MAX;
-    bool denormal = exponent == 0 && significand != 0;
-
-    if (denormal) {
-        int shift = __builtin_clzll(significand);
-        significand <<= shift;
-        exponent = 0x3FFF - bias + 1 - shift;
-    } else if (exponent != 0) {
-        significand |= 1ull << 63;
-        exponent = exponent == 2 * bias + 1 ? 0x7FFF : exponent + 0x3FFF - bias;
-    }
-    set_operand(registers, (struct x87){significand, (uint16_t)(sign << 15 | exponent)}, false, denormal);
-}
-
+/* Signalling NaNs signal when they are used. */
 void helper_flds_FT0_x86_64(env *registers, uint32_t bits)
 {
-    set_converted(registers, bits, 8, 23);
+    bool denormal;
+    struct x87 value = converted(bits, SINGLE, &denormal);
+
+    set_operand(registers, value, false, denormal);
 }
 
 void helper_fldl_FT0_x86_64(env *registers, uint64_t bits)
 {
-    set_converted(registers, bits, 11, 52);
+    bool denormal;
+    struct x87 value = converted(bits, DOUBLE, &denormal);
+
+    set_operand(registers, value, false, denormal);
 }
 
 void helper_fincstp_x86_64(env *registers)

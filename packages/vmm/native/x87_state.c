@@ -85,6 +85,7 @@ static uint16_t read_status(env *registers)
 
 static void write_status(env *registers, uint16_t status)
 {
+    forget_flags();
     ENV_FPUS(registers) = status & ~(TOP | SUMMARY_AND_BUSY);
     ENV_FPSTT(registers) = (status & TOP) >> 11;
 }
@@ -96,6 +97,7 @@ uint32_t helper_fnstsw_x86_64(env *registers)
 
 void helper_fclex_x86_64(env *registers)
 {
+    forget_flags();
     ENV_FPUS(registers) &= ~(EXCEPTIONS | STACK_FAULT | SUMMARY_AND_BUSY);
 }
 
@@ -216,9 +218,10 @@ void helper_frstor_x86_64(env *registers, uint64_t address, int wide)
 
 void helper_fxsave_x86_64(env *registers, uint64_t address)
 {
-    write_status(registers, read_status(registers));
     if (unmasked_of(registers, ENV_FPUS(registers)))
         ENV_FPUS(registers) |= SUMMARY_AND_BUSY;
+    else
+        ENV_FPUS(registers) &= ~SUMMARY_AND_BUSY;
     if (machine_of(registers) != NULL)
         collect_mxcsr(registers);
     /* A jump and no call: QEMU's function finds the guest's instruction by its own return address. */

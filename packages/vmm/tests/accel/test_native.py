@@ -178,6 +178,19 @@ def test_a_device_that_fails_ends_the_run(guest: Guest, monkeypatch: pytest.Monk
         guest.run("e664 ebfe")  # out 0x64,al; jmp $
 
 
+def test_machines_end_in_any_order() -> None:
+    """Left in cycles, to the collector and to the interpreter's end."""
+    said = python(
+        f"import gc, sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from tiny_guest import Guest\n"
+        "left = [Guest() for _ in range(20)]\n"
+        "for guest in left:\n    guest.itself = guest\n    guest.run('f4')\n"
+        "del left[:10], guest\ngc.collect()\nprint('collected')"
+    )
+
+    assert said == "collected"
+
+
 # Stopping: one request, from another thread, ends every guest.
 
 

@@ -1,6 +1,7 @@
 """Runs a guest with the native part: its hooks are in C, and Python is asked for devices only."""
 
 import ctypes
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -46,7 +47,6 @@ class NativeEngine:
     ) -> None:
         self._library = library
         self._error: BaseException | None = None
-        self._uc = uc  # keeps the engine alive
         self._board = Board(
             ReadDevice(self._guarded(bus, "read_port")),
             WriteDevice(self._guarded(bus, "write_port")),
@@ -59,6 +59,9 @@ class NativeEngine:
         self._machine = library.attach(engine_address(uc), self._board, reason)
         if not self._machine:
             raise mismatch((reason.value or b"").decode())
+        # It holds the engine, which is closed after the machine is detached from it and never before: neither
+        # the collector of cycles nor the interpreter's end heeds the order of `__del__`.
+        weakref.finalize(self, _detach, library, self._machine, uc)
         library.set_console(self._machine, COM1)
         library.set_tsc_frequency(self._machine, tsc_hz)
         for (address, size), host in ram:
@@ -72,10 +75,6 @@ class NativeEngine:
                 raise mismatch("too many leaves")
         if not library.limit_features(self._machine):
             raise mismatch("the processor's features are elsewhere")
-
-    def __del__(self) -> None:
-        if machine := getattr(self, "_machine", None):
-            self._library.detach(machine)
 
     @property
     def crash(self) -> str:
@@ -129,6 +128,10 @@ class NativeEngine:
                 return 0
 
         return call
+
+
+def _detach(library: Library, machine: int, _uc: unicorn.Uc) -> None:
+    library.detach(machine)
 
 
 class _Bytes:
