@@ -12,39 +12,43 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from debian import say
-from machine_fuzz import guest, minimise, trial
+from machine_fuzz import devices, guest, minimise, trial
 from machine_fuzz.trial import Trial, Verdict
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "machine-fuzz"
 SAID_EVERY_S = 10
 
 
-def try_seed(seed: int) -> tuple[int, Trial]:
+MAKERS = {"processor": guest.make, "devices": devices.make}
+
+
+def try_seed(seed: int, *, what: str) -> tuple[int, Trial]:
     """Run the guest of a seed; once more if it seems to hang, because this machine may be busy."""
-    made = guest.make(seed)
+    made = MAKERS[what](seed)
     result = trial.run(made)
     if result.verdict in {Verdict.UNSTOPPABLE, Verdict.DEAF}:
         result = trial.run(made)
     return seed, result
 
 
-def trials(seeds: range, jobs: int) -> Iterator[tuple[int, Trial]]:
+def trials(seeds: range, what: str, jobs: int) -> Iterator[tuple[int, Trial]]:
     """Run them all, some at a time, in any order."""
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
-        yield from pool.imap_unordered(try_seed, seeds, chunksize=4)
+        yield from pool.imap_unordered(partial(try_seed, what=what), seeds, chunksize=4)
 
 
-def keep(seed: int, found: Trial) -> Path:
+def keep(seed: int, what: str, found: Trial) -> Path:
     """Keep a small guest that fails in the same way."""
 
     def fails(smaller: guest.Guest) -> bool:
         return trial.run(smaller, stop_s=3).verdict is found.verdict
 
-    path = CACHE / f"{found.verdict}-{seed}.json"
-    small = minimise.minimise(guest.make(seed), fails)
+    path = CACHE / f"{what}-{found.verdict}-{seed}.json"
+    small = minimise.minimise(MAKERS[what](seed), fails)
     minimise.save(small, path, seed=seed, verdict=found.verdict, details=found.details[-500:])
     return path
 
@@ -54,6 +58,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description="Run random guests on whole machines and count those that do not end well.",
         epilog="example: nox -s machine-fuzz -- --count 100000 --seed 1",
+    )
+    parser.add_argument(
+        "--what", choices=MAKERS, default="processor", help="what the guests turn to (default: %(default)s)"
     )
     parser.add_argument("--count", type=int, default=1000, help="how many guests (default: %(default)s)")
     parser.add_argument(
@@ -76,7 +83,7 @@ def main() -> int:
     failures: list[tuple[int, Trial]] = []
     started = said = time.monotonic()
     most_mib = 0
-    for seed, result in trials(range(options.seed, options.seed + options.count), options.jobs):
+    for seed, result in trials(range(options.seed, options.seed + options.count), options.what, options.jobs):
         counts[result.verdict] += 1
         most_mib = max(most_mib, result.resident_mib)
         if not result.verdict.good:
@@ -85,7 +92,7 @@ def main() -> int:
             said = time.monotonic()
             say(f"  {counts.total()}/{options.count}: {dict(counts)}")
     failures.sort(key=lambda failure: failure[0])
-    kept = [str(keep(*failure)) for failure in failures[: options.keep]]
+    kept = [str(keep(seed, options.what, found)) for seed, found in failures[: options.keep]]
     report = {
         "seed": options.seed,
         "machines": options.count,

@@ -4,12 +4,14 @@ The process runs the guest for a moment, asks the machine to stop, and must then
 outside, because one whose interpreter is stuck can tell nobody.
 """
 
+import contextlib
 import faulthandler
 import logging
 import os
 import resource
 import select
 import signal
+import socket  # noqa: TC003 - mypy and readers
 import struct
 import tempfile
 import threading
@@ -39,6 +41,8 @@ DEAF_S: Final = 20.0
 """After this the process does not even run Python any more."""
 RESIDENT_MIB_MAX: Final = 300
 """How much the process may have grown beyond what it began with."""
+CONNECTIONS, PORT = 3, 9000
+"""How many connections the parent opens, to this guest port and the next ones."""
 UNSTOPPABLE, FAILED = 90, 91
 
 ACCELERATOR: Final = os.environ.get("NITRO_VMM_ACCELERATOR", "unicorn")
@@ -118,10 +122,11 @@ def _child(guest: Guest, errors: IO[str], pipe: int, *, run_s: float, stop_s: fl
         faulthandler.enable(errors.fileno())
         logging.disable()
         endings: list[Ending] = []
-        machine, entry, vsock = _assemble(guest)
+        machine, entry, vsock, engine = _assemble(guest)
         thread = threading.Thread(target=lambda: endings.append(machine.run(entry)), daemon=True)
         thread.start()
-        _wait(thread, run_s, vsock.turn)
+        parent = _Parent(machine, vsock, engine)
+        _wait(thread, run_s, parent.act)
         machine.stop()
         _wait(thread, stop_s, vsock.turn)
         if thread.is_alive():
@@ -136,6 +141,34 @@ def _child(guest: Guest, errors: IO[str], pipe: int, *, run_s: float, stop_s: fl
         os._exit(FAILED)
 
 
+class _Parent:
+    """What a guest has to do with from outside: connections, their data, and what is typed.
+
+    Args:
+        machine: The guest's.
+        vsock: Its vsock device.
+        engine: What is behind that.
+    """
+
+    def __init__(self, machine: Machine, vsock: VsockDevice, engine: VsockEngine) -> None:
+        self._machine = machine
+        self._vsock = vsock
+        self._engine = engine
+        self._sockets: list[socket.socket] = []
+
+    def act(self) -> None:
+        """Move data; type a little; and connect, write, and end a connection, one at a time."""
+        self._vsock.turn()
+        self._machine.type(b"typed\r\x03")
+        if len(self._sockets) < CONNECTIONS:
+            self._sockets.append(self._engine.connect(PORT + len(self._sockets)))
+            self._sockets[-1].setblocking(False)
+            with contextlib.suppress(OSError):
+                self._sockets[-1].send(b"hello" * 100)
+        elif self._sockets[0].fileno() >= 0:
+            self._sockets[0].close()
+
+
 def _wait(thread: threading.Thread, seconds: float, turn: Callable[[], object]) -> None:
     """Wait for the machine's end, and move its vsock data meanwhile."""
     until = time.monotonic() + seconds
@@ -144,13 +177,14 @@ def _wait(thread: threading.Thread, seconds: float, turn: Callable[[], object]) 
         thread.join(0.005)
 
 
-def _assemble(guest: Guest) -> tuple[Machine, EntryState, VsockDevice]:
+def _assemble(guest: Guest) -> tuple[Machine, EntryState, VsockDevice, VsockEngine]:
     memory = Memory(layout.MEMORY_BYTES)
     machine = Machine(
         memory, open_accelerator(ACCELERATOR), console=lambda _: None, console_ready=lambda: None
     )
     machine.add_virtio("nsm", NsmDevice(Nsm(NsmConfig()), memory.guest))
-    vsock = VsockDevice(VsockEngine(VsockConfig(guest_cid=16)), memory.guest, locked=machine.locked)
+    engine = VsockEngine(VsockConfig(guest_cid=16, seqpacket=True))
+    vsock = VsockDevice(engine, memory.guest, locked=machine.locked)
     machine.add_virtio("vsock", vsock)
     long_mode.write(memory.guest)
     tables = memory.guest.slice(BOOT_PAGE_TABLES, 6 * 4096)
@@ -170,4 +204,4 @@ def _assemble(guest: Guest) -> tuple[Machine, EntryState, VsockDevice]:
         data_selector=long_mode.DATA_SELECTOR,
         command_line=b"",
     )
-    return machine, start, vsock
+    return machine, start, vsock, engine
