@@ -28,6 +28,7 @@ BENCHES = {
     "launch": "tools/bench_boot.py",
     "idle": "tools/bench_idle.py",
     "processor": "tools/bench_processor.py",
+    "round trips": "tools/bench_round_trips.py",
     "eif": "packages/eif/bench/measure.py",
     "nsm": "packages/nsm/bench/rates.py",
     "vsock": "packages/vsock/bench/compare.py",

@@ -15,12 +15,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import images
 from debian import say
-from nitro_eif import Eif
+from nitro_eif import Contents, Eif, write_eif
+from nitro_vmm.testing import tiny_kernel
 
 HEARTBEAT_PORT = 9000
 TIMEOUT_S = 120.0
@@ -102,13 +106,24 @@ def launch_ours(image: Path, memory_mib: int) -> Launch:
         return launch([images.command("vmm"), "run", str(image), *options], Path(scratch))
 
 
-def launch_qemu(image: Path, memory_mib: int) -> Launch:
-    """One run of QEMU's microvm, which its machine ``nitro-enclave`` is made of.
+def launch_qemu(image: Path, memory_mib: int, *, qemu: str = QEMU) -> Launch:
+    """One run of QEMU's microvm.
 
     Raises:
         LaunchError: there was no heartbeat.
     """
-    with tempfile.TemporaryDirectory() as scratch, Eif.open(image) as eif:
+    with tempfile.TemporaryDirectory() as scratch, qemu_command(image, memory_mib, scratch, qemu) as command:
+        return launch(command, Path(scratch))
+
+
+@contextmanager
+def qemu_command(image: Path, memory_mib: int, scratch: str, qemu: str) -> Iterator[list[str]]:
+    """What starts QEMU's microvm, which its machine ``nitro-enclave`` is made of, on our vsock daemon.
+
+    Raises:
+        LaunchError: the daemon does not start.
+    """
+    with Eif.open(image) as eif:
         initrd, kernel = Path(scratch, "initrd"), Path(scratch, "kernel")
         initrd.write_bytes(b"".join(eif.ramdisks))
         kernel.write_bytes(eif.kernel)
@@ -122,8 +137,8 @@ def launch_qemu(image: Path, memory_mib: int) -> Launch:
                     if daemon.poll() is not None:
                         raise LaunchError("the vsock daemon did not start, see its message above")
                     time.sleep(0.01)
-                machine = [
-                    *(QEMU, "-M", "microvm,acpi=off,memory-backend=memory", "-accel", "tcg", "-no-reboot"),
+                yield [
+                    *(qemu, "-M", "microvm,acpi=off,memory-backend=memory", "-accel", "tcg", "-no-reboot"),
                     *("-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"),
                     *("-global", "virtio-mmio.force-legacy=off", "-m", str(memory_mib)),
                     *("-object", f"memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
@@ -131,14 +146,60 @@ def launch_qemu(image: Path, memory_mib: int) -> Launch:
                     *("-device", "vhost-user-vsock-device,chardev=vhost"),
                     *("-kernel", str(kernel), "-initrd", str(initrd), "-append", cmdline),
                 ]
-                return launch(machine, Path(scratch))
             finally:
                 daemon.terminate()
+
+
+def first_instruction(image: Path, memory_mib: int) -> Launch:
+    """One run of ``vmm run`` with a kernel that says one letter; what is measured is up to that.
+
+    All but the kernel is as in ``image``. The rest of a launch is the guest's part, and the unpacking of the
+    real kernel.
+
+    Raises:
+        LaunchError: there was no letter.
+    """
+    code = bytes.fromhex("66baf803 b053 ee 66ba0206 b001 ee f4")  # the console; then a reset
+    with tempfile.TemporaryDirectory() as scratch, Eif.open(image) as eif:
+        ramdisks = [bytes(ramdisk) for ramdisk in eif.ramdisks]
+        contents = Contents(
+            kernel=tiny_kernel(code),
+            cmdline=bytes(eif.cmdline),
+            ramdisks=ramdisks,
+            metadata=bytes(eif.metadata or b""),
+        )
+        write_eif(contents, Path(scratch, "letter.eif"))
+        command = [images.command("vmm"), "run", f"{scratch}/letter.eif", "--memory-mib", str(memory_mib)]
+        command += ["--vsock-path", f"{scratch}/vsock"]
+        started = time.monotonic()
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as machine:
+            assert machine.stdout is not None  # noqa: S101 - it is a pipe
+            letter = machine.stdout.read(1)
+            wall_s, cpu_s = time.monotonic() - started, time.clock_gettime(cpu_clock(machine.pid))
+    if letter != b"S":
+        raise LaunchError("the kernel of one letter did not say it")
+    return Launch(wall_s, cpu_s, 0)
 
 
 def medians(launches: list[Launch]) -> dict[str, float]:
     """The median of each figure."""
     return {name: statistics.median(getattr(one, name) for one in launches) for name in Launch.__slots__}
+
+
+def guest_part(launches: dict[str, list[Launch]]) -> dict[str, float]:
+    """What of our launch is the guest's, as a share of QEMU's whole launch: medians of the rounds' ratios."""
+    if "qemu" not in launches:
+        return {}
+    ours, first, qemu = launches["vmm"], launches["vmm, to the first instruction"], launches["qemu"]
+    return {
+        what: statistics.median(
+            (getattr(one, name) - getattr(two, name)) / getattr(three, name)
+            for one, two, three in zip(ours, first, qemu, strict=True)
+        )
+        for what, name in (("wall clock", "wall_s"), ("processor", "cpu_s"))
+    }
 
 
 def main() -> int:
@@ -151,12 +212,16 @@ def main() -> int:
     parser.add_argument("--kernel", choices=images.KERNELS, default="nitro", help="default: %(default)s")
     parser.add_argument("--image", type=Path, help="an image to launch instead of the hello image")
     parser.add_argument("--memory-mib", type=int, default=512, help="default: %(default)s")
+    parser.add_argument("--qemu", default=QEMU, metavar="COMMAND", help="default: %(default)s")
     parser.add_argument("--quiet", action="store_true", help="add quiet to the kernel's command line")
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     options = parser.parse_args()
-    machines = {"vmm": launch_ours}
-    if options.kernel == "nitro" and shutil.which(QEMU):
-        machines["qemu"] = launch_qemu
+    machines: dict[str, Callable[[Path, int], Launch]] = {
+        "vmm": launch_ours,
+        "vmm, to the first instruction": first_instruction,
+    }
+    if options.kernel == "nitro" and shutil.which(options.qemu):
+        machines["qemu"] = partial(launch_qemu, qemu=options.qemu)
     launches: dict[str, list[Launch]] = {name: [] for name in machines}
     try:
         cmdline = ["--cmdline", QUIET_CMDLINE] if options.quiet else []
@@ -174,12 +239,15 @@ def main() -> int:
             name: {"median": medians(runs), "runs": [asdict(one) for one in runs]}
             for name, runs in launches.items()
         }
-        print(json.dumps({"image": image.name, "launches": report}, indent=2))
+        ratios = guest_part(launches)
+        print(json.dumps({"image": image.name, "launches": report, "guest's part": ratios}, indent=2))
     else:
         print(f"{image.name}: launch to heartbeat, medians of {options.runs} runs")
         for name, runs in launches.items():
             of = medians(runs)
             print(f"  {name}: {of['wall_s']:.2f} s, processor {of['cpu_s']:.2f} s, {of['rss_mib']:.0f} MiB")
+        for which, ratio in guest_part(launches).items():
+            print(f"  the guest's part to QEMU's whole launch, {which}: {ratio:.2f}")
     return 0
 
 

@@ -15,19 +15,23 @@ import struct
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import images
+import userland
 from bench_boot import QEMU, cpu_clock
 from debian import say
-from nitro_eif import BuildMetadata, Contents, Metadata, Node, write_cpio, write_eif
+from nitro_eif import BuildMetadata, Contents, Metadata, Node, read_rootfs, write_cpio, write_eif
 from nitro_vmm.accel import EntryState, ExitReason, open_accelerator
 from nitro_vmm.address_map import BOOT_GDT, BOOT_PAGE_TABLES, MIB, RamRange
 from nitro_vmm.boot import long_mode
 
 CMDLINE = "console=ttyS0 quiet panic=-1"
 MEMORY_MIB = 256
+PYTHON_MEMORY_MIB = 768
+"""More, for the user space."""
 BOOT_TIMEOUT_S = 3600
 SKIPPED = 4
 ROUNDS = 300_000
@@ -139,10 +143,15 @@ def events(rounds: int) -> dict[str, float]:
     return {kind: 1e6 * (seconds[kind] - seconds[f"{kind} by hand"]) for kind in ("exception", "system call")}
 
 
-def image(directory: Path) -> tuple[Path, Path, Path]:
+def image(directory: Path, *, python: bool) -> tuple[Path, Path, Path]:
     """The image of the guest that works, and its kernel and ramdisk apart.
 
+    Args:
+        directory: where to put them.
+        python: whether to have a Debian user space in it, for the work in Python.
+
     Raises:
+        DebianError: a package cannot be fetched.
         ImageError: there is no compiler, or no kernel.
     """
     if shutil.which("gcc") is None:
@@ -152,8 +161,13 @@ def image(directory: Path) -> tuple[Path, Path, Path]:
     if subprocess.run(["gcc", "-O2", "-static", "-o", program, source, "-lm"], check=False).returncode:
         raise images.ImageError(f"{source.name} does not compile, see the message above")
     initrd, eif = directory / "initrd", directory / "processor.eif"
-    with initrd.open("wb") as archive:
-        write_cpio(archive, {"init": Node.file(program.read_bytes(), 0o755)}.items())
+    nodes = {"init": Node.file(program.read_bytes(), 0o755)}
+    with ExitStack() as files:
+        if python:
+            nodes.update(read_rootfs(userland.unpack(), files).items())
+            nodes["work.py"] = Node.file((images.GUEST_SOURCES / "work.py").read_bytes(), 0o644)
+        with initrd.open("wb") as archive:
+            write_cpio(archive, nodes.items())
     kernel = images.nitro_kernel()
     metadata = Metadata(image_name="processor", build=BuildMetadata(build_time="2026-01-31T12:00:00+00:00"))
     contents = Contents(
@@ -196,20 +210,33 @@ def main() -> int:
         epilog="example: nox -s 'bench(processor)' -- --rounds 5 --json",
     )
     parser.add_argument("--rounds", type=int, default=3, help="medians of so many (default: %(default)s)")
+    parser.add_argument(
+        "--python", action="store_true", help="work in CPython and OpenSSL as well, in a Debian user space"
+    )
+    parser.add_argument("--qemu", default=QEMU, metavar="COMMAND", help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     options = parser.parse_args()
     figures: dict[str, list[dict[str, float]]] = {"vmm": [], "qemu": []}
     try:
         costs = events(options.rounds)
         with TemporaryDirectory() as scratch:
-            eif, kernel, initrd = image(Path(scratch))
+            eif, kernel, initrd = image(Path(scratch), python=options.python)
+            memory_mib = MEMORY_MIB + (PYTHON_MEMORY_MIB if options.python else 0)
             machines = {
-                "vmm": [images.command("vmm"), "run", str(eif), "--memory-mib", str(MEMORY_MIB), "--quiet"]
+                "vmm": [images.command("vmm"), "run", str(eif), "--memory-mib", str(memory_mib), "--quiet"]
             }
             machines["vmm"] += ["--boot-timeout-s", str(BOOT_TIMEOUT_S)]
-            if shutil.which(QEMU):
-                microvm = [QEMU, "-M", "microvm,acpi=off", "-accel", "tcg", "-no-reboot", "-nodefaults"]
-                microvm += ["-no-user-config", "-display", "none", "-serial", "stdio", "-m", str(MEMORY_MIB)]
+            if shutil.which(options.qemu):
+                microvm = [
+                    options.qemu,
+                    "-M",
+                    "microvm,acpi=off",
+                    "-accel",
+                    "tcg",
+                    "-no-reboot",
+                    "-nodefaults",
+                ]
+                microvm += ["-no-user-config", "-display", "none", "-serial", "stdio", "-m", str(memory_mib)]
                 microvm += ["-kernel", str(kernel), "-initrd", str(initrd), "-append", f"{CMDLINE} reboot=t"]
                 machines["qemu"] = microvm
             for number in range(options.rounds):
