@@ -1,6 +1,7 @@
 """Chains that are almost right."""
 
 import os
+import warnings
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -77,6 +78,18 @@ def test_the_leaf(root: Root, authority: Authority) -> None:
     assert "critical extension that is not known: 1.2.3.4" in said(NO_AUTHORITY, LEAF_USAGE, (unknown, True))
     constraint = x509.NameConstraints([x509.DNSName("example.com")], None)
     assert "critical extension that is not known" in said(NO_AUTHORITY, LEAF_USAGE, (constraint, True))
+
+
+@pytest.mark.parametrize("serial", [0, 1])
+def test_serial_numbers_are_positive(root: Root, serial: int) -> None:
+    leaf = child(root, NO_AUTHORITY, LEAF_USAGE).der
+    numbered = leaf.replace(b"\2\1\7", bytes([2, 1, serial]), 1)
+    assert numbered != leaf
+
+    with pytest.raises(DocumentError) as caught, warnings.catch_warnings(action="ignore"):
+        verify_chain([root.der, numbered], at=NOW)
+
+    assert ("has a serial number that is not positive" in str(caught.value)) is (serial == 0)
 
 
 def test_authorities(root: Root) -> None:

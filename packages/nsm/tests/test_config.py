@@ -20,9 +20,19 @@ from nitro_nsm import (
     Root,
     verify,
 )
+from nitro_nsm.config import new_enclave_id
 from nitro_nsm.testing import seeded_entropy
 
 ZERO = bytes(48)
+
+
+def test_an_enclave_id_is_48_bits_of_time_and_16_of_chance() -> None:
+    def at(milliseconds: int) -> str:
+        return new_enclave_id(lambda count: b"\xab" * count, lambda: milliseconds * 1_000_000)
+
+    assert at((1 << 48) - 1) == "ffffffffffffabab"
+    assert at((1 << 48) + 5) == "000000000005abab"
+    assert at((1 << 49) + 6) == "000000000006abab"
 
 
 def test_values_may_be_hexadecimal_and_names_of_registers_text() -> None:

@@ -123,6 +123,12 @@ def test_it_begins_as_real_answers_of_aws_do() -> None:
     assert envelope[23:37].hex() == "6b308201670201028020" + key_identifier(KEY.public_key())[:4].hex()
 
 
+@pytest.mark.parametrize("tag", [0x05, 0x01, 0x80, 0x81])
+def test_one_bit_of_a_tag_says_that_a_value_is_constructed(tag: int) -> None:
+    assert ber.read(bytes([tag, 0])) == (tag, b"")
+    assert ber.read(bytes([tag | 0x20, 0])) == (tag | 0x20, [])
+
+
 class Cursor:
     """Reads headers one after the other, as AWS's decoder walks through an envelope."""
 

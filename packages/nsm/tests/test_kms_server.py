@@ -261,6 +261,8 @@ def test_a_request_in_any_pieces(conversation: Conversation) -> None:
         ),
         (b"nonsense\r\n\r\n", 400, "SerializationException"),
         (http("ListKeys", bytes(BODY_BYTES_MAX + 1)), 413, "SerializationException"),
+        (http("ListKeys", bytes(0x40000)), 400, "SerializationException"),
+        (http("ListKeys", bytes(0x40001)), 413, "SerializationException"),
     ],
     ids=lambda value: value[:60] if isinstance(value, bytes) else None,
 )

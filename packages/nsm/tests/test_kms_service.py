@@ -3,6 +3,8 @@
 import base64
 import json
 import logging
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -34,7 +36,9 @@ from kms_world import (
 from nitro_nsm import Nsm, NsmClient, NsmConfig, Root
 from nitro_nsm.kms.client import KEY_ENCRYPTION, KmsRecipient
 from nitro_nsm.kms.errors import KmsError
+from nitro_nsm.kms.recipient import attested
 from nitro_nsm.kms.service import Kms
+from nitro_nsm.policy import Policy
 from nitro_nsm.testing import seeded_entropy
 
 PCR0 = IMAGE[0].hex()
@@ -177,6 +181,26 @@ def attest(clock: Clock, public_key: bytes | None) -> dict[str, str]:
     nsm = Nsm(NsmConfig(pcrs=IMAGE), root=ROOT, clock=clock)
     document = NsmClient(nsm.handle).attest(public_key=public_key)
     return {"KeyEncryptionAlgorithm": KEY_ENCRYPTION, "AttestationDocument": text(document)}
+
+
+def test_an_enclave_without_pcr0_has_no_image(clock: Clock) -> None:
+    document = base64.b64decode(as_json(enclave(clock).parameter())["AttestationDocument"])
+    at = datetime.fromtimestamp(clock() / 1e9, UTC)
+    recipient = attested(document, root=ROOT.trust, policy=Policy(), at=at)
+    registers = {index: value for index, value in recipient.document.pcrs.items() if index != 0}
+    without = replace(recipient, document=replace(recipient.document, pcrs=registers))
+
+    assert recipient.context["kms:recipientattestation:imagesha384"] == ("01" * 48,)
+    assert "kms:recipientattestation:imagesha384" not in without.context
+    assert without.context["kms:recipientattestation:pcr1"] == ("02" * 48,)
+
+
+def test_conditions_know_what_a_key_is_for(kms: Kms) -> None:
+    condition = {"StringEquals": {"kms:KeyUsage": "ENCRYPT_DECRYPT", "kms:KeySpec": "SYMMETRIC_DEFAULT"}}
+    everything = {"Effect": "Allow", "Principal": "*", "Action": "kms:*", "Resource": "*"}
+    policy = json.dumps({"Statement": everything | {"Condition": condition}})
+
+    assert secret_under(kms, policy).ciphertext
 
 
 SHORT = rsa.generate_private_key(65537, 1024)  # noqa: S505 - that is what is refused

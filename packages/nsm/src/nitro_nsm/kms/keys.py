@@ -84,7 +84,7 @@ class KeyStore:
             raise KmsError("UnsupportedOperationException", f"{operation} is not there in a local KMS")
         self._check_quota(operation, parameters)
         try:
-            answered = method()
+            answer = json.loads(method() or "null")
         except JsonRESTError as error:
             message = error.message or "The request is not valid."
             raise KmsError(error.relative_error_type, message, status=error.code) from error
@@ -95,8 +95,6 @@ class KeyStore:
                 status=500,
                 detail=f"moto raised {type(error).__name__}: {error}",
             ) from error
-        text = answered if isinstance(answered, str) else answered[-1]
-        answer = json.loads(text or "null")
         return answer if isinstance(answer, dict) else {}
 
     def _check_quota(self, operation: str, parameters: Answer) -> None:
