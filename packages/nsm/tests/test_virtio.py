@@ -70,6 +70,12 @@ def test_request_and_reply_come_back_in_order_with_one_interrupt(nsm: Nsm) -> No
     assert reply == expected.ljust(RESPONSE_BYTES, b"\0")
 
 
+def test_the_device_is_as_the_driver_wants_it(nsm: Nsm) -> None:
+    device = VirtioNsm(nsm)
+
+    assert (device.device_id, device.features, device.queue_sizes) == (33, 0, (2,))
+
+
 def test_nothing_available_is_no_interrupt(nsm: Nsm) -> None:
     assert not VirtioNsm(nsm).process(FakeQueue())
 

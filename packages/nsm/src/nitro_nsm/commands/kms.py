@@ -75,7 +75,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="access_keys",
         action="append",
         metavar="ID",
-        help="let in these access keys only; default: all. Signatures are not checked",
+        help="let in these access keys only; default: all",
+    )
+    checks.add_argument(
+        "--access-key",
+        dest="secret_keys",
+        action="append",
+        metavar="ID:SECRET",
+        help="let in requests only that are signed with such a key; default: signatures are not checked",
     )
     checks.add_argument(
         "--max-age",
@@ -164,6 +171,11 @@ def _config(options: argparse.Namespace) -> "KmsConfig":
     for name in ("region", "account", "caller", "access_keys", "max_age_s", "forbid_debug", "state_path"):
         if (given := getattr(options, name)) is not None:
             fields[name] = given
+    if options.secret_keys is not None:
+        pairs = [text.partition(":") for text in options.secret_keys]
+        if not all(secret for _, _, secret in pairs):
+            raise UsageError("--access-key is not ID:SECRET", hint="nsm kms --help")
+        fields["secret_keys"] = {key: secret for key, _, secret in pairs}
     try:
         return KmsConfig.model_validate(fields)
     except ValidationError as error:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, SecretStr, StringConstraints
 
 from nitro_nsm.config import FrozenConfig, Region
 
@@ -31,8 +31,10 @@ class KmsConfig(FrozenConfig):
     callers: Mapping[AccessKey, Principal] = Field(default_factory=dict)
     """Who calls with which access key, instead of `caller`."""
     access_keys: frozenset[AccessKey] | None = None
-    """The access keys that are let in besides those of `callers`; `None` lets in all. Signatures are not
-    checked."""
+    """The access keys that are let in besides those of `callers`; `None` lets in all."""
+    secret_keys: Mapping[AccessKey, SecretStr] = Field(default_factory=dict)
+    """The secrets of access keys. If there are any, every request must be signed with one of them (Signature
+    Version 4); otherwise signatures are not checked."""
     iam_allows: bool = False
     """Whether the callers' IAM policies allow everything: a policy statement for the whole account then
     lets in its roles and users, too."""

@@ -4,19 +4,21 @@
                   Authorization: AWS4-HMAC-SHA256 Credential=KEY/DATE/REGION/kms/aws4_request, …
 
 An error is a JSON object with `__type` and a message, and the status 400, or 500 where the server is at
-fault. Signatures are not checked: a local KMS knows nobody's secret key.
+fault. Signatures are checked where the configuration has secret keys.
 """
 
 import json
 import logging
 import re
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 import h11
 
 from nitro_nsm.errors import HostError
 from nitro_nsm.kms.errors import KmsError
 from nitro_nsm.kms.service import Answer, Kms
+from nitro_nsm.kms.signature import check_signature
 
 logger = logging.getLogger("nitro_nsm.kms")
 
@@ -132,7 +134,23 @@ class Conversation:
                 "InvalidSignatureException",
                 f"Credential should be scoped to a valid region: {self._kms.config.region}/kms.",
             )
+        self._check_signature(self._request, access_key)
         return target[1], access_key
+
+    def _check_signature(self, request: h11.Request, access_key: str) -> None:
+        secrets = self._kms.config.secret_keys
+        if not secrets:
+            return
+        if access_key not in secrets or request.target != b"/":
+            raise KmsError(
+                "UnrecognizedClientException", "The security token included in the request is invalid."
+            )
+        check_signature(
+            request.headers,
+            bytes(self._body),
+            secret=secrets[access_key].get_secret_value(),
+            now=datetime.fromtimestamp(self._kms.clock() / 1e9, UTC),
+        )
 
     def _refuse(self, sent: bytearray, error: h11.RemoteProtocolError) -> None:
         """Answer what is not HTTP, if an answer can still be given, and end the connection."""
