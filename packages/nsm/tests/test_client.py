@@ -64,6 +64,16 @@ def check_everything(client: NsmClient, nsm: Nsm, root: Root) -> None:
     assert caught.value.code is ErrorCode.INPUT_TOO_LARGE
 
 
+def test_the_device_is_opened_for_both_ways_and_for_this_program_only(tmp_path: Path) -> None:
+    device = tmp_path / "nsm"
+    device.touch()
+
+    with DeviceTransport(device) as transport:
+        descriptor = transport._descriptor
+        assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+        assert fcntl.fcntl(descriptor, fcntl.F_GETFD) == fcntl.FD_CLOEXEC
+
+
 def test_in_the_same_process(nsm: Nsm, root: Root) -> None:
     check_everything(NsmClient(nsm.handle), nsm, root)
 

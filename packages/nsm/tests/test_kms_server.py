@@ -26,8 +26,9 @@ from botocore.exceptions import ClientError  # noqa: E402
 import kms_hostile  # noqa: E402
 from kms_hostile import CREDENTIAL, http  # noqa: E402
 from kms_world import IMAGE, OPEN, ROLE, ROOT, Clock, attested_policy, kms_of  # noqa: E402
-from nitro_nsm import HostError, InputError, Nsm, NsmClient, NsmConfig  # noqa: E402
+from nitro_nsm import HostError, InputError, Nsm, NsmClient, NsmConfig, UsageError  # noqa: E402
 from nitro_nsm.cli import main  # noqa: E402
+from nitro_nsm.commands.kms import tcp_addresses  # noqa: E402
 from nitro_nsm.kms.client import KmsRecipient  # noqa: E402
 from nitro_nsm.kms.config import KmsConfig  # noqa: E402
 from nitro_nsm.kms.http import BODY_BYTES_MAX, Conversation  # noqa: E402
@@ -158,6 +159,26 @@ def test_a_connection_that_was_accepted_elsewhere() -> None:
 
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b'"Keys": []' in answer
+
+
+@pytest.mark.parametrize(
+    ("listen", "elsewhere", "found"),
+    [
+        ([], False, [("127.0.0.1", 8000)]),
+        ([], True, []),
+        (["81"], True, [("127.0.0.1", 81)]),
+        (["81", "[::1]:82"], False, [("127.0.0.1", 81), ("::1", 82)]),
+        (["example.com:65535"], False, [("example.com", 65535)]),
+    ],
+)
+def test_where_it_listens(listen: list[str], *, elsewhere: bool, found: list[tuple[str, int]]) -> None:
+    assert tcp_addresses(listen, elsewhere=elsewhere) == found
+
+
+@pytest.mark.parametrize("text", ["", "a", "a:b", "65536", "-1", "a:"])
+def test_addresses_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="is not an address"):
+        tcp_addresses([text], elsewhere=False)
 
 
 def test_an_address_in_use_is_the_hosts_fault() -> None:
@@ -368,7 +389,10 @@ def test_the_command_prints_its_authority(home: Path, capsys: pytest.CaptureFixt
     assert main(["kms", "authority"]) == 0
     assert capsys.readouterr().out.encode() == authority_pem()
     assert main(["kms", "authority", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"pem": authority_pem().decode()}
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == {"pem": authority_pem().decode()}
+    assert shown.startswith('{\n  "pem"')
+    assert shown.endswith("}\n")
 
 
 def test_the_command_says_what_it_lacks(

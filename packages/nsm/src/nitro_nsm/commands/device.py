@@ -11,9 +11,13 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nitro_nsm.commands.options import add_identity, add_json
 from nitro_nsm.errors import HostError, UsageError
+
+if TYPE_CHECKING:
+    from nitro_nsm.cuse import CuseDevice
 
 SUMMARY = "be a module at a real /dev/nsm (CUSE; as root), for programs that are tested without an enclave"
 EXAMPLES = ("nsm device", "nsm device --name nsm2 --debug-mode")
@@ -32,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM, which both end it as asked: with 0; the device goes with the process."""
     from nitro_nsm.commands.inputs import enclave, signing_root
+    from nitro_nsm.cuse import CuseDevice
     from nitro_nsm.module import Nsm
 
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", options.name):
@@ -49,30 +54,32 @@ def run(options: argparse.Namespace) -> int:
         said = {"module_id": nsm.module_id, "device": str(device)}
         print(json.dumps(said) if options.json else f"{nsm.module_id} at {device}", flush=True)
 
-    serve(nsm.handle, options.name, ready)
+    serve(_opened(), CuseDevice(nsm.handle, options.name), ready)
     return 0
 
 
-def serve(handle: Callable[[bytes], bytes], name: str, ready: Callable[[], None]) -> None:
-    """Serve a device until the kernel ends it.
-
-    Args:
-        handle: The module.
-        name: The device's, below /dev.
-        ready: Called when it is there.
-
-    Raises:
-        HostError: There can be no such device.
-    """
-    from nitro_nsm.cuse import MESSAGE_BYTES_MAX, CuseDevice
-
-    device = CuseDevice(handle, name)
+def _opened() -> int:
     try:
-        cuse = os.open(CUSE, os.O_RDWR | os.O_CLOEXEC)
+        return os.open(CUSE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise HostError(
             f"{CUSE}: {error.strerror}", hint="as root: modprobe cuse; or preload a library: nsm preload"
         ) from error
+
+
+def serve(cuse: int, device: "CuseDevice", ready: Callable[[], None]) -> None:
+    """Serve a device until the kernel ends it, and close its descriptor.
+
+    Args:
+        cuse: A descriptor of /dev/cuse.
+        device: Answers.
+        ready: Called when the device is there.
+
+    Raises:
+        HostError: There can be no such device.
+    """
+    from nitro_nsm.cuse import MESSAGE_BYTES_MAX
+
     try:
         _write(cuse, device.receive(os.read(cuse, MESSAGE_BYTES_MAX)))  # the first message makes the device
         ready()

@@ -109,9 +109,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({"pem": pem}, indent=2) if options.json else pem, end="\n" if options.json else "")
         return 0
     config = _config(options)
-    addresses = [_address(text) for text in options.listen]
-    if not addresses and not options.socket:
-        addresses = [("127.0.0.1", 8000)]
+    addresses = tcp_addresses(options.listen, elsewhere=bool(options.socket))
     try:
         from nitro_nsm.kms.server import open_kms
         from nitro_nsm.kms.tls import server_context
@@ -180,6 +178,21 @@ def _config(options: argparse.Namespace) -> "KmsConfig":
         return KmsConfig.model_validate(fields)
     except ValidationError as error:
         raise UsageError(complaints(error), hint="nsm kms --help") from error
+
+
+def tcp_addresses(listen: list[str], *, elsewhere: bool) -> list[tuple[str, int]]:
+    """Where to listen for TCP.
+
+    Args:
+        listen: What `--listen` says, each time.
+        elsewhere: Whether there is another place to listen, so that there need be none for TCP.
+
+    Raises:
+        UsageError: One of them is no address.
+    """
+    if not listen and not elsewhere:
+        return [("127.0.0.1", 8000)]
+    return [_address(text) for text in listen]
 
 
 def _address(text: str) -> tuple[str, int]:
