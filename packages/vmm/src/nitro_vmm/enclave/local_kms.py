@@ -93,6 +93,8 @@ class LocalKms:
 
         with trio.fail_after(IDLE_TIMEOUT_S):
             first = await plain.socket.recv(1, socket.MSG_PEEK)
+        if not first:
+            return  # the client has left without a word
         stream: trio.abc.Stream = plain
         if first == TLS_HANDSHAKE:
             stream = trio.SSLStream(plain, self._tls, server_side=True, https_compatible=True)
