@@ -123,6 +123,17 @@ def test_it_begins_as_real_answers_of_aws_do() -> None:
     assert envelope[23:37].hex() == "6b308201670201028020" + key_identifier(KEY.public_key())[:4].hex()
 
 
+def test_an_envelope_may_be_as_long_as_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    envelope = seal(b"secret", KEY.public_key(), entropy=os.urandom)
+
+    monkeypatch.setattr("nitro_nsm.kms.envelope.ENVELOPE_BYTES_MAX", len(envelope))
+    assert open_envelope(envelope, KEY) == b"secret"
+
+    monkeypatch.setattr("nitro_nsm.kms.envelope.ENVELOPE_BYTES_MAX", len(envelope) - 1)
+    with pytest.raises(EnvelopeError):
+        open_envelope(envelope, KEY)
+
+
 @pytest.mark.parametrize("tag", [0x05, 0x01, 0x80, 0x81])
 def test_one_bit_of_a_tag_says_that_a_value_is_constructed(tag: int) -> None:
     assert ber.read(bytes([tag, 0])) == (tag, b"")
