@@ -15,6 +15,7 @@ import pytest
 from containers import Container
 from nitro_eif import Architecture, EifFormatError, HostError, Image, Tree, UsageError, open_image
 from nitro_eif.container.credentials import credentials
+from nitro_eif.container.docker import IMAGE_BYTES_MAX
 from nitro_eif.filesystem.tar import apply_tar
 from nitro_eif.testing import tar_member, tar_of
 
@@ -76,6 +77,7 @@ def test_a_daemon_may_send_so_much_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, surplus: int
 ) -> None:
     archive = Container().docker_archive(tmp_path / "saved.tar").read_bytes()
+    assert IMAGE_BYTES_MAX == 64 << 30
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/d.sock")
     monkeypatch.setattr("nitro_eif.container.docker.IMAGE_BYTES_MAX", len(archive) - surplus)
     with ExitStack() as stack:

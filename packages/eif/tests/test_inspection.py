@@ -130,6 +130,15 @@ def test_a_distribution_for_newer_processors_is_named(text: str, level: int | No
     assert OFFERED_LEVEL == 2
 
 
+@pytest.mark.parametrize(("end", "count"), [(65536, 1), (65537, 0)])
+def test_of_a_distributions_name_64_kibibytes_are_read(end: int, count: int) -> None:
+    name = "\nID=rocky\nVERSION_ID=10"
+    tree = tree_of_files(bin__app=program(elf()))
+    tree.add("etc/os-release", Node.file(name.rjust(end, "#").encode()))
+
+    assert len(said(tree)) == count
+
+
 def test_only_notes_of_programs_for_x86_64_say_what_they_need() -> None:
     foreign = tree_of_files(bin__app=program(elf(AARCH64, needed=0b111)))
     not_a_note = elf(needed=0b111)

@@ -1,5 +1,6 @@
 """Readers differ: `eif verify --as` asks one of them, or all, and `--strict` counts warnings."""
 
+import json
 import struct
 from pathlib import Path
 
@@ -65,6 +66,19 @@ def test_the_default_is_the_hypervisor(tmp_path: Path) -> None:
         data, takers = CASES[name]
         path.write_bytes(data)
         assert main(["verify", str(path)]) == (0 if "nitro" in takers.split() else 1)
+
+
+@pytest.mark.parametrize(("name", "valid"), [("good", True), ("a wrong checksum", False)])
+def test_json_says_whether_it_is_valid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, valid: object
+) -> None:
+    path = tmp_path / "x.eif"
+    path.write_bytes(CASES[name][0])
+
+    main(["verify", "--json", str(path)])
+
+    report = json.loads(capsys.readouterr().out)
+    assert (report["Valid"], report["Problems"] == []) == (valid, valid)
 
 
 def test_a_checksum_that_skips_gaps_is_refused_with_the_reason(

@@ -50,6 +50,7 @@ def test_maps_that_lead_elsewhere_are_refused(size: int, pieces: list[tuple[int,
 
 
 def test_what_sparse_files_hold_together_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert limits.HELD_BYTES_MAX == 256 << 20
     monkeypatch.setattr(limits, "HELD_BYTES_MAX", 100)
 
     assert len(unpacked(sparse(100, [(0, 1)], b"a"))) == 100
