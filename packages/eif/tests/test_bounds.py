@@ -461,6 +461,18 @@ def test_lz4_ramdisks_are_read_as_the_kernel_does() -> None:
         assert read(packed) == ["a"]
 
 
+def test_what_is_wrong_with_lz4_stands_at_the_block() -> None:
+    good = example_ramdisk({"a": Node.file(b"")})
+    whole = lz4_frame(good)
+    broken = struct.pack("<I", 4) + b"\xff\xff\xff\xff"
+    short = struct.pack("<I", 5) + b"1234"
+
+    for bad, reason in ((broken, "is broken"), (short, "truncated")):
+        with pytest.raises(EifFormatError, match=f"lz4 stream.*{reason}") as caught:
+            read(good + whole + bad)
+        assert caught.value.offset == len(good) + len(whole) + 4
+
+
 def test_without_the_extra_lz4_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lz4.block", None)
 
