@@ -41,6 +41,10 @@ class Launch:
     rss_mib: float
 
 
+SAVED = {"kernel": ["--kernel"], "image": []}
+"""Which machines are saved, and the options of ``vmm snapshot`` that do it."""
+
+
 class LaunchError(Exception):
     """The enclave sent no heartbeat; the message has what the machine said."""
 
@@ -95,15 +99,40 @@ def launch(command: list[str], directory: Path) -> Launch:
     return measured
 
 
-def launch_ours(image: Path, memory_mib: int) -> Launch:
+def launch_ours(image: Path, memory_mib: int, *more: str) -> Launch:
     """One run of ``vmm run``.
+
+    Args:
+        image: what.
+        memory_mib: its memory.
+        more: other options.
 
     Raises:
         LaunchError: there was no heartbeat.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        options = ["--memory-mib", str(memory_mib), "--vsock-path", f"{scratch}/vsock"]
+        options = ["--memory-mib", str(memory_mib), "--vsock-path", f"{scratch}/vsock", *more]
         return launch([images.command("vmm"), "run", str(image), *options], Path(scratch))
+
+
+def launch_saved(path: Path, image: Path, memory_mib: int) -> Launch:
+    """One run that goes on from a saved machine.
+
+    Raises:
+        LaunchError: there was no heartbeat.
+    """
+    return launch_ours(image, memory_mib, "--from", str(path))
+
+
+def save(image: Path, memory_mib: int, path: Path, *more: str) -> None:
+    """Save a machine of an image.
+
+    Raises:
+        LaunchError: it cannot be saved.
+    """
+    options = ["-o", str(path), "--memory-mib", str(memory_mib), "--quiet", *more]
+    if subprocess.run([images.command("vmm"), "snapshot", str(image), *options], check=False).returncode:
+        raise LaunchError("the machine cannot be saved, see the message above")
 
 
 def launch_qemu(image: Path, memory_mib: int, *, qemu: str = QEMU) -> Launch:
@@ -214,18 +243,28 @@ def main() -> int:
     parser.add_argument("--memory-mib", type=int, default=512, help="default: %(default)s")
     parser.add_argument("--qemu", default=QEMU, metavar="COMMAND", help="default: %(default)s")
     parser.add_argument("--quiet", action="store_true", help="add quiet to the kernel's command line")
+    parser.add_argument(
+        "--saved",
+        action="store_true",
+        help="launch from saved machines as well, the kernel's and the image's",
+    )
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     options = parser.parse_args()
     machines: dict[str, Callable[[Path, int], Launch]] = {
         "vmm": launch_ours,
         "vmm, to the first instruction": first_instruction,
     }
+    saved = tempfile.TemporaryDirectory()
+    for kind in SAVED if options.saved else ():
+        machines[f"vmm, {kind} saved"] = partial(launch_saved, Path(saved.name, kind))
     if options.kernel == "nitro" and shutil.which(options.qemu):
         machines["qemu"] = partial(launch_qemu, qemu=options.qemu)
     launches: dict[str, list[Launch]] = {name: [] for name in machines}
     try:
         cmdline = ["--cmdline", QUIET_CMDLINE] if options.quiet else []
         image = options.image or images.hello(options.kernel, *cmdline)
+        for kind, more in SAVED.items() if options.saved else ():
+            save(image, options.memory_mib, Path(saved.name, kind), *more)
         for number in range(options.runs):
             for name, machine in machines.items():
                 one = machine(image, options.memory_mib)

@@ -262,6 +262,8 @@ void *find_memory_mapping_x86_64(uc *engine, uint64_t address)
     if (machine == NULL || !machine->running)
         return original.find_memory_mapping_x86_64(engine, address);
     uint64_t page = address >> PAGE_SHIFT;
+    if (page == machine->watched_page)
+        touch_page(machine);
     struct region *known = &machine->regions[page % REGIONS];
     if (known->region == NULL || known->page != page)
         *known = (struct region){page, original.find_memory_mapping_x86_64(engine, address)};

@@ -102,7 +102,7 @@ bool x86_cpu_exec_interrupt_x86_64(cpu *processor, int request)
 
     if (machine == NULL)
         return original.x86_cpu_exec_interrupt_x86_64(processor, request);
-    if (machine->stop) {
+    if (machine->stop || ((request & REQUEST_STOP) && stop_for_watcher(machine))) {
         original.uc_emu_stop(machine->engine);
         return true; /* the loop then forgets an exception index that an instruction may have left behind */
     }

@@ -32,6 +32,7 @@ EXPORTED struct machine *nitro_attach(uc *engine, const struct board *board, con
         machine->processor = processor;
         machine->registers = registers;
         machine->board = *board;
+        machine->watched_page = NO_PAGE;
         CPU_MACHINE(processor) = machine;
         CLASS_UNALIGNED_ACCESS(CPU_CLASS(processor)) = (void *)on_unaligned_access;
         ENV_MXCSR(registers) = MXCSR_RESET;
@@ -53,11 +54,21 @@ EXPORTED void nitro_detach(struct machine *machine)
     free(machine);
 }
 
+static int watched_ending(struct machine *machine)
+{
+    bool program = machine->at_program;
+
+    machine->at_program = machine->at_page = 0;
+    return program ? PROGRAM : PAGE;
+}
+
 /* Run the guest until it stops; says why. */
 EXPORTED int nitro_run(struct machine *machine)
 {
     if (machine->stop)
         return ASKED;
+    if (machine->at_program || machine->at_page) /* a stop came together with it, and was told first */
+        return watched_ending(machine);
     forget_regions(machine);
     resume_clock(machine);
     machine->running = 1;
@@ -77,7 +88,9 @@ EXPORTED int nitro_run(struct machine *machine)
                  (unsigned long long)ENV_EIP(machine->registers));
         return CRASHED;
     }
-    return machine->stop ? ASKED : HALTED;
+    if (machine->stop)
+        return ASKED;
+    return machine->at_program || machine->at_page ? watched_ending(machine) : HALTED;
 }
 
 /* Have the processor look at `interrupt_request` before its next block; from any thread.

@@ -11,7 +11,7 @@
 #include "table.h"
 
 /* Why `nitro_run` returned; accel/unicorn/library.py has the same numbers. */
-enum ending { HALTED, ASKED, TRIPLE_FAULT, CRASHED };
+enum ending { HALTED, ASKED, TRIPLE_FAULT, CRASHED, PROGRAM, PAGE };
 
 struct leaf {
     uint32_t number, eax, ebx, ecx, edx;
@@ -71,6 +71,11 @@ struct machine {
     volatile uint8_t stop;    /* asked to stop; set until it is forgotten */
     uint8_t running;
     uint8_t triple_fault;
+    uint8_t watches_programs; /* stop where a program is about to run */
+    uint8_t at_program;       /* stopped there, and nobody was told */
+    uint8_t timer_was_armed;  /* the time stamp counter's deadline; see `watch_page` in programs.c */
+    uint8_t at_page;          /* the watched page was touched, and nobody was told */
+    uint64_t watched_page;    /* its number, or NO_PAGE */
     uint64_t int_rip; /* where the last software interrupt's instruction began */
     char crash[160];  /* why the machine cannot go on, or empty */
     int hole_count;
@@ -105,6 +110,14 @@ void on_unaligned_access(cpu *processor, uint64_t address, int access, int mmu_i
 
 /* As `arm_deadline`. */
 void arm_timer(struct machine *machine, int64_t ticks);
+
+#define NO_PAGE UINT64_MAX
+
+/* Between blocks, while REQUEST_STOP is set: whether to stop where somebody watches. */
+bool stop_for_watcher(struct machine *machine);
+
+/* The watched page is about to be touched. */
+void touch_page(struct machine *machine);
 
 void free_ram(struct machine *machine);
 

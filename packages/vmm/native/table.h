@@ -42,6 +42,9 @@
     /* syscall.c */                                                                                              \
     X(void, helper_syscall_x86_64, (env *, int))                           /* Unicorn's does nothing */          \
     X(void, helper_sysenter_x86_64, (env *, int))                          /* Unicorn's does nothing */          \
+    /* programs.c */                                                                                             \
+    X(void, helper_iret_protected_x86_64, (env *, int, int))               /* a return to a program */           \
+    X(void, helper_sysret_x86_64, (env *, int))                                                                  \
     /* cpuid.c */                                                                                                \
     X(void, helper_cpuid_x86_64, (env *))                                  /* our identity */                    \
     /* msr.c */                                                                                                  \

@@ -21,10 +21,12 @@ class Vmm:
         done = subprocess.run(
             [*VMM, *map(str, arguments)], input=typed, capture_output=True, check=False, timeout=120
         )
-        err = done.stderr.decode()
+        err = done.stderr.decode(errors="replace")
         assert "Traceback" not in err
         assert "bug of vmm" not in err
-        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), err)
+        return subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode(errors="replace"), err
+        )
 
     def entries(self) -> dict[str, Any]:
         """All enclaves by name, as ``vmm ps`` tells them."""

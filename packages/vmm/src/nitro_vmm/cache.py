@@ -137,7 +137,8 @@ class Cache:
                 with suppress(OSError):  # gone meanwhile
                     status = file.stat(follow_symlinks=False)
                     size = status.st_blocks * 512
-                    found.append(CacheEntry(file.name, size, status.st_mtime, status.st_atime))
+                    used_at = max(status.st_atime, status.st_mtime)  # a new one was used by its maker
+                    found.append(CacheEntry(file.name, size, status.st_mtime, used_at))
         return sorted(found, key=lambda entry: (-entry.used_at, entry.name))
 
     def remove(self, name: str) -> None:

@@ -180,7 +180,16 @@ class EnclaveConfig(_Frozen):
     """One enclave, as ``vmm run`` launches it."""
 
     eif_path: Path
-    """The image."""
+    """The image; may be left out where ``snapshot_path`` is given."""
+
+    snapshot_path: Path | None = None
+    """A file of ``vmm snapshot``: the enclave goes on from there instead of booting. With an image, it must
+    be that image's."""
+
+    warm: Literal["off", "kernel", "image"] = "off"
+    """Whether to go on from a saved machine of the cache, and to make one in the background where there is
+    none: "kernel" for one that serves every image with this kernel, because it was saved before the ramdisks
+    are unpacked; "image" for one that was saved before the first instruction of the image's first program."""
 
     name: Name | None = None
     """What ``vmm ps`` and the others call it; `None`: the image's file name without .eif, and a number if
@@ -270,6 +279,13 @@ class EnclaveConfig(_Frozen):
     root_cert: Path | None = None
     """PEM file of the certificate that belongs to ``root_key``."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _image_of_snapshot(cls, data: object) -> object:
+        if isinstance(data, dict) and data.get("snapshot_path") is not None:
+            return {"eif_path": data["snapshot_path"], **data}
+        return data
+
     @model_validator(mode="after")
     def _one_vsock(self) -> Self:
         if self.vhost_user_path is None:
@@ -280,6 +296,8 @@ class EnclaveConfig(_Frozen):
             raise ValueError(
                 "vhost_user_path and vsock_path exclude each other: give the daemon its own --uds-path"
             )
+        if self.snapshot_path is not None or self.warm != "off":
+            raise ValueError("vhost_user_path and saved machines exclude each other: leave one out")
         if self.seqpacket:
             raise ValueError("vhost_user_path and seqpacket exclude each other: give the daemon --seqpacket")
         for field in ("publish", "proxy", "allow"):

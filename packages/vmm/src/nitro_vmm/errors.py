@@ -50,6 +50,10 @@ class UsageError(VmmError):
     code = "M01"
 
 
+class GuestError(VmmError):
+    """The guest does not do what is needed of it, through no fault of the image's."""
+
+
 class StateError(VmmError):
     """The state of a saved machine cannot be restored: it is of another machine, or is damaged."""
 

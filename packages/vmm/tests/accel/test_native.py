@@ -409,3 +409,29 @@ def test_a_library_older_than_its_sources_is_not_loaded(tmp_path: Path) -> None:
     os.utime(source, (999, 999))
     assert not native.is_stale(library, source.parent)
     assert not native.is_stale(library, tmp_path / "absent")
+
+
+# A page that is watched.
+
+ARM_THE_TIMER = "b9e0060000 b8ffffffff 31d2 0f30"  # mov ecx,0x6e0; mov eax,-1; xor edx,edx; wrmsr
+READ_THE_PAGE = "8b042500003000 eb00"  # mov eax,[0x300000]; and a jump, which ends the block
+WATCHED = 0x30_0000
+
+
+def test_a_page_that_is_touched_stops_the_guest_once_its_timer_was_armed() -> None:
+    early, late = Guest(), Guest()
+
+    for guest in (early, late):
+        assert guest.cpu.watch_page(WATCHED)
+    stopped_early = early.run(READ_THE_PAGE + HLT)
+    stopped_late = [late.run(ARM_THE_TIMER + READ_THE_PAGE + HLT), late.cpu.run()]
+
+    assert stopped_early is Stopped.HALTED
+    assert stopped_late == [Stopped.PAGE, Stopped.HALTED]
+
+
+def test_a_page_beside_the_watched_one_does_not_stop_the_guest() -> None:
+    guest = Guest()
+    guest.cpu.watch_page(WATCHED + 0x1000)
+
+    assert guest.run(ARM_THE_TIMER + READ_THE_PAGE + HLT) is Stopped.HALTED

@@ -167,7 +167,7 @@ ODD = ["", "--", "\x1b[31m", "a" * 5000, "../..", "/dev/null", "\udcff"]
 
 NAMES = (
     *("run", "ps", "describe", "stats", "logs", "console", "attest", "stop", "terminate", "wait", "rm"),
-    *("cache", "doctor", "explain", "init", "nitro-cli", "completion"),
+    *("snapshot", "cache", "doctor", "explain", "init", "nitro-cli", "completion"),
 )
 
 

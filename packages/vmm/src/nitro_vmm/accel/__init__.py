@@ -10,9 +10,9 @@ A new accelerator is a folder here that implements the three, and a line in `ope
 import mmap
 import os
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
-from nitro_vmm.accel.state import EntryState, Exit, ExitReason, VmState
+from nitro_vmm.accel.state import EntryState, Exit, ExitReason, ProgramState, VmState
 from nitro_vmm.address_map import RamRange
 from nitro_vmm.errors import UsageError
 
@@ -25,7 +25,10 @@ __all__ = [
     "Exit",
     "ExitReason",
     "Line",
+    "ProgramState",
     "Ram",
+    "SavesMachines",
+    "StopsAtPrograms",
     "Vcpu",
     "Vm",
     "VmState",
@@ -129,6 +132,53 @@ class Vcpu(Protocol):
         ...
 
 
+@runtime_checkable
+class StopsAtPrograms(Vcpu, Protocol):
+    """A `Vcpu` that stops where a program of the guest's is about to run, and can act in the program's name.
+
+    All methods are for the processor's thread, while `Vcpu.run` does not go on.
+    """
+
+    def watch_programs(self, *, wanted: bool) -> bool:
+        """Let `Vcpu.run` return `ExitReason.PROGRAM` whenever the kernel has returned to a 64-bit program.
+
+        Returns:
+            Whether this processor can do what is wanted.
+        """
+        ...
+
+    def watch_page(self, address: int) -> bool:
+        """Let `Vcpu.run` return `ExitReason.PAGE` soon after the guest has touched a page, once.
+
+        What a kernel does before it has armed its timer for the first time does not count: Linux looks into
+        its ramdisk early, for microcode and tables.
+
+        Args:
+            address: Guest-physical, of the page's beginning.
+
+        Returns:
+            Whether this processor can.
+        """
+        ...
+
+    @property
+    def program(self) -> ProgramState | None:
+        """The program before whose next instruction the processor stands; `None` if it is in the kernel."""
+        ...
+
+    def set_general(self, values: Sequence[int]) -> None:
+        """Change the general registers, in the order of `ProgramState.general`."""
+        ...
+
+    def enter_system_call(self) -> bool:
+        """Go on as if the program had executed SYSCALL, with its next instruction behind that.
+
+        Returns:
+            False if there is no program.
+        """
+        ...
+
+
 class Vm(Protocol):
     """One guest's processors and interrupt controllers."""
 
@@ -211,6 +261,21 @@ class Accelerator(Protocol):
         Raises:
             HostError: The host cannot run it.
         """
+        ...
+
+
+@runtime_checkable
+class SavesMachines(Accelerator, Protocol):
+    """An `Accelerator` whose machines have a state that can be kept in a file."""
+
+    @property
+    def vm_state(self) -> type[VmState]:
+        """The class of what `Vm.state` gives."""
+        ...
+
+    @property
+    def processor(self) -> str:
+        """Which processor its guests find, and whatever else a saved machine can only go on with."""
         ...
 
 

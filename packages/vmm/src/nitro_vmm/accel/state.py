@@ -43,6 +43,10 @@ class ExitReason(Enum):
     """An exception could not be delivered, nor the double fault that follows."""
     DEBUG = auto()
     """A breakpoint, or the end of a debugger's step."""
+    PROGRAM = auto()
+    """A program of the guest's is about to run, and `StopsAtPrograms.watch_programs` was asked for."""
+    PAGE = auto()
+    """The guest has touched the page of `StopsAtPrograms.watch_page`."""
     CRASHED = auto()
     """The guest ran where there is no code, or did what the accelerator cannot run."""
 
@@ -55,6 +59,18 @@ class Exit:
     """Why."""
     details: str = ""
     """More about a crash, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramState:
+    """A 64-bit program of the guest's, before whose next instruction its processor stands."""
+
+    general: tuple[int, ...]
+    """The general registers: RAX RCX RDX RBX RSP RBP RSI RDI R8 and so on to R15."""
+    rip: int
+    """Where that instruction is."""
+    page_tables: int
+    """CR3."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,8 +43,8 @@ def place(
     Raises:
         ImageError: They do not fit. The message names the first ramdisk that does not, and enough memory.
     """
-    spans = list(_spans(ramdisks))
-    size = spans[-1].stop if spans else 0
+    found = list(spans(ramdisks))
+    size = found[-1].stop if found else 0
     if size == 0:
         return Initramfs(0, 0)
     room = 0
@@ -55,11 +55,11 @@ def place(
         address = (end - size) // PAGE_BYTES * PAGE_BYTES
         if address < start:
             continue
-        for ramdisk, span in zip(ramdisks, spans, strict=True):
+        for ramdisk, span in zip(ramdisks, found, strict=True):
             ram.slice(address + span.start, len(ramdisk))[:] = ramdisk
         return Initramfs(address, size)
 
-    number, start = next((number, span.start) for number, span in enumerate(spans, 1) if span.stop > room)
+    number, start = next((number, span.start) for number, span in enumerate(found, 1) if span.stop > room)
     # The guest holds its ramdisks both packed and unpacked while it boots.
     least = max(start_min + size, MEMORY_PER_IMAGE_BYTE * size)
     raise ImageError(
@@ -70,7 +70,7 @@ def place(
     )
 
 
-def _spans(ramdisks: Sequence[Bytes]) -> Iterator[range]:
+def spans(ramdisks: Sequence[Bytes]) -> Iterator[range]:
     """Where each ramdisk is, counted from the start of the first."""
     start = 0
     for ramdisk in ramdisks:

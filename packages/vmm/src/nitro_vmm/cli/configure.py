@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 SPELLINGS: Final = {
     "eif_path": "EIF",
+    "snapshot_path": "--from",
+    "warm": "--warm",
     "name": "--name",
     "memory_mib": "--memory-mib",
     "processors": "--processors",
@@ -44,14 +46,17 @@ SPELLINGS: Final = {
 """The fields of `EnclaveConfig` that options set, and how these are spelled in messages."""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which enclave."""
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name the image, and a file of settings."""
     add = parser.add_argument
     add("eif", metavar="EIF", nargs="?", type=Path, help="the image")
     add("--eif-path", metavar="EIF", type=Path, help="the same, as nitro-cli spells it")
     add("--config", metavar="FILE", type=Path, help="settings (JSON, TOML, YAML), also nitro-cli's --config")
-    add("--from-qemu", metavar="TEXT", help="settings as options of qemu-system-x86_64 -M nitro-enclave,...")
-    add("--name", *("--enclave-name",), metavar="NAME", help="what vmm ps calls it (default: the image's)")
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which machine an image gets."""
+    add = parser.add_argument
     add(
         *("--memory-mib", "--memory"),
         metavar="N",
@@ -68,11 +73,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="what runs the guest: kvm, unicorn (emulated), or auto (the default): KVM if it can run Linux",
     )
-    add(
-        *("--cid", "--enclave-cid"),
-        metavar="N",
-        help=f"the enclave's vsock address, 0 for a free one (default: {CID_DEFAULT})",
-    )
     add("--cmdline-append", metavar="TEXT", help="add to the kernel's command line; it is not measured")
     add(
         "--quiet-kernel",
@@ -81,15 +81,46 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="let the kernel print errors only: adds `quiet` to its command line, which is not measured",
     )
     add(
-        "--vsock-path",
-        metavar="PREFIX",
-        help="unix sockets of the parent: PREFIX leads into the enclave, PREFIX_PORT gets its connections",
-    )
-    add(
         "--seqpacket",
         action="store_const",
         const=True,
         help="offer SEQPACKET vsock connections as well, unlike AWS; PREFIX.seqpacket leads into the enclave",
+    )
+    add(
+        "--boot-timeout-s",
+        metavar="S",
+        help=f"how long the heartbeat may take (default: {BOOT_TIMEOUT_S_DEFAULT:g})",
+    )
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which enclave."""
+    add_image_options(parser)
+    add_machine_options(parser)
+    add = parser.add_argument
+    add("--from-qemu", metavar="TEXT", help="settings as options of qemu-system-x86_64 -M nitro-enclave,...")
+    add(
+        "--from",
+        dest="snapshot_path",
+        metavar="FILE",
+        type=Path,
+        help="go on from a file of vmm snapshot instead of booting; the image may be left out",
+    )
+    add(
+        "--warm",
+        metavar="KIND",
+        help="off (the default), kernel or image: go on from a saved machine of it, or save one for later",
+    )
+    add("--name", *("--enclave-name",), metavar="NAME", help="what vmm ps calls it (default: the image's)")
+    add(
+        *("--cid", "--enclave-cid"),
+        metavar="N",
+        help=f"the enclave's vsock address, 0 for a free one (default: {CID_DEFAULT})",
+    )
+    add(
+        "--vsock-path",
+        metavar="PREFIX",
+        help="unix sockets of the parent: PREFIX leads into the enclave, PREFIX_PORT gets its connections",
     )
     add(
         "--vsock",
@@ -127,11 +158,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="serve a local KMS on port 8000 of the enclave's parent, by itself or with settings: --kms=FILE "
         "or --kms=NAME=VALUE,... (pip install 'nitro-vmm[kms]')",
-    )
-    add(
-        "--boot-timeout-s",
-        metavar="S",
-        help=f"how long the heartbeat may take (default: {BOOT_TIMEOUT_S_DEFAULT:g})",
     )
     add(
         "--debug-mode",
@@ -184,8 +210,8 @@ def config_of(arguments: argparse.Namespace) -> "EnclaveConfig":
     if arguments.eif is not None and arguments.eif_path is not None:
         raise UsageError("give one image", hint="vmm run IMAGE.eif")
     elsewhere = arguments.config is not None or (qemu is not None and "eif_path" in qemu.values)
-    nowhere = not elsewhere and "NITRO_VMM_EIF_PATH" not in os.environ
-    if arguments.eif is None and arguments.eif_path is None and nowhere:
+    elsewhere = elsewhere or arguments.snapshot_path is not None or "NITRO_VMM_EIF_PATH" in os.environ
+    if arguments.eif is None and arguments.eif_path is None and not elsewhere:
         raise UsageError("give one image", hint="vmm run IMAGE.eif")
     if arguments.eif is not None:
         given["eif_path"] = arguments.eif

@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "console": ("logs", "console"),
     "attest": ("attest",),
     "stop": ("stop", "terminate", "wait", "rm"),
+    "snapshot": ("snapshot",),
     "cache": ("cache",),
     "doctor": ("doctor",),
     "explain": ("explain",),

@@ -69,6 +69,8 @@ class VsockDevice:
         self._engine = engine
         self._memory = memory
         self._locked = locked
+        self.config_reads = 0
+        """How often the guest has read its address."""
         self._driver: Driver | None = None
         self._rings: dict[str, Vring] = {}
         self._kicks = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in QUEUE_NAMES]
@@ -112,6 +114,7 @@ class VsockDevice:
 
     def read_config(self, offset: int, length: int) -> bytes:
         """The guest's CID."""
+        self.config_reads += 1
         return self._engine.config_space[offset : offset + length]
 
     def activate(self, features: int, queues: Sequence[QueueLayout | None], driver: Driver) -> None:

@@ -24,7 +24,7 @@ from nitro_vmm.accel import Accelerator, open_accelerator
 from nitro_vmm.config import EnclaveConfig, Endpoint
 from nitro_vmm.defaults import CID_DEFAULT
 from nitro_vmm.enclave import timeline
-from nitro_vmm.enclave.assembly import Assembly, assemble
+from nitro_vmm.enclave.assembly import Assembly, Surroundings, assemble
 from nitro_vmm.enclave.causes import Cause, of_silence
 from nitro_vmm.enclave.console import Console, ConsoleSink
 from nitro_vmm.enclave.daemon_heartbeat import UNSEEN, DaemonHeartbeat
@@ -32,6 +32,7 @@ from nitro_vmm.enclave.debugger import Debugger
 from nitro_vmm.enclave.egress import HTTP_PROXY_PORT, Egress
 from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT, Heartbeat
 from nitro_vmm.enclave.local_kms import LocalKms, open_local_kms
+from nitro_vmm.enclave.maker import make_saved_machine
 from nitro_vmm.enclave.outcome import EnclaveEndedError, Outcome, Result, Verdict, judge, late
 from nitro_vmm.enclave.parent import ParentListener, ParentSide
 from nitro_vmm.enclave.published import PublishedPorts
@@ -360,21 +361,19 @@ class Enclave:
         notes: list[str] = []
         accelerator = self._accelerator or open_accelerator(self.config.accelerator, say=notes.append)
         self.timeline.note(timeline.ACCELERATOR, accelerator.name)
-        assembly = assemble(
-            self.config,
-            accelerator,
-            self._resources,
-            notes=notes,
+        around = Surroundings(
             console=self._on_console,
             console_ready=self._on_console_ready,
             host_side=self._parent,
             services=services,
             say=self._say,
             timeline=self.timeline,
+            notes=notes,
         )
+        assembly = assemble(self.config, accelerator, self._resources, around)
         if self._debugger is not None:
             assert self._token is not None  # noqa: S101 - set before
-            self._debugger.attach(assembly.machine, assembly.memory, self._token)
+            self._debugger.attach(assembly.machine, assembly.memory.guest, self._token)
         if self.config.vhost_user_path is not None:
             if self.config.vhost_user_stats_path is not None:
                 self._daemon = DaemonHeartbeat(self.config.vhost_user_stats_path, assembly.cid)
@@ -430,13 +429,18 @@ class Enclave:
                 nursery.start_soon(self._stop_when_cancelled, assembly)
                 # A limiter of its own, because the guest keeps its thread for as long as it lives.
                 ending = await trio.to_thread.run_sync(
-                    assembly.machine.run, assembly.entry, limiter=trio.CapacityLimiter(1)
+                    self._run_machine, assembly, limiter=trio.CapacityLimiter(1)
                 )
                 if self._daemon is not None and not self.has_booted:
                     await self._daemon.look(self._heartbeat)  # it may have come just before the end
                 nursery.cancel_scope.cancel()
         finally:
             self._settle(assembly, ending)
+
+    def _run_machine(self, assembly: Assembly) -> Ending:
+        if assembly.printed:
+            self._on_console(assembly.printed)
+        return assembly.machine.run(assembly.entry)
 
     def _settle(self, assembly: Assembly, ending: Ending) -> None:
         """The guest has ended: tell everybody who waits."""
@@ -478,6 +482,8 @@ class Enclave:
                 if self._daemon is not None:
                     await self._daemon.watch(self._heartbeat)
                 await self._heartbeat.came.wait()
+                for parameters in assembly.missing:
+                    make_saved_machine(self.config, parameters)
                 return
         self._cause = of_silence(
             printed=self._watch.printed,

@@ -9,11 +9,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from nitro_vmm.accel import Accelerator, Debug, EntryState, ExitReason, Vcpu, VmState
+from nitro_vmm.accel import (
+    Accelerator,
+    Debug,
+    EntryState,
+    Exit,
+    ExitReason,
+    StopsAtPrograms,
+    Vcpu,
+    VmState,
+)
 from nitro_vmm.devices.virtio_mmio import VirtioDevice
+from nitro_vmm.errors import HostError
 from nitro_vmm.machine.board import Board, BoardState
 from nitro_vmm.machine.bus import AddressSpace
 from nitro_vmm.machine.memory import Memory
+from nitro_vmm.machine.program import MachineOverError, Program
 
 
 class End(Enum):
@@ -84,6 +95,7 @@ class Machine:
         wall_clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         bus = AddressSpace()
+        self._memory = memory
         self._vm = accelerator.create_vm(memory.ram, bus, processors=processors)
         self.board = Board(
             bus,
@@ -104,6 +116,8 @@ class Machine:
         self._changed = threading.Condition()
         self._ending: Ending | None = None
         self._paused = False
+        self._at_page: Callable[[], None] = lambda: None
+        self._first_program: Callable[[Program], None] | None = None
         self._running = 0
         """How many processors are within `Vcpu.run`."""
 
@@ -211,17 +225,78 @@ class Machine:
         self._vm.restore(state.vm)
         self.board.restore(state.board)
 
+    def at_first_program(self, function: Callable[[Program], None]) -> None:
+        """Have a function called once, before the first instruction of the guest's first program.
+
+        It is called in the processor's thread while the guest stands still; in a restored machine whose
+        processor stands there already, before anything runs. It may `pause` the machine and take its state.
+
+        Args:
+            function: What to call. What it raises ends `run`.
+
+        Raises:
+            HostError: This accelerator does not notice programs.
+        """
+        vcpu = self._vm.vcpus[0]
+        if not isinstance(vcpu, StopsAtPrograms) or not vcpu.watch_programs(wanted=True):
+            raise HostError("this accelerator does not notice when the guest's first program starts")
+        self._first_program = function
+
+    def at_page(self, address: int, function: Callable[[], None]) -> None:
+        """Have a function called once, soon after the guest has touched a page; see `at_first_program`.
+
+        Args:
+            address: See `StopsAtPrograms.watch_page`.
+            function: What to call.
+
+        Raises:
+            HostError: This accelerator does not notice it.
+        """
+        vcpu = self._vm.vcpus[0]
+        if not isinstance(vcpu, StopsAtPrograms) or not vcpu.watch_page(address):
+            raise HostError("this accelerator does not notice which memory the guest touches")
+        self._at_page = function
+
     def _run_vcpu(self, vcpu: Vcpu) -> None:
+        try:
+            if isinstance(vcpu, StopsAtPrograms) and vcpu.program is not None:
+                self._visit_program(vcpu)
+            while True:
+                reason = self._run_until_exit(vcpu).reason
+                if reason is ExitReason.PAGE:
+                    self._at_page()
+                elif isinstance(vcpu, StopsAtPrograms):
+                    self._visit_program(vcpu)
+        except MachineOverError:
+            pass
+
+    def _visit_program(self, vcpu: StopsAtPrograms) -> None:
+        function, self._first_program = self._first_program, None
+        if function is None:
+            return
+        program = Program(vcpu, self._memory.guest, lambda: self._run_until_exit(vcpu))
+        function(program)
+        vcpu.watch_programs(wanted=False)
+
+    def _run_until_exit(self, vcpu: Vcpu) -> Exit:
+        """Run a processor until it stops for a reason that is not the machine's end.
+
+        Raises:
+            MachineOverError: The machine has ended.
+        """
         while self._may_run():
             exit_ = vcpu.run()
             with self._changed:
                 self._running -= 1
                 self._paused = self._paused or exit_.reason is ExitReason.DEBUG
                 self._changed.notify_all()
+            if exit_.reason in {ExitReason.PROGRAM, ExitReason.PAGE}:
+                return exit_
             if exit_.reason is ExitReason.DEBUG:
                 self.on_debug_stop()
             elif exit_.reason is not ExitReason.KICKED:
                 self._finish(Ending(ENDS[exit_.reason], exit_.details))
+        raise MachineOverError
 
     def _may_run(self) -> bool:
         with self._changed:

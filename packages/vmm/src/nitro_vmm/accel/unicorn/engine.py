@@ -35,6 +35,10 @@ class Stopped(Enum):
     """Somebody called `stop`."""
     TRIPLE_FAULT = auto()
     """An exception could not be delivered, nor the double fault that follows."""
+    PROGRAM = auto()
+    """A program is about to run, and `watch_programs` was asked for."""
+    PAGE = auto()
+    """The page of `watch_page` was touched."""
     CRASHED = auto()
     """The guest ran where there is no code, or did what QEMU cannot emulate; `crash` says more."""
 
@@ -51,11 +55,24 @@ class Engine(Protocol):
         """RFLAGS.IF."""
 
     @property
+    def is_at_program(self) -> bool:
+        """Whether the next instruction is one of a 64-bit program's."""
+
+    @property
     def taken(self) -> bool:
         """Whether no interrupt is offered."""
 
     def run(self) -> Stopped:
         """Run until the guest stops."""
+
+    def watch_programs(self, *, wanted: bool) -> bool:
+        """Stop where a program is about to run; false where this engine cannot."""
+
+    def watch_page(self, address: int) -> bool:
+        """Stop when a page is touched, but for early looks; false where this engine cannot."""
+
+    def enter_system_call(self) -> bool:
+        """Go on as if the program had executed SYSCALL before its next instruction; false if it cannot."""
 
     def stop(self) -> None:
         """End `run`."""

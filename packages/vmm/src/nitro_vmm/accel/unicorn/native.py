@@ -12,7 +12,7 @@ from typing import Final
 
 from nitro_vmm.accel.unicorn.library import Library
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the library's interface, as in ``native/library.c``."""
 PATH: Final = Path(__file__).with_name("libnitro.so")
 SOURCES: Final = Path(__file__).parents[4] / "native"

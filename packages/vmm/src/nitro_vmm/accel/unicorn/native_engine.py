@@ -14,7 +14,10 @@ from nitro_vmm.accel.unicorn.library import Leaf as NativeLeaf
 from nitro_vmm.accel.unicorn.private import engine_address, mismatch
 from nitro_vmm.address_map import COM1, RamRange
 
-ENDINGS: Final = (Stopped.HALTED, Stopped.ASKED, Stopped.TRIPLE_FAULT, Stopped.CRASHED)
+ENDINGS: Final = (
+    *(Stopped.HALTED, Stopped.ASKED, Stopped.TRIPLE_FAULT, Stopped.CRASHED),
+    *(Stopped.PROGRAM, Stopped.PAGE),
+)
 """By the number that ``nitro_run`` returns."""
 
 
@@ -88,6 +91,11 @@ class NativeEngine:
         return bool(self._library.interrupts_enabled(self._machine))
 
     @property
+    def is_at_program(self) -> bool:
+        """See `Engine`."""
+        return bool(self._library.is_at_program(self._machine))
+
+    @property
     def taken(self) -> bool:
         """See `Engine`."""
         return bool(self._library.taken(self._machine))
@@ -99,6 +107,20 @@ class NativeEngine:
             error, self._error = self._error, None
             raise error
         return stopped
+
+    def watch_programs(self, *, wanted: bool) -> bool:
+        """See `Engine`."""
+        self._library.watch_programs(self._machine, wanted)
+        return True
+
+    def watch_page(self, address: int) -> bool:
+        """See `Engine`."""
+        self._library.watch_page(self._machine, address)
+        return True
+
+    def enter_system_call(self) -> bool:
+        """See `Engine`."""
+        return bool(self._library.enter_system_call(self._machine))
 
     def stop(self) -> None:
         """See `Engine`."""

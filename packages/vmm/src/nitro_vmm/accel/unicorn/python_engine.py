@@ -119,6 +119,25 @@ class PythonEngine:
         """See `Engine`."""
         return bool(self._uc.reg_read(x86.UC_X86_REG_EFLAGS) & RFLAGS_IF)
 
+    # Programs. Unicorn alone cannot tell when the guest comes to one.
+
+    @property
+    def is_at_program(self) -> bool:
+        """See `Engine`."""
+        return False
+
+    def watch_programs(self, *, wanted: bool) -> bool:
+        """See `Engine`."""
+        return not wanted
+
+    def watch_page(self, address: int) -> bool:  # noqa: ARG002
+        """See `Engine`."""
+        return False
+
+    def enter_system_call(self) -> bool:
+        """See `Engine`."""
+        return False
+
     # Interrupts.
 
     @property

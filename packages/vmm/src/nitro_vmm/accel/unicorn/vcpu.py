@@ -15,7 +15,7 @@ from typing import Final
 import unicorn
 from unicorn import x86_const as x86
 
-from nitro_vmm.accel.state import EntryState
+from nitro_vmm.accel.state import EntryState, ProgramState
 from nitro_vmm.accel.unicorn import identity, native
 from nitro_vmm.accel.unicorn.debug import UnicornDebug
 from nitro_vmm.accel.unicorn.engine import Bus, Engine, Stopped
@@ -144,6 +144,32 @@ class Cpu:
     def tsc_offset(self) -> int:
         """What is added to the host's time stamp counter for the guest's."""
         return int(self._private.tsc_offset.value)
+
+    # Programs of the guest.
+
+    def watch_programs(self, *, wanted: bool) -> bool:
+        """Stop where a program is about to run; false without the native part."""
+        return self._engine.watch_programs(wanted=wanted)
+
+    def watch_page(self, address: int) -> bool:
+        """Stop when a page is touched; false without the native part."""
+        return self._engine.watch_page(address)
+
+    @property
+    def program(self) -> ProgramState | None:
+        """The program before whose next instruction the processor stands; `None` if it is in the kernel."""
+        if not self._engine.is_at_program:
+            return None
+        private = self._private
+        return ProgramState(tuple(private.registers), private.rip.value, private.control[3])
+
+    def set_general(self, values: Sequence[int]) -> None:
+        """Change the general registers, in the order of `ProgramState.general`."""
+        self._private.registers[:] = list(values)
+
+    def enter_system_call(self) -> bool:
+        """Go on as if the program had executed SYSCALL; false if there is none."""
+        return self._engine.enter_system_call()
 
     # Interrupts.
 

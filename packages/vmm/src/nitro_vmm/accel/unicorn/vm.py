@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nitro_vmm.accel import Bus, Line, Ram, Vcpu
-from nitro_vmm.accel.state import EntryState, Exit, ExitReason, VmState
+from nitro_vmm.accel.state import EntryState, Exit, ExitReason, ProgramState, VmState
 from nitro_vmm.accel.unicorn.debug import UnicornDebug
 from nitro_vmm.accel.unicorn.engine import Stopped
 from nitro_vmm.accel.unicorn.interrupts import Interrupts
@@ -59,10 +59,14 @@ class Unicorn:
     name: Final = "unicorn"
     processors_default: Final = 1
     processors_max: Final = 1
+    processor: Final = PROCESSOR
 
     def __init__(self, *, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         _check_address_space()
         _say_once_what_is_missing()
+        if LIBRARY is not None:  # else nothing notices where a machine can be saved
+            self.vm_state: type[VmState] = UnicornState
+            """See `SavesMachines.vm_state`."""
         self._clock_ns = clock_ns
         # The counter's frequency is had from two looks at it. The image is loaded in between.
         self._tsc = read_tsc()
@@ -226,11 +230,36 @@ class UnicornVcpu:
                     return Exit(ExitReason.HALTED)
                 case Stopped.TRIPLE_FAULT:
                     return Exit(ExitReason.TRIPLE_FAULT)
+                case Stopped.PROGRAM:
+                    return Exit(ExitReason.PROGRAM)
+                case Stopped.PAGE:
+                    return Exit(ExitReason.PAGE)
                 case Stopped.CRASHED:
                     return Exit(ExitReason.CRASHED, cpu.crash)
                 case Stopped.ASKED:
                     pass
         return Exit(ExitReason.KICKED)
+
+    def watch_programs(self, *, wanted: bool) -> bool:
+        """See `StopsAtPrograms`."""
+        return self._cpu.watch_programs(wanted=wanted)
+
+    def watch_page(self, address: int) -> bool:
+        """See `StopsAtPrograms`."""
+        return self._cpu.watch_page(address)
+
+    @property
+    def program(self) -> ProgramState | None:
+        """See `StopsAtPrograms`."""
+        return self._cpu.program
+
+    def set_general(self, values: Sequence[int]) -> None:
+        """See `StopsAtPrograms`."""
+        self._cpu.set_general(values)
+
+    def enter_system_call(self) -> bool:
+        """See `StopsAtPrograms`."""
+        return self._cpu.enter_system_call()
 
     def kick(self) -> None:
         """See `Vcpu.kick`."""

@@ -1,0 +1,159 @@
+"""Enclaves that go on from a saved machine: which one fits, and where it is found."""
+
+import hashlib
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from typing import Final
+
+from nitro_eif import Eif, Measurements
+from nitro_vmm.accel import Accelerator, SavesMachines
+from nitro_vmm.address_map import COMMAND_LINE_BYTES_MAX, MIB, virtio_slot
+from nitro_vmm.boot import canonical, command_line
+from nitro_vmm.cache import Cache
+from nitro_vmm.config import EnclaveConfig
+from nitro_vmm.errors import HostError, StateError, UsageError, VmmError
+from nitro_vmm.snapshot.code import code_digest
+from nitro_vmm.snapshot.codec import encode
+from nitro_vmm.snapshot.layout import Description, Parameters, difference
+from nitro_vmm.snapshot.store import Saved, read
+
+IMAGE: Final = "image"
+"""The kind of a machine that was saved before the first instruction of its image's first program."""
+KERNEL: Final = "kernel"
+"""The kind of one that was saved before its kernel unpacks the ramdisks, and serves every image with it."""
+KINDS: Final = {"off": (), KERNEL: (KERNEL,), IMAGE: (IMAGE, KERNEL)}
+"""What is looked for with each value of `EnclaveConfig.warm`, the best first."""
+
+
+def saving(accelerator: Accelerator) -> SavesMachines:
+    """An accelerator that can save machines.
+
+    Raises:
+        HostError: This one cannot.
+    """
+    if not isinstance(accelerator, SavesMachines):
+        raise HostError(
+            f"the accelerator {accelerator.name} does not save machines here",
+            hint="use --accel unicorn, with its native part",
+        )
+    return accelerator
+
+
+def appended(config: EnclaveConfig) -> list[bytes]:
+    """What follows the image's command line; the last word on a setting counts for Linux."""
+    words = [b"quiet"] if config.quiet_kernel else []
+    return [*words, config.cmdline_append.encode()] if config.cmdline_append else words
+
+
+def parameters_of(
+    kind: str,
+    config: EnclaveConfig,
+    accelerator: SavesMachines,
+    eif: Eif,
+    measurements: Measurements,
+    *,
+    memory_mib: int,
+    processors: int,
+) -> Parameters | None:
+    """Which machine of a kind an enclave would have; `None` if its kernel reads its ramdisks too early."""
+    if kind == KERNEL and canonical.is_read_early(eif.ramdisks):
+        return None
+    devices = ("nsm", "vsock+seqpacket" if config.seqpacket else "vsock")
+    added = appended(config)
+    added += [command_line.virtio_mmio(virtio_slot(index)) for index in range(len(devices))]
+    # The registers are digests of kernel, command line and ramdisks, one behind the other; the lengths say
+    # where each begins.
+    lengths = [len(eif.kernel), len(eif.cmdline), *map(len, eif.ramdisks)]
+    registers = measurements.pcr0 + measurements.pcr1 + measurements.pcr2
+    return Parameters(
+        kind=kind,
+        code=code_digest(),
+        accelerator=accelerator.name,
+        processor=accelerator.processor,
+        memory_bytes=memory_mib * MIB,
+        processors=processors,
+        devices=devices,
+        kernel=hashlib.sha256(eif.kernel).digest(),
+        command_line=command_line.compose(bytes(eif.cmdline), added, bytes_max=COMMAND_LINE_BYTES_MAX),
+        image=hashlib.sha256(f"{lengths}\n".encode() + registers).digest() if kind == IMAGE else b"",
+        ramdisk_bytes=canonical.room_for(eif.ramdisks) if kind == KERNEL else 0,
+    )
+
+
+def entry_name(parameters: Parameters) -> str:
+    """What the cache calls such a machine."""
+    return f"{parameters.kind}-{hashlib.sha256(encode(parameters)).hexdigest()[:32]}"
+
+
+def refusal_name(parameters: Parameters) -> str:
+    """What the cache calls the note that such a machine cannot be saved."""
+    return entry_name(parameters).replace(parameters.kind, "refused", 1)
+
+
+def find(parameters: Parameters, accelerator: SavesMachines, resources: ExitStack) -> Saved | None:
+    """The saved machine of the cache, if there is one that is whole; one that is not is removed."""
+    cache, name = Cache(), entry_name(parameters)
+    file = cache.open(name)
+    if file is None:
+        return None
+    resources.callback(file.close)
+    try:
+        saved = read(file, accelerator.vm_state)
+    except (StateError, OSError):
+        forget(parameters)
+        return None
+    return saved if saved.description.parameters == parameters else None
+
+
+def forget(parameters: Parameters) -> None:
+    """Remove a saved machine that is of no use from the cache."""
+    with suppress(VmmError):  # gone already, or a disk that can only be read
+        Cache().remove(entry_name(parameters))
+
+
+def open_given(config: EnclaveConfig, accelerator: Accelerator, resources: ExitStack) -> Saved:
+    """The saved machine that the configuration names.
+
+    Raises:
+        UsageError: There is no such file.
+        HostError: The accelerator cannot go on from one.
+        StateError: It is not whole, or of another version or host.
+    """
+    path = config.snapshot_path
+    assert path is not None  # noqa: S101 - the caller has looked
+    opened = saving(accelerator)
+    try:
+        file = path.open("rb")
+        resources.callback(file.close)
+        saved = read(file, opened.vm_state)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", hint="vmm snapshot makes one") from error
+    found = saved.description.parameters
+    here = replace(found, code=code_digest(), accelerator=opened.name, processor=opened.processor)
+    if found != here:
+        raise StateError(f"{path} cannot go on here: {difference(found, here)}")
+    return saved
+
+
+def check_fits(saved: Saved, wanted: Parameters | None) -> None:
+    """See that a saved machine is the one that an image would have.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if wanted is None:
+        raise UsageError(
+            f"{saved.file.name} does not fit: the kernel reads this image's ramdisks before it unpacks them",
+            hint="boot the image, or save its own machine",
+        )
+    if unlike := difference(saved.description.parameters, wanted):
+        raise UsageError(
+            f"{saved.file.name} does not fit: {unlike}",
+            hint="give the image and options that it was made with, or none",
+        )
+
+
+def measurements_of(description: Description) -> Measurements:
+    """The image's registers, as they were measured when the machine was saved."""
+    pcr0, pcr1, pcr2, *pcr8 = description.measurements
+    return Measurements(pcr0=pcr0, pcr1=pcr1, pcr2=pcr2, pcr8=pcr8[0] if pcr8 else None)

@@ -1,0 +1,173 @@
+"""Writes saved machines into files, and maps them."""
+
+import hashlib
+import mmap
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+from nitro_vmm.accel import VmState
+from nitro_vmm.errors import HostError, StateError
+from nitro_vmm.machine.memory import Memory
+from nitro_vmm.snapshot.codec import decode, encode
+from nitro_vmm.snapshot.layout import (
+    DIGEST,
+    DIGESTED_FROM,
+    HEADER,
+    PAGE_BYTES,
+    Description,
+    Header,
+    check_pages,
+    make_header,
+    pack_header,
+    parse_header,
+    pieces,
+)
+
+CHUNK_PAGES: Final = 256
+GAP_PAGES_MAX: Final = 16
+"""So many pages of zeros are kept where others surround them, because each stretch takes a mapping of its
+own, and Linux allows a process 65,530 of them."""
+
+
+def write(file: BinaryIO, description: Description, memory: Memory) -> None:
+    """Write a saved machine into an empty file.
+
+    Args:
+        file: Where to.
+        description: All but its extents, which are found here.
+        memory: The guest's, which stands still.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    description = replace(description, extents=tuple(_extents(memory)))
+    encoded = encode(description)
+    header = make_header(len(encoded), sum(count for _, count in description.extents))
+    digest = hashlib.new(DIGEST)
+    file.seek(HEADER.size)
+    padding = bytes(header.pages_offset - HEADER.size - len(encoded))
+    digest.update(pack_header(header)[DIGESTED_FROM:])
+    parts: list[bytes | memoryview] = [encoded, padding, *_parts(description, memory)]
+    for part in parts:
+        digest.update(part)
+        file.write(part)
+    file.seek(0)
+    file.write(pack_header(header._replace(digest=digest.digest())))
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that is there, whole and for its user only, when the block ends well; and not at all otherwise.
+
+    Raises:
+        HostError: It cannot be written.
+    """
+    new = path.with_name(f".{path.name}.new-{os.getpid()}")
+    try:
+        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "r+b") as file:
+            yield file
+            file.flush()
+        new.replace(path)
+    except OSError as error:
+        raise HostError(f"{path}: {error.strerror}") from error
+    finally:
+        new.unlink(missing_ok=True)
+
+
+class Saved(NamedTuple):
+    """A saved machine whose file is open, and whole."""
+
+    file: BinaryIO
+    """The file; close it when the memory is not used any more."""
+    header: Header
+    description: Description
+
+    def load(self, memory: Memory, *, shared: bool = False) -> None:
+        """Fill a machine's memory, which is all zeros.
+
+        Args:
+            memory: As large as the saved one.
+            shared: Copy, because other processes use the memory, too; otherwise pages are the file's until
+                the guest writes them.
+
+        Raises:
+            HostError: The host refuses.
+        """
+        for address, at, length in pieces(self.description):
+            offset = self.header.pages_offset + at
+            try:
+                if shared:
+                    self.file.seek(offset)
+                    self.file.readinto(memory.guest.slice(address, length))  # type: ignore[attr-defined]
+                else:
+                    memory.map_private(self.file.fileno(), address=address, offset=offset, length=length)
+            except OSError as error:
+                raise HostError(f"the saved machine's memory: {error.strerror}") from error
+
+
+def read(file: BinaryIO, vm_state: type[VmState]) -> Saved:
+    """Read a saved machine, and see that it is whole.
+
+    Args:
+        file: The file; only its owner may write it, because a guest goes on from what is in it.
+        vm_state: The class of the accelerator's state.
+
+    Raises:
+        StateError: It is none, is damaged, or others may write it.
+        OSError: It cannot be read.
+    """
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        raise StateError("this is no saved machine, but a device or a pipe")
+    if status.st_uid not in (os.geteuid(), 0) or status.st_mode & 0o022:
+        raise StateError("others may write the saved machine", hint="chmod go-w, if you trust what it holds")
+    header = parse_header(os.pread(file.fileno(), HEADER.size, 0), file_bytes=status.st_size)
+    with mmap.mmap(file.fileno(), status.st_size, prot=mmap.PROT_READ) as data, memoryview(data) as view:
+        with view[DIGESTED_FROM:] as digested:
+            if hashlib.new(DIGEST, digested).digest() != header.digest:
+                raise StateError("the saved machine is damaged: its digest is not the one that it says")
+        encoded = data[HEADER.size : HEADER.size + header.description_bytes]
+    extended: Mapping[type, type] = {VmState: vm_state}
+    description = decode(encoded, Description, extended=extended)
+    check_pages(header, description)
+    return Saved(file, header, description)
+
+
+def _parts(description: Description, memory: Memory) -> Iterator[memoryview]:
+    for address, _, length in pieces(description):
+        yield memory.guest.slice(address, length)
+
+
+def _extents(memory: Memory) -> Iterator[tuple[int, int]]:
+    """The runs of pages that are not zero; short runs of zeros between them are part of them."""
+    first = end = -1
+    for page in _filled(memory):
+        if end >= 0 and page - end <= GAP_PAGES_MAX:
+            end = page + 1
+            continue
+        if end >= 0:
+            yield first, end - first
+        first, end = page, page + 1
+    if end >= 0:
+        yield first, end - first
+
+
+def _filled(memory: Memory) -> Iterator[int]:
+    base = 0
+    zeros = bytes(CHUNK_PAGES * PAGE_BYTES)
+    is_zero: Callable[[bytes], bool] = zeros.startswith
+    for (_, size), buffer in memory.ram:
+        for at in range(0, size, len(zeros)):
+            chunk = buffer[at : min(at + len(zeros), size)]
+            if is_zero(chunk):
+                continue
+            for offset in range(0, len(chunk), PAGE_BYTES):
+                if not is_zero(chunk[offset : offset + PAGE_BYTES]):
+                    yield (base + at + offset) // PAGE_BYTES
+        base += size
