@@ -205,6 +205,28 @@ def _plain() -> Iterator[tuple[str, int]]:
         yield f"{_unmask(0x37E)}; fsqrt; {name}; fwait; fninit" + _forget_pointers(name), NO_CONDITIONS
     # Flags that were there before the exception was unmasked, and words with bits that do not exist.
     yield "fldcw [MEM+16]; fnstsw [MEM+2]; fwait", NO_CONDITIONS
+    for name in (
+        "fldenv [MEM+16]",
+        ".byte 0x66; fldenv [MEM+16]",
+        "frstor [MEM+8]",
+        ".byte 0x66; frstor [MEM+8]",
+    ):
+        for then in (
+            "fnstsw [MEM+2]; fwait; mov bl, 1",
+            "fadd st, st(1); fxam",
+            "fst st(3); fincstp; fxch st(2)",
+        ):
+            yield f"{name}; {then}", NO_CONDITIONS
+    for name in ("fxrstor", "fxrstor64"):
+        yield f"{name} [MEM]", NO_CONDITIONS
+        for mxcsr in ("mov dword ptr [MEM+24], 0x1f80", "and dword ptr [MEM+24], 0xffff"):
+            yield f"{mxcsr}; {name} [MEM]; fnstsw [MEM+2]; fwait; mov bl, 1", NO_CONDITIONS
+            yield (
+                f"{mxcsr}; {name} [MEM]; fadd st, st(1); fst qword ptr [MEM+48]; paddb mm1, mm2",
+                NO_CONDITIONS,
+            )
+    for name in ("fnstenv [MEM+16]", "fnsave [MEM+8]"):
+        yield f".byte 0x66; {name}; mov dword ptr [MEM+14], 0; mov qword ptr [MEM+22], 0", NO_CONDITIONS
 
 
 def _unmask(control: int) -> str:

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason=f"no native part:
 
 STOP_S_MAX = 1.0
 TRAP_GATE = 0x8F00
+CODE_OF_32_BITS = HANDLER + 0x800
 OUT = "e664"  # out 0x64,al
 WRMSR_EFER_SCE = "b9800000c0 0f32 83c801 0f30"
 
@@ -283,18 +284,54 @@ def test_an_error_code_names_the_gate(guest: Guest) -> None:
     assert guest.result == 0xF0 * 8 + 2
 
 
-def test_a_system_call_of_32_bit_code_is_an_invalid_opcode(guest: Guest) -> None:
-    guest.gate(6, f"488b0424 {STORE_RAX} {HLT}")  # where it returns to
+def run_32_bits(guest: Guest, before: str, code: str) -> Stopped:
+    """Run code in a 32-bit segment, at `CODE_OF_32_BITS`, after some in 64-bit mode."""
     descriptors = bytes(16) + bytes.fromhex("ffff0000009baf00 ffff00000093cf00 ffff0000009bcf00")
     guest.ram.slice(RESULT + 0x100, len(descriptors))[:] = descriptors
     guest.put(RESULT + 0x80, "2700 00312000 00000000")
-    guest.put(RESULT + 0x90, f"{(HANDLER + 0x800).to_bytes(4, 'little').hex()} 2000")
-    guest.put(HANDLER + 0x800, "0f05")
+    guest.put(RESULT + 0x90, f"{CODE_OF_32_BITS.to_bytes(4, 'little').hex()} 2000")
+    guest.put(CODE_OF_32_BITS, code)
+    return guest.run(f"{before} {LIDT} 0f011425 80302000 ff2c25 90302000")
 
-    stopped = guest.run(f"{WRMSR_EFER_SCE} {LIDT} 0f011425 80302000 ff2c25 90302000")
+
+def test_a_system_call_of_32_bit_code_is_an_invalid_opcode(guest: Guest) -> None:
+    guest.gate(6, f"488b0424 {STORE_RAX} {HLT}")  # where it returns to
+
+    stopped = run_32_bits(guest, WRMSR_EFER_SCE, "0f05")
 
     assert stopped is Stopped.HALTED
-    assert guest.result == HANDLER + 0x800
+    assert guest.result == CODE_OF_32_BITS
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        *("d91e", "d95e40", "d99e40404040", "d91d40404040"),  # fstp dword ptr [esi], with displacements
+        *("d91c9e", "d95c9e40", "d99c9e40404040", "d91c9d40404040"),  # ... [esi+ebx*4]
+        *("67d91f", "67d95f40", "67d99f4040", "67d91e4040"),  # ... [bx]
+        "d9c9",  # fxch st(1)
+    ],
+)
+def test_an_instruction_without_effect_ends_where_it_ends(guest: Guest, store: str) -> None:
+    """It finds an empty register, and the exception is unmasked; 40 is inc eax."""
+    unmask = "66c70570302000 7e03 d92d70302000"
+    code = f"dbe3 {unmask} 31c0 {store} 40 a3 00302000 {HLT}"
+
+    stopped = run_32_bits(guest, "0f20c0 83e0f3 0f22c0", code)
+
+    assert stopped is Stopped.HALTED
+    assert guest.result == 1
+
+
+def test_an_exception_of_the_x87_waits_for_the_next_instruction(guest: Guest) -> None:
+    guest.gate(16, f"488b0424 {STORE_RAX} {HLT}")  # where it returns to
+    unmask = "66c7042580302000 7b03 d92c2580302000"  # division by 0
+    enable = "0f20c0 83e0f3 83c820 0f22c0"  # CR0.NE
+
+    stopped = guest.run(f"{LIDT} {enable} dbe3 {unmask} d9e8 d9ee def9 90 90 d9e8 {HLT}")
+
+    assert stopped is Stopped.HALTED
+    assert guest.result == CODE + len(bytes.fromhex(f"{LIDT} {enable} dbe3 {unmask} d9e8 d9ee def9 90 90"))
 
 
 def test_sysenter(guest: Guest) -> None:
