@@ -1,8 +1,13 @@
 """``nsm device``, with a socket for /dev/cuse where that is needed."""
 
+import errno
+import fcntl
 import os
+import signal
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -79,3 +84,61 @@ def test_its_descriptor_is_closed() -> None:
 
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
+
+
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    """Signals do after the test what they did before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_it_ends_with_the_kernels_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cuse").touch()
+    monkeypatch.setattr(device, "CUSE", tmp_path / "cuse")
+    flags: list[int] = []
+
+    def serve(cuse: int, *_: object) -> None:
+        flags.extend((fcntl.fcntl(cuse, fcntl.F_GETFL) & os.O_ACCMODE, fcntl.fcntl(cuse, fcntl.F_GETFD)))
+        os.close(cuse)
+
+    monkeypatch.setattr(device, "serve", serve)
+
+    assert cli.main(["device", "--name", "nsm-test"]) == 0
+    assert flags == [os.O_RDWR, fcntl.FD_CLOEXEC]
+
+
+@pytest.mark.usefixtures("_handlers")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_as_asked(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cuse").touch()
+    monkeypatch.setattr(device, "CUSE", tmp_path / "cuse")
+
+    def serve(cuse: int, *_: object) -> None:
+        os.close(cuse)
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(device, "serve", serve)
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["device", "--name", "nsm-test"])
+    assert ended.value.code == 0
+
+
+@pytest.mark.parametrize(("error", "quiet"), [(errno.ENODEV, True), (errno.EIO, False)])
+def test_only_the_kernels_own_end_is_no_error(
+    error: int, *, quiet: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: int) -> bytes:
+        raise OSError(error, os.strerror(error))
+
+    expected = nullcontext() if quiet else pytest.raises(HostError, match="Input/output error")
+    kernel, ours = socket.socketpair()
+    with kernel, expected, monkeypatch.context() as patched:
+        patched.setattr(os, "read", read)
+        device.serve(ours.detach(), CuseDevice(bytes, "nsm"), lambda: None)
