@@ -162,6 +162,36 @@ def nsm_check() -> Path:
         return build("nsm-check", "nitro", root, "--cmd", "/nsm_check")
 
 
+def emulated_console(image: Path) -> str:
+    """What an image prints on the emulated processor, with a kernel that is quiet.
+
+    Where the cache can only be read, it is what was kept before: a processor that is emulated on one that is
+    emulated takes longer than anybody wants to wait.
+
+    Raises:
+        ImageError: it does not run.
+    """
+    kept = image.with_suffix(".console")
+    if kept.exists() and not os.access(CACHE, os.W_OK):
+        return kept.read_text()
+    machine = [
+        command("vmm"),
+        "run",
+        "--quiet",
+        "--accel",
+        "unicorn",
+        "--cmdline-append",
+        "quiet",
+        str(image),
+    ]
+    done = subprocess.run(machine, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        raise ImageError(f"{image.name} ended with exit code {done.returncode} on the emulated processor")
+    text = done.stdout.decode(errors="replace").replace("\r", "")
+    kept.write_text(text)
+    return text
+
+
 def compile_static(source: Path, output: Path) -> None:
     """Compile a program of the tests', with the C library in it.
 
@@ -219,7 +249,7 @@ ERRORS = (DebianError, ImageError, guest_kernel.BuildError)
 def main() -> int:
     """Build every image that tests boot, for a place where nothing can be built; 4 if one cannot be."""
     code = 0
-    makers: list[Callable[[], Path]] = [partial(hello, "nitro"), partial(hello, "debian"), agent, nsm_check]
+    makers: list[Callable[[], Path]] = [partial(hello, "nitro"), partial(hello, "debian"), agent]
     try:
         nitro_kernel()
     except ImageError:
@@ -230,6 +260,11 @@ def main() -> int:
         except ERRORS as error:
             say(f"error: {error}")
             code = 4
+    try:
+        emulated_console(nsm_check())
+    except ERRORS as error:
+        say(f"error: {error}")
+        code = 4
     return code
 
 
