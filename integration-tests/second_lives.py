@@ -75,7 +75,7 @@ class SecondLife:
 
     def blocks(self) -> set[bytes]:
         """All of its random numbers, in pieces of eight bytes that begin anywhere in short ones."""
-        found = set()
+        found: set[bytes] = set()
         for name, data in self.said.items():
             if name not in {"cid", "clocks", "later", "log", "child-stack"}:
                 step = 8 if len(data) > LONG else 1

@@ -38,13 +38,13 @@ def saved(directory: Path, kernel: str) -> tuple[Path, Path]:
     except FileNotFoundError:
         pytest.skip("there is no C compiler; Debian's package is gcc")
     path = directory / "saved"
-    command = [images.command("vmm"), "snapshot", image, "-o", path, "--accel", "unicorn"]
+    command = [images.command("vmm"), "snapshot", str(image), "-o", str(path), "--accel", "unicorn"]
     subprocess.run(command, check=True)
     return image, path
 
 
 def configure(path: Path, cid: int) -> EnclaveConfig:
-    return EnclaveConfig(snapshot_path=path, accelerator="unicorn", cid=cid)
+    return EnclaveConfig(eif_path=path, snapshot_path=path, accelerator="unicorn", cid=cid)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,16 @@ def test_a_machine_of_a_kernel_serves_every_image_with_it(
         ]
     except images.ERRORS as error:
         pytest.skip(str(error))
-    command = [images.command("vmm"), "snapshot", "--kernel", made[0], "-o", path, "--accel", "unicorn"]
+    command = [
+        images.command("vmm"),
+        "snapshot",
+        "--kernel",
+        str(made[0]),
+        "-o",
+        str(path),
+        "--accel",
+        "unicorn",
+    ]
     subprocess.run(command, check=True)
 
     lives = together(

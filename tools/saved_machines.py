@@ -84,8 +84,9 @@ def mixed(starts: int) -> int:
                 if number == 0:
                     save(copy, machine, "--kernel")
                 saved = save(copy, copy.with_suffix(".image"))
-                for way, options in (("boot", []), ("kernel", [machine]), ("image", [saved])):
-                    ways.append((way, copy, [part for path in options for part in ("--from", str(path))]))
+                ways.append(("boot", copy, []))
+                ways.append(("kernel", copy, ["--from", str(machine)]))
+                ways.append(("image", copy, ["--from", str(saved)]))
         for number in range(starts):
             way, image, options = ways[number % len(ways)]
             good += start(way, image, options, random_numbers)

@@ -5,7 +5,6 @@ import json
 import re
 import ssl
 import subprocess
-import sys
 
 RECORDS = [
     {"name": f"record {number}", "value": number / 7, "tags": ["a", "b"] * 3, "no": number}
@@ -69,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
