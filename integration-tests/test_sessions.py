@@ -23,12 +23,12 @@ def run(tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.mark.parametrize("kernel", ["nitro", "debian"])
-def test_boots_in_a_row_all_come_up(kernel: str) -> None:
-    done = run("soak.py", "--kernel", kernel, "--boots", "3")
+@pytest.mark.parametrize("kind", ["nitro", "debian"])
+def test_boots_in_a_row_all_come_up(kind: str) -> None:
+    done = run("soak.py", "--kind", kind, "--boots", "3")
 
     assert done.stdout == (
-        f"hello-{kernel}.eif: 3 boots, 3 heartbeats, 3 with answers of the security module, 3 ended well\n"
+        f"{kind}: 3 boots, 3 heartbeats, 3 with answers of the security module, 3 ended well\n"
     )
     assert done.returncode == 0
 
