@@ -167,11 +167,11 @@ CONFIGS = st.fixed_dictionaries(
 )
 
 
-def layer_of(files: dict[str, tuple[int, int, int, bytes]]) -> bytes:
+def layer_of(files: dict[str, tuple[int, int, int, bytes]], names: set[str]) -> bytes:
     members = []
     for name, (mode, owner, time_s, content) in files.items():
         # A file that others have as their directory is left out, because no file system has both.
-        if not any(other.startswith(f"{name}/") for other in files):
+        if not any(other.startswith(f"{name}/") for other in names):
             member = tar_member(name, mode=mode, uid=owner, gid=owner)
             member.mtime = time_s
             members.append((member, content))
@@ -186,7 +186,8 @@ def test_any_image_is_built_alike_at_two_paths_by_two_users_in_two_zones(
     layers: list[dict[str, tuple[int, int, int, bytes]]],
     config: dict[str, Any],
 ) -> None:
-    container = Container(layers=[layer_of(files) for files in layers], **config)
+    names = {name for files in layers for name in files}
+    container = Container(layers=[layer_of(files, names) for files in layers], **config)
     deb = kernel_in(open_path)
     built = []
 
