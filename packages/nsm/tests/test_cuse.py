@@ -63,11 +63,13 @@ class Kernel:
             result, flags, ins, outs = IOCTL_OUT.unpack_from(body)
             rest = body[IOCTL_OUT.size :]
             if not flags & 4:
+                assert (flags, ins, outs) == (0, 0, 0)
                 assert len(rest) <= room
                 for base, length in outward:
                     self.memory[base : base + len(rest[:length])] = rest[:length]
                     rest = rest[length:]
                 return int(result)
+            assert (result, flags) == (0, 4)
             parts = list(IOVEC.iter_unpack(rest))
             assert len(parts) == ins + outs
             inward, outward = parts[:ins], parts[ins:]
@@ -99,14 +101,16 @@ def test_the_numbers_are_those_of_linux() -> None:
     assert sizes == [40, 16, 16, 72, 16]
     assert [IOCTL_IN.size, IOCTL_OUT.size, IOVEC.size, NSM_RAW.size] == [32, 16, 16, 32]
     assert NSM_IOCTL == 0xC0200A00
+    assert [*Opcode] == [14, 18, 36, 39, 4096]
 
 
 def test_the_device_says_its_name_and_wants_unrestricted_ioctls(kernel: Kernel) -> None:
-    error, body = kernel.call(Opcode.CUSE_INIT, INIT_IN.pack(7, 41, 0, 1))
+    error, body = kernel.call(Opcode.CUSE_INIT, INIT_IN.pack(7, 31, 0, 1))
 
     major, minor, _, flags, read, write, *_ = INIT_OUT.unpack_from(body)
     assert (error, major, minor, flags) == (0, 7, 31, 1)
     assert (read, write) == (0x1000 + 32, 0x3000 + 32)
+    assert body[: INIT_OUT.size] == struct.pack("=8I40x", 7, 31, 0, 1, 0x1020, 0x3020, 0, 0)
     assert body[INIT_OUT.size :] == b"DEVNAME=nsm\0"
 
 
