@@ -352,3 +352,13 @@ def test_a_root_of_ones_own_and_a_policy_together(document: bytes, root: Root) -
     verified = verify(document, at=NOW, root=own, policy=Policy(pcrs=IMAGE, max_age_s=0), nonce=b"n")
 
     assert verified.root == "own"
+
+
+@pytest.mark.parametrize(("years", "may"), [(100, True), (100.5, False)])
+def test_a_document_may_be_a_hundred_years_old_and_no_older(years: float, *, may: bool) -> None:
+    try:
+        accepted = Policy(max_age_s=years * 365 * 86400).max_age_s is not None
+    except ValueError:
+        accepted = False
+
+    assert accepted is may
