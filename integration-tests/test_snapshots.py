@@ -22,7 +22,7 @@ pytestmark = [
 
 CIDS = (16, 21)
 COMPLAINTS = re.compile(
-    rb"rcu.*stall|soft lockup|hung_task|clocksource.*unstable|WARNING|BUG|Oops|call trace", re.IGNORECASE
+    rb"rcu.*stall|soft lockup|hung_task|clocksource.*unstable|WARNING|\bBUG:|Oops|call trace", re.IGNORECASE
 )
 CLOCK_TOLERANCE_S = 0.01
 DRAWN = ("getrandom", "urandom", "early", "init-at-random", "init-canary", "boot-id", "uuid")

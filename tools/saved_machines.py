@@ -19,7 +19,7 @@ from debian import say
 
 HEARTBEAT = "heartbeat after"
 PATIENCE_S = 600
-COMPLAINT = re.compile(r"rcu.*stall|soft lockup|hung_task|BUG|Oops|Call Trace", re.IGNORECASE)
+COMPLAINT = re.compile(r"rcu.*stall|soft lockup|hung_task|\bBUG:|Oops|Call Trace", re.IGNORECASE)
 
 
 def save(image: Path, path: Path, *more: str) -> Path:
