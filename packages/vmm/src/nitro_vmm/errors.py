@@ -9,7 +9,7 @@ class VmmError(Exception):
         code: A letter and two digits that ``vmm explain`` explains: the class's, or a narrower one.
     """
 
-    code = "M00"
+    code: str = "M00"
 
     def __init__(self, message: str, *, hint: str = "", code: str = "") -> None:
         super().__init__(message)
