@@ -53,6 +53,8 @@ class UsageError(VmmError):
 class GuestError(VmmError):
     """The guest does not do what is needed of it, through no fault of the image's."""
 
+    code = "M35"
+
 
 class StateError(VmmError):
     """The state of a saved machine cannot be restored: it is of another machine, or is damaged."""

@@ -73,7 +73,7 @@ def test_every_public_error_class_has_a_code_of_its_own() -> None:
 def test_every_code_that_the_sources_give_is_explained_and_every_one_explained_is_given() -> None:
     sources = Path(nitro_vmm.__file__).parent.rglob("*.py")
     text = "".join(path.read_text() for path in sources if path.name not in {"codes.py", "explanations.py"})
-    given = set(re.findall(r"""\bcode(?:=| = )"([A-Z]\d\d)\"""", text))
+    given = set(re.findall(r"""\bcode(?:=|(?:: str)? = )"([A-Z]\d\d)\"""", text))
     of_the_table = {value for name, value in vars(codes).items() if name.isupper() and isinstance(value, str)}
     of_the_table |= set(codes.LIMITS.values())
     of_the_table |= {code for classes in DISTRIBUTIONS.values() for code in classes.values()}

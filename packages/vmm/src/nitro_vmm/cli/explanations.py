@@ -204,6 +204,16 @@ EXPLAINED: Final = {
         "KVM runs the guest on the host's processor, and the stub knows the emulated one only",
         "give --accel unicorn as well",
     ),
+    "M35": Explained(
+        "the guest's kernel does not do what a saved machine needs",
+        "a machine goes on with fresh random numbers and the right time only if its kernel takes them",
+        "start this image without --from and --warm",
+    ),
+    "M36": Explained(
+        "the machine ended while its first program was looked for",
+        "the kernel panicked, or it was told to stop",
+        "boot the image by vmm run and read its console",
+    ),
     "H01": Explained(
         "too many files are open in this process",
         "each connection of the enclave takes one or two, and the limit is low",

@@ -16,6 +16,9 @@ HINTS: Final = {
 }
 """What to do about errors that are not about the file that they name."""
 
+NO_ROOM: Final = ("can't start new thread", "Failed to load the Unicorn dynamic library")
+"""How errors of Python and of Unicorn begin that have no class of their own, where a limit is too small."""
+
 
 def complain_of(error: Exception, path: Path | None = None, *, daemon: bool = False) -> int:
     """Say what went wrong, as far as it is known how such a thing can go wrong; returns the exit code.
@@ -59,4 +62,8 @@ def complain_of(error: Exception, path: Path | None = None, *, daemon: bool = Fa
             number = error.errno or 0
             name = codes.LIMITS.get(number, codes.OTHER)
             return complain(error, hint=HINTS.get(number, ""), code=ExitCode.HOST, name=name)
+        case _ if isinstance(error, MemoryError) or str(error).startswith(NO_ROOM):
+            hint, name = HINTS[errno.ENOMEM], codes.LIMITS.get(errno.ENOMEM, codes.OTHER)
+            text = f"this process may not have as much memory or as many threads as it needs: {error}"
+            return complain(text.removesuffix(": "), hint=hint, code=ExitCode.HOST, name=name)
     raise error

@@ -296,7 +296,7 @@ class Machine:
                 self.on_debug_stop()
             elif exit_.reason is not ExitReason.KICKED:
                 self._finish(Ending(ENDS[exit_.reason], exit_.details))
-        raise MachineOverError
+        raise MachineOverError("the machine has ended")
 
     def _may_run(self) -> bool:
         with self._changed:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from nitro_vmm.accel import Exit, ExitReason, ProgramState, StopsAtPrograms
-from nitro_vmm.errors import GuestError
+from nitro_vmm.errors import GuestError, VmmError
 from nitro_vsock import GuestMemory
 
 # The general registers that a system call takes (System V ABI, AMD64 supplement, §A.2.1), by their numbers.
@@ -38,8 +38,10 @@ ADDRESS: Final = 0x000F_FFFF_FFFF_F000
 LEVELS: Final = (39, 30, 21, 12)
 
 
-class MachineOverError(Exception):
+class MachineOverError(VmmError):
     """The machine has ended while the kernel worked on a system call."""
+
+    code = "M36"
 
 
 class Program:

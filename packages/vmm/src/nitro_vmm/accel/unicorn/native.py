@@ -6,6 +6,7 @@ Unicorn is, so this module comes before the first ``import unicorn`` of the pack
 """
 
 import ctypes
+import mmap
 import sys
 from pathlib import Path
 from typing import Final
@@ -60,8 +61,12 @@ def _connect(library: Library) -> tuple[Library | None, str]:
         number += 1
     if name := library.not_in_force(uclib._handle):  # noqa: SLF001 - what dlopen returned
         return None, f"this Unicorn does not call its {name.decode()}"
-    from nitro_vmm.accel.unicorn.proof import prove  # noqa: PLC0415 - it imports Unicorn
+    from nitro_vmm.accel.unicorn.proof import ADDRESS_SPACE_BYTES, prove  # noqa: PLC0415 - it imports Unicorn
 
+    try:  # because Unicorn ends the process when it has not enough
+        mmap.mmap(-1, ADDRESS_SPACE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0).close()
+    except OSError:
+        return None, "there is no address space to try it in"
     if wrong := prove(library):
         return None, f"it computes wrongly: {wrong}; install nitro-vmm again"
     return library, ""

@@ -41,6 +41,9 @@ SYSTEM_CALL: Final = 32
 HANDLER_BYTES: Final = 8
 PORT_ANSWER: Final = 0x5A
 TSC_HZ: Final = 10**9
+TRANSLATION_BUFFER_BYTES: Final = 1 << 20
+ADDRESS_SPACE_BYTES: Final = 64 << 20
+"""What the engine may need in all, with room to spare."""
 SECONDS_MAX: Final = 2.0
 """After which it is ended, however busy the host is."""
 FAILED: Final = 0xDEAD_BEEF
@@ -180,6 +183,7 @@ def run(library: Library, checks: Sequence[Check]) -> list[int]:
     pin = ctypes.c_char.from_buffer(ram)
     uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
     uc.ctl_exits_enabled(True)
+    uc.ctl_set_tcg_buffer_size(TRANSLATION_BUFFER_BYTES)
     uc.mem_map_ptr(0, RAM_BYTES, unicorn.UC_PROT_ALL, ctypes.addressof(pin))
     engine = NativeEngine(
         library,
