@@ -13,6 +13,7 @@ import pytest
 
 from containers import Container
 from debian_packages import KERNEL, module, package
+from eif_images import fix_crc
 from nitro_eif import (
     Eif,
     Metadata,
@@ -239,6 +240,20 @@ def test_what_is_extracted_is_assembled_again_bit_for_bit(
     assert main(["extract", str(image), "--output", str(parts)]) == 2
     (parts / "image.json").write_text('{"sections": [{"type": 1, "file": "../../etc/passwd"}]}')
     assert main(["assemble", str(parts), "--output", str(again)]) == 3
+
+
+def test_extracting_says_whether_assembling_gives_the_image_again(
+    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer = tmp_path / "longer.eif"
+    longer.write_bytes(fix_crc(image.read_bytes() + bytes(8)))
+
+    main(["extract", str(image), "--output", str(tmp_path / "parts"), "--json"])
+    exact = json.loads(capsys.readouterr().out)["RebuildsExactly"]
+    main(["extract", str(longer), "--output", str(tmp_path / "others"), "--json"])
+    not_exact = json.loads(capsys.readouterr().out)["RebuildsExactly"]
+
+    assert (exact, not_exact) == (True, False)
 
 
 @pytest.mark.parametrize(("kind", "letter"), [(stat.S_IFCHR, "c"), (stat.S_IFBLK, "b")])

@@ -278,3 +278,15 @@ def test_a_module_may_have_64_mebibytes() -> None:
     assert len(decompressed_module(lzma.compress(bytes(MODULE_BYTES_MAX), preset=0))) == MODULE_BYTES_MAX
     with pytest.raises(EifFormatError, match="a module of more than"):
         decompressed_module(lzma.compress(bytes(MODULE_BYTES_MAX + 1), preset=0))
+
+
+@pytest.mark.parametrize("other", ["zz-config-9", "vmlinuz", "vmlinux"])
+def test_what_else_is_in_boot_is_no_kernel(tmp_path: Path, other: str) -> None:
+    path = tmp_path / "linux.deb"
+    files = {f"boot/vmlinuz-{VERSION}": KERNEL, f"boot/{other}": b"no kernel"}
+    path.write_bytes(deb(files | {f"lib/modules/{VERSION}/modules.builtin": b""}))
+
+    with ExitStack() as stack:
+        kernel = read_package(path, Architecture.X86_64, stack, modules=[])
+
+        assert bytes(kernel.image) == KERNEL

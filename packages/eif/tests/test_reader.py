@@ -316,3 +316,10 @@ def test_writing_over_an_image_keeps_its_permissions(tmp_path: Path) -> None:
 
     assert path.stat().st_mode & 0o777 == 0o640
     assert path.read_bytes().startswith(b".eif")
+
+
+def test_a_short_file_is_told_from_one_that_is_no_image() -> None:
+    assert "magic" not in codes(good()[:3])
+    assert "magic" not in codes(good()[:100])
+    assert "magic" in codes(b"PK\x03")
+    assert "magic" in codes(b"PK\x03\x04" + bytes(100))
