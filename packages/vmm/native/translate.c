@@ -10,7 +10,8 @@
  * - CMPXCHG of 32 bits leaves RAX alone when it finds what it expects; QEMU clears the upper half.
  * - At each block's start Unicorn calls a function that looks whether somebody wants the processor. Here it is
  *   a load and a branch, as in QEMU.
- * - LOCK NEG leaves wrong flags; with one processor it is the same without LOCK. */
+ * - LOCK NEG leaves wrong flags; with one processor it is the same without LOCK.
+ * - Blocks are shorter, because QEMU writes past a table after a few hundred x87 operations in one. */
 
 #include "alignment.h"
 #include "refuse.h"
@@ -30,6 +31,9 @@
 #define UD2 0x0B
 #define REPZ_BYTE 0xF3
 #define NOWHERE UINT64_MAX
+/* QEMU's translator forgets to give temporaries back, two of them for each x87 operation between registers. A block
+ * has a table of 512, and nobody looks whether it is full. */
+#define INSTRUCTIONS_MAX 64
 
 /* For this thread's translation, which is of one instruction at a time. */
 static __thread __attribute__((tls_model("initial-exec"))) struct {
@@ -189,6 +193,8 @@ void translator_loop_x86_64(const void *operations, void *disassembly, cpu *proc
         ours[TRANSLATE_INSTRUCTION] = (void *)translate_instruction;
         operations = ours;
     }
+    if (max > INSTRUCTIONS_MAX)
+        max = INSTRUCTIONS_MAX;
     original.translator_loop_x86_64(operations, disassembly, processor, block, max);
 }
 
