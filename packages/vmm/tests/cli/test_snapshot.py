@@ -47,6 +47,16 @@ def test_enclaves_of_one_saved_machine_differ_in_what_is_random(saved: Path, vmm
     assert f"going on from {saved}" in lives[0].stderr
 
 
+def test_a_saved_machine_is_reported_as_json(tiny: Path, vmm: Vmm, tmp_path: Path) -> None:
+    path = tmp_path / "machine"
+
+    report = json.loads(vmm("snapshot", tiny, "-o", path, "--json", *QUICKLY).stdout)
+    cached = json.loads(vmm("snapshot", tiny, "--cached", "--json", *QUICKLY).stdout)
+
+    assert report == {"File": str(path), "Kind": "image", "Bytes": path.stat().st_size}
+    assert Path(cached["File"]).stat().st_size == cached["Bytes"]
+
+
 def test_the_console_begins_where_the_kernel_began(tiny: Path, vmm: Vmm) -> None:
     path = tiny.with_suffix(".snapshot")
     vmm("snapshot", tiny, "-o", path, *QUICKLY)

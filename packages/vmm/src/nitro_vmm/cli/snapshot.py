@@ -1,12 +1,13 @@
 """``vmm snapshot``: boots an image as far as its first program, and saves the machine there."""
 
 import argparse
+import json
 import os
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from nitro_vmm.cli.command import PROGRAM, add_command
+from nitro_vmm.cli.command import PROGRAM, add_command, add_json
 from nitro_vmm.cli.configure import add_image_options, add_machine_options, config_of
 from nitro_vmm.cli.exit_code import ExitCode
 from nitro_vmm.cli.problems import complain_of
@@ -42,6 +43,7 @@ def add(commands: "Subparsers") -> None:
         help="save it before the kernel unpacks its ramdisks: it serves every image with this kernel",
     )
     add_machine_options(snapshot)
+    add_json(snapshot)
     snapshot.add_argument("--quiet", "-q", action="store_true", help="say nothing but errors")
     snapshot.set_defaults(snapshot_path=None, vhost_user_path=None, from_qemu=None)
 
@@ -92,9 +94,12 @@ def _save(config: "EnclaveConfig", arguments: argparse.Namespace) -> None:
                     if refusal is not None:
                         refusal.write(str(error).encode())
                 raise
-            say(f"saved {cache.directory / name}" if entry is not None else f"the cache has {name}")
-            return
-        output = arguments.output or Path(config.eif_path.name).with_suffix(SUFFIX)
-        with new_file(output) as file:
-            boot.save(file)
-        say(f"saved {output}")
+            output = cache.directory / name
+            say(f"saved {output}" if entry is not None else f"the cache has {name}")
+        else:
+            output = arguments.output or Path(config.eif_path.name).with_suffix(SUFFIX)
+            with new_file(output) as file:
+                boot.save(file)
+            say(f"saved {output}")
+    if arguments.json:
+        print(json.dumps({"File": str(output), "Kind": kind, "Bytes": output.stat().st_size}, indent=2))
