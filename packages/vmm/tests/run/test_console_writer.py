@@ -54,6 +54,24 @@ def test_a_writer_waits_for_its_reader_until_it_is_abandoned() -> None:
     os.close(write_end)
 
 
+def test_a_buffer_that_is_filled_again_and_again_does_not_stall() -> None:
+    with open(os.devnull, "wb") as sink:
+        writer = ConsoleWriter(sink.fileno())
+        done = threading.Event()
+
+        def fill() -> None:
+            for _ in range(100):
+                writer.write(bytes(BUFFER_BYTES_MAX + 1))
+            done.set()
+
+        thread = threading.Thread(target=fill, daemon=True)
+        thread.start()
+
+        assert done.wait(60)
+        thread.join()
+        writer.close()
+
+
 def test_nobody_reads() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)

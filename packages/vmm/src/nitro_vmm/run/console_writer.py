@@ -35,10 +35,12 @@ class ConsoleWriter:
     def write(self, data: bytes) -> None:
         """Take what the guest prints; waits while the buffer is full."""
         with self._changed:
-            if not self._buffer:
-                self._changed.notify_all()
             while len(self._buffer) > BUFFER_BYTES_MAX and not self._abandoned:
                 self._changed.wait()
+            if (
+                not self._buffer
+            ):  # looked at after the wait, in which the thread may have emptied it and slept
+                self._changed.notify_all()
             self._buffer += data
 
     def abandon(self) -> None:
