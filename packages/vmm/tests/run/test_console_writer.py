@@ -2,6 +2,7 @@
 
 import os
 import threading
+from pathlib import Path
 
 from nitro_vmm.run.console_writer import BUFFER_BYTES_MAX, ConsoleWriter
 
@@ -55,7 +56,7 @@ def test_a_writer_waits_for_its_reader_until_it_is_abandoned() -> None:
 
 
 def test_a_buffer_that_is_filled_again_and_again_does_not_stall() -> None:
-    with open(os.devnull, "wb") as sink:
+    with Path(os.devnull).open("wb") as sink:
         writer = ConsoleWriter(sink.fileno())
         done = threading.Event()
 

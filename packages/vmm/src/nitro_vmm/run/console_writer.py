@@ -39,7 +39,7 @@ class ConsoleWriter:
                 self._changed.wait()
             if (
                 not self._buffer
-            ):  # looked at after the wait, in which the thread may have emptied it and slept
+            ):  # asked after the wait, in which the thread may have emptied it
                 self._changed.notify_all()
             self._buffer += data
 
