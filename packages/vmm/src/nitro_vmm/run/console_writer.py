@@ -37,9 +37,7 @@ class ConsoleWriter:
         with self._changed:
             while len(self._buffer) > BUFFER_BYTES_MAX and not self._abandoned:
                 self._changed.wait()
-            if (
-                not self._buffer
-            ):  # asked after the wait, in which the thread may have emptied it
+            if not self._buffer:  # asked after the wait, in which the thread may have emptied it
                 self._changed.notify_all()
             self._buffer += data
 
