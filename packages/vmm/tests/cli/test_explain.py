@@ -182,6 +182,9 @@ INNER_WORDS = (b"Traceback", b"bug of vmm", b"pydantic", b"validation error", b"
 
 @pytest.mark.parametrize("command", NAMES)
 def test_nothing_of_our_insides_is_seen_whatever_is_given(vmm: Vmm, command: str, tmp_path: Path) -> None:
+    # `vmm init` makes a directory of what it is given, also of ../.., which must be the test's own as well.
+    directory = tmp_path / "some" / "where"
+    directory.mkdir(parents=True)
     for odd in ODD:
         done = subprocess.run(
             [*VMM, command, os.fsencode(odd)],
@@ -189,7 +192,7 @@ def test_nothing_of_our_insides_is_seen_whatever_is_given(vmm: Vmm, command: str
             capture_output=True,
             check=False,
             timeout=60,
-            cwd=tmp_path,  # `vmm init` makes a directory of what it is given
+            cwd=directory,
         )
         assert [word for word in INNER_WORDS if word in done.stdout + done.stderr] == [], odd
 
