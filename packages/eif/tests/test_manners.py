@@ -29,6 +29,14 @@ def test_an_error_is_one_line_and_its_remedy_another(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == error
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    assert main(["describe", str(tmp_path / "pipe")]) == 4
+
+    assert "not a regular file" in capsys.readouterr().err
+
+
 def test_an_error_without_remedy_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
 

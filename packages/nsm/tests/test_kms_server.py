@@ -216,7 +216,16 @@ def test_two_that_keep_their_keys_in_one_file_lose_none(tmp_path: Path) -> None:
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 1}', '{"version": 1, "keys": [{}]}'])
+def test_a_state_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "keys.json")
+
+    with pytest.raises(InputError, match="not a regular file"):
+        open_kms(KmsConfig(state_path=tmp_path / "keys.json"), ROOT.trust)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"version": 1}', '{"version": 1, "keys": [{}]}', "[" * 100_000]
+)
 def test_a_file_without_keys_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "keys.json").write_text(text)
 

@@ -179,6 +179,12 @@ def test_an_entry_that_others_may_write_is_not_used(tmp_path: Path, mode: int) -
     assert cache.open(ONE) is None
 
 
+def test_an_entry_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "kernel-0123abcd")
+
+    assert Cache(tmp_path).open("kernel-0123abcd") is None
+
+
 def test_a_directory_that_others_may_enter_is_refused(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     tmp_path.chmod(0o755)

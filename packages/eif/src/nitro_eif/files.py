@@ -1,6 +1,7 @@
 """Files as the rest of the package wants them: mapped, without names, or replaced as a whole."""
 
 import errno
+import io
 import mmap
 import os
 import stat
@@ -27,7 +28,7 @@ def map_file(path: str | os.PathLike[str]) -> Iterator[memoryview]:
         HostError: The file cannot be opened or mapped.
     """
     try:
-        with Path(path).open("rb") as file:
+        with io.FileIO(path, opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise HostError(f"{path}: not a regular file", hint="copy it to one first")
@@ -37,6 +38,10 @@ def map_file(path: str | os.PathLike[str]) -> Iterator[memoryview]:
     with memoryview(mapping if mapping is not None else b"") as view:
         yield view
     # The mapping itself ends with its last view, because callers may still hold slices.
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe that nobody writes to would block for ever
 
 
 def _cannot_read(path: str | os.PathLike[str], error: OSError) -> HostError:

@@ -83,6 +83,8 @@ class Cache:
         """Open an entry to read, and note that it was used; `None` if there is none of this user's."""
         path = self._path(name)
         try:
+            if not path.is_file():  # to open a pipe might take for ever
+                return None
             file = path.open("rb")
         except OSError:
             return None

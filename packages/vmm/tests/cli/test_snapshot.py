@@ -102,11 +102,15 @@ def test_a_damaged_or_missing_file_is_told(saved: Path, vmm: Vmm) -> None:
 
     damaged = vmm("run", "--from", saved, *QUICKLY)
     missing = vmm("run", "--from", saved.with_name("missing"), *QUICKLY)
+    os.mkfifo(saved.with_name("pipe"))
+    pipe = vmm("run", "--from", saved.with_name("pipe"), *QUICKLY)
 
     assert "damaged" in damaged.stderr
     assert damaged.returncode == 4
     assert "vmm snapshot makes one" in missing.stderr
     assert missing.returncode == 2
+    assert "a device or a pipe" in pipe.stderr
+    assert pipe.returncode == 4
 
 
 @pytest.mark.parametrize(

@@ -43,15 +43,15 @@ def reread(file: BinaryIO) -> Saved:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, PAGES - 1), max_size=60), st.booleans())
-def test_memory_comes_back_as_it_was(pages: list[int], shared: bool) -> None:  # noqa: FBT001
+@given(st.lists(st.integers(0, PAGES - 1), max_size=60))
+def test_memory_comes_back_as_it_was(pages: list[int]) -> None:
     before = Memory(MEMORY_BYTES)
     fill(before, pages)
     with saved_file(before) as file:
         after = Memory(MEMORY_BYTES, huge=False)
 
         saved = reread(file)
-        saved.load(after, shared=shared)
+        saved.load(after)
 
         assert content(after) == content(before)
         assert saved.description.console == b"booting\n"

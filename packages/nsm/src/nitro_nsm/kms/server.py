@@ -46,13 +46,15 @@ def open_kms(config: KmsConfig, root: TrustRoot) -> Kms:
     if path is None:
         return kms
     known = _version(path)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not a regular file", hint="name another --state")
     try:
         store.restore(json.loads(path.read_bytes()))
     except FileNotFoundError:
         pass
     except OSError as error:
         raise HostError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} has no keys of a KMS: {error}", hint="name another --state, or remove the file"
         ) from error

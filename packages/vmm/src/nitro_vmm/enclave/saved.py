@@ -1,6 +1,7 @@
 """Enclaves that go on from a saved machine: which one fits, and where it is found."""
 
 import hashlib
+import stat
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Final
@@ -123,6 +124,8 @@ def open_given(config: EnclaveConfig, accelerator: Accelerator, resources: ExitS
     assert path is not None  # noqa: S101 - the caller has looked
     opened = saving(accelerator)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe might take for ever
+            raise StateError(f"{path} is no saved machine, but a directory, a device or a pipe")
         file = path.open("rb")
         resources.callback(file.close)
         saved = read(file, opened.vm_state)

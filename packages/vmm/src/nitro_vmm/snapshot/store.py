@@ -88,13 +88,11 @@ class Saved(NamedTuple):
     header: Header
     description: Description
 
-    def load(self, memory: Memory, *, shared: bool = False) -> None:
-        """Fill a machine's memory, which is all zeros.
+    def load(self, memory: Memory) -> None:
+        """Map the file over a machine's memory, which is all zeros; what the guest writes is its own.
 
         Args:
             memory: As large as the saved one.
-            shared: Copy, because other processes use the memory, too; otherwise pages are the file's until
-                the guest writes them.
 
         Raises:
             HostError: The host refuses.
@@ -102,11 +100,7 @@ class Saved(NamedTuple):
         for address, at, length in pieces(self.description):
             offset = self.header.pages_offset + at
             try:
-                if shared:
-                    self.file.seek(offset)
-                    self.file.readinto(memory.guest.slice(address, length))  # type: ignore[attr-defined]
-                else:
-                    memory.map_private(self.file.fileno(), address=address, offset=offset, length=length)
+                memory.map_private(self.file.fileno(), address=address, offset=offset, length=length)
             except OSError as error:
                 raise HostError(f"the saved machine's memory: {error.strerror}") from error
 
