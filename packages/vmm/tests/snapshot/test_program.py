@@ -1,6 +1,7 @@
 """System calls in the name of a guest's first program, which then runs as if nothing had been."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from nitro_vmm.boot import load
 from nitro_vmm.errors import GuestError, HostError
 from nitro_vmm.machine.machine import End, Ending, Machine
 from nitro_vmm.machine.memory import Memory
+from nitro_vmm.machine.paging import ADDRESS, LARGE, PRESENT, USER
 from nitro_vmm.machine.program import MachineOverError, Program
 from nitro_vmm.snapshot.renewal import renew
 from nitro_vmm.testing import FakeAccelerator
@@ -136,6 +138,25 @@ def test_memory_that_the_program_does_not_have_is_no_memory(address: int) -> Non
     ending, _ = run(RETURN_0, at_program)
 
     assert ending == Ending(End.POWER_OFF)
+
+
+def test_memory_and_tables_outside_of_ram_are_no_memory() -> None:
+    address, outside = (32 << 39) + (33 << 30), 1 << 40
+
+    def at_program(_machine: Machine, program: Program) -> None:
+        top = program._start.page_tables & ADDRESS
+        # The first table is its own second one, and says that the address is far away.
+        program._memory.slice(top + 8 * 32, 8)[:] = (top | PRESENT | USER).to_bytes(8, "little")
+        program._memory.slice(top + 8 * 33, 8)[:] = (outside | LARGE | PRESENT | USER).to_bytes(8, "little")
+        with pytest.raises(GuestError, match="no memory"):
+            program.read(address, 8)
+        with pytest.raises(GuestError, match="no memory"):
+            program.write(address, b"x")
+        program._start = replace(program._start, page_tables=outside)
+        with pytest.raises(GuestError, match="no memory"):
+            program.read(0x40_0000, 8)
+
+    run(RETURN_0, at_program)
 
 
 def test_a_machine_can_be_stopped_while_its_kernel_does_not_come_back() -> None:

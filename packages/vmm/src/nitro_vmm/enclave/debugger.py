@@ -16,9 +16,9 @@ import trio
 from nitro_vmm.accel import Debug
 from nitro_vmm.config import Endpoint
 from nitro_vmm.errors import HostError, UsageError
-from nitro_vmm.gdb.paging import translate
 from nitro_vmm.gdb.session import Action, Session
 from nitro_vmm.machine.machine import Machine
+from nitro_vmm.machine.paging import entries_in, translate
 from nitro_vsock import GuestMemory, GuestMemoryError
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class GuestTarget:
         cr0, cr3 = self._debug.read_register("cr0"), self._debug.read_register("cr3")
         pieces: list[memoryview] = []
         while length:
-            place = translate(address & (1 << 64) - 1, cr0=cr0, cr3=cr3, read=self._read_entry)
+            place = translate(address & (1 << 64) - 1, cr0=cr0, cr3=cr3, read=entries_in(self._memory))
             if place is None:
                 break
             physical, size = place
@@ -83,12 +83,6 @@ class GuestTarget:
                 break
             address, length = address + size, length - size
         return pieces
-
-    def _read_entry(self, address: int) -> int | None:
-        try:
-            return int.from_bytes(self._memory.slice(address, 8), "little")
-        except GuestMemoryError:
-            return None
 
 
 class Debugger:

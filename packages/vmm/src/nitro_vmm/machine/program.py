@@ -7,11 +7,13 @@ than a system call.
 
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from nitro_vmm.accel import Exit, ExitReason, ProgramState, StopsAtPrograms
 from nitro_vmm.errors import GuestError, VmmError
-from nitro_vsock import GuestMemory
+from nitro_vmm.machine.paging import ADDRESS, CR0_PAGING, PRESENT, USER, entries_in, translate
+from nitro_vsock import GuestMemory, GuestMemoryError
 
 # The general registers that a system call takes (System V ABI, AMD64 supplement, §A.2.1), by their numbers.
 RAX: Final = 0
@@ -30,12 +32,6 @@ AT_RANDOM: Final = 25
 AT_RANDOM_BYTES: Final = 16
 STACK_WORDS_MAX: Final = 1 << 16
 """How far the vector may be from the top of the stack; Linux lets arguments take more, which init has not."""
-
-# Entries of page tables (SDM vol. 3A, "4-Level Paging").
-PRESENT_USER: Final = 0x5
-LARGE: Final = 0x80
-ADDRESS: Final = 0x000F_FFFF_FFFF_F000
-LEVELS: Final = (39, 30, 21, 12)
 
 
 class MachineOverError(VmmError):
@@ -129,8 +125,7 @@ class Program:
         found = bytearray()
         while len(found) < length:
             at = address + len(found)
-            step = min(length - len(found), PAGE_BYTES - at % PAGE_BYTES)
-            found += self._memory.slice(self._physical(at), step)
+            found += self._piece(at, length - len(found))
         return bytes(found)
 
     def write(self, address: int, data: bytes) -> None:
@@ -141,25 +136,26 @@ class Program:
         """
         done = 0
         while done < len(data):
-            at = address + done
-            step = min(len(data) - done, PAGE_BYTES - at % PAGE_BYTES)
-            self._memory.slice(self._physical(at), step)[:] = data[done : done + step]
-            done += step
+            piece = self._piece(address + done, len(data) - done)
+            piece[:] = data[done : done + len(piece)]
+            done += len(piece)
 
     def _words(self, address: int) -> "Words":
         return Words(self, address)
 
-    def _physical(self, address: int) -> int:
-        table = self._start.page_tables & ADDRESS
-        for shift in LEVELS:
-            entry_address = table + 8 * (address >> shift & 0x1FF)
-            (entry,) = struct.unpack("<Q", self._memory.slice(entry_address, 8))
-            if entry & PRESENT_USER != PRESENT_USER:
-                break
-            if shift == LEVELS[-1] or (entry & LARGE and shift != LEVELS[0]):
-                offset = address & (1 << shift) - 1
-                return int((entry & ADDRESS & -(1 << shift)) + offset)
-            table = entry & ADDRESS
+    def _piece(self, address: int, length: int) -> memoryview:
+        """So many bytes, or less at the end of a page."""
+        place = translate(
+            address,
+            cr0=CR0_PAGING,
+            cr3=self._start.page_tables,
+            read=entries_in(self._memory),
+            wanted=PRESENT | USER,
+        )
+        if place is not None:
+            physical, size = place
+            with suppress(GuestMemoryError):
+                return self._memory.slice(physical, min(size, length))
         raise GuestError(f"the program has no memory at {address:#x}")
 
 

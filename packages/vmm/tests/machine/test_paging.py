@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nitro_vmm.gdb.paging import CR0_PAGING, LARGE, PRESENT, translate
+from nitro_vmm.machine.paging import CR0_PAGING, LARGE, PRESENT, USER, translate
 
 TABLE, LINK = 0x1000, PRESENT | 2
 KERNEL = 0xFFFF_FFFF_8100_0123
@@ -40,6 +40,15 @@ def test_what_is_not_mapped() -> None:
     assert look_up(KERNEL, tables(linked, (510, TABLE * 3))) is None
     assert look_up(0x8000_0000_0000_0000, tables(linked)) is None, "not canonical"
     assert translate(KERNEL, cr0=CR0_PAGING, cr3=TABLE, read=lambda _: None) is None, "a table outside of RAM"
+
+
+def test_a_bit_that_is_wanted_must_be_in_every_entry() -> None:
+    mixed = tables((511, TABLE * 2 | LINK | USER), (510, 0x4000_0000 | LARGE | LINK))
+
+    place = translate(KERNEL, cr0=CR0_PAGING, cr3=TABLE, read=mixed.get, wanted=PRESENT | USER)
+
+    assert place is None
+    assert look_up(KERNEL, mixed) is not None
 
 
 @given(st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 64) - 1))
