@@ -9,11 +9,11 @@ import pytest
 
 from nitro_nsm import RESPONSE_BYTES_MAX, Nsm, NsmConfig
 from nitro_vmm.devices.nsm import NsmDevice
+from nitro_vmm.devices.virtio import RunningState
 from nitro_vmm.devices.virtio_mmio import (
     INTERRUPT_CONFIGURATION,
     INTERRUPT_USED_BUFFER,
     Register,
-    RunningState,
     Status,
     VirtioMmio,
     VirtioMmioState,

@@ -10,16 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from nitro_vmm.devices.virtio import Driver, RunningState
 from nitro_vmm.devices.virtio_mmio import (
     COMPLAINTS_MAX,
     CONFIGURATION,
     INTERRUPT_CONFIGURATION,
     INTERRUPT_USED_BUFFER,
     LADDER,
-    Driver,
     QueueSetup,
     Register,
-    RunningState,
     Status,
     VirtioMmio,
 )

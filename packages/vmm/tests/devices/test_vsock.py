@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nitro_vmm.devices.virtio import RunningState
 from nitro_vmm.devices.virtio_mmio import (
     CONFIGURATION,
     INTERRUPT_CONFIGURATION,
     INTERRUPT_USED_BUFFER,
     QueueSetup,
     Register,
-    RunningState,
     Status,
 )
 from nitro_vmm.devices.vsock import VsockDevice

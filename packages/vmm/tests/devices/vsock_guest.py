@@ -3,7 +3,8 @@
 import struct
 from typing import NamedTuple
 
-from nitro_vmm.devices.virtio_mmio import Register, Status, VirtioDevice, VirtioMmio
+from nitro_vmm.devices.virtio import VirtioDevice
+from nitro_vmm.devices.virtio_mmio import Register, Status, VirtioMmio
 from nitro_vsock import F_VERSION_1, GuestMemory
 from nitro_vsock.testing import FakeDriver
 

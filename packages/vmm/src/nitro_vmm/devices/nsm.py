@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from nitro_nsm import REQUEST_BYTES_MAX, Nsm, VirtioNsm
-from nitro_vmm.devices.virtio_mmio import Driver, RunningState
+from nitro_vmm.devices.virtio import Driver, RunningState
 from nitro_vmm.errors import StateError
 from nitro_vsock import ChainError, GuestMemory, QueueError, QueueLayout, SplitQueue
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from nitro_vmm.devices.virtio_mmio import Driver, RunningState
+from nitro_vmm.devices.virtio import Driver, RunningState
 from nitro_vmm.devices.vsock import (
     CONFIG,
     DEVICE_ID,

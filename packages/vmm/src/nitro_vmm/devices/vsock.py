@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from nitro_vmm.devices.virtio_mmio import Driver, RunningState
+from nitro_vmm.devices.virtio import Driver, RunningState
 from nitro_vmm.errors import StateError
 from nitro_vsock import (
     F_EVENT_IDX,

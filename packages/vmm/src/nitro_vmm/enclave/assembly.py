@@ -17,7 +17,7 @@ from nitro_vmm.cache import Cache
 from nitro_vmm.config import EnclaveConfig
 from nitro_vmm.devices.nsm import NsmDevice
 from nitro_vmm.devices.vhost_user_vsock import VhostUserVsockDevice
-from nitro_vmm.devices.virtio_mmio import VirtioDevice
+from nitro_vmm.devices.virtio import VirtioDevice
 from nitro_vmm.devices.vsock import VsockDevice
 from nitro_vmm.enclave.image import choose_memory_mib, measure_bootable
 from nitro_vmm.enclave.kernel_cache import KernelCache

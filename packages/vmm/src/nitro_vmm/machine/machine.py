@@ -19,7 +19,7 @@ from nitro_vmm.accel import (
     Vcpu,
     VmState,
 )
-from nitro_vmm.devices.virtio_mmio import VirtioDevice
+from nitro_vmm.devices.virtio import VirtioDevice
 from nitro_vmm.errors import HostError
 from nitro_vmm.machine.board import Board, BoardState
 from nitro_vmm.machine.bus import AddressSpace
