@@ -43,7 +43,18 @@ def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def launch(image: Path, number: int) -> subprocess.Popen[bytes]:
     sockets = ["--vsock-path", str(image.parent / f"vsock{number}")]
     return subprocess.Popen(
-        [*VMM, "run", "-d", str(image), "--memory-mib", "64", "--boot-timeout-s", "3600", *sockets],
+        [
+            *VMM,
+            "run",
+            "-d",
+            "--console",
+            str(image),
+            "--memory-mib",
+            "64",
+            "--boot-timeout-s",
+            "3600",
+            *sockets,
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

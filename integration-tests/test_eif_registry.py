@@ -237,7 +237,7 @@ def test_the_application_sees_its_arguments_environment_directory_and_user(
     image = build(registry, "1.0", tmp_path / "app.eif")
 
     done = subprocess.run(
-        [images.command("vmm"), "run", image, "--vsock-path", tmp_path / "vsock"],
+        [images.command("vmm"), "run", "--console", image, "--vsock-path", tmp_path / "vsock"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=BOOT_TIMEOUT_S,

@@ -49,7 +49,7 @@ def test_gdb_stops_in_the_kernel_and_lets_it_boot(tmp_path: Path, monkeypatch: p
         image = images.hello("nitro")
     except images.ImageError as error:
         pytest.skip(str(error))
-    command = [images.command("vmm"), "run", str(image), "--accel", "unicorn", "--gdb", "0"]
+    command = [images.command("vmm"), "run", "--console", str(image), "--accel", "unicorn", "--gdb", "0"]
     script = tmp_path / "script"
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

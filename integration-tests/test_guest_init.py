@@ -53,7 +53,7 @@ def run(directory: Path, kernel: Path, *ramdisks: dict[str, Node]) -> Ended:
             write_cpio(archive, files.items())
         build += ["--ramdisk", str(path)]
     subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
-    command = [images.command("vmm"), "run", image, "--vsock-path", str(directory / "vsock")]
+    command = [images.command("vmm"), "run", "--console", image, "--vsock-path", str(directory / "vsock")]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, timeout=BOOT_TIMEOUT_S, check=False
     )

@@ -149,7 +149,7 @@ def test_with_a_document_that_is_too_old_it_does_not(reader: Reader) -> None:
 def test_with_a_document_of_five_minutes_ago_it_does_not(reader: Reader) -> None:
     arguments = ["kms", "serve", "--listen", "127.0.0.1:0", "--https", "--state", "keys.json"]
     with reader.serves(arguments, ahead=True) as address:
-        proxy = f"vmm run app.eif --proxy 8000={address.removeprefix('https://')}"
+        proxy = f"vmm run --console app.eif --proxy 8000={address.removeprefix('https://')}"
         said = reader.does(proxy)
 
     assert "refused: An error occurred (ValidationException)" in said

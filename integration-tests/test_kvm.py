@@ -160,7 +160,16 @@ async def test_a_hostile_kernel_ends_in_time(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_a_signal_ends_a_guest_that_boots_and_leaves_nothing(number: signal.Signals, code: int) -> None:
-    command = [images.command("vmm"), "run", str(image(images.agent)), "--accel", "kvm", "--cpu-count", "2"]
+    command = [
+        images.command("vmm"),
+        "run",
+        "--console",
+        str(image(images.agent)),
+        "--accel",
+        "kvm",
+        "--cpu-count",
+        "2",
+    ]
     pipe = subprocess.PIPE
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True

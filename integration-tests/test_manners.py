@@ -178,7 +178,7 @@ def booting(directory: Path) -> Iterator[Busy]:
         assert process.stdout is not None
         assert "ready" in process.stdout.readline()
 
-    yield Busy(("run", "spin.eif"), wait)
+    yield Busy(("run", "--console", "spin.eif"), wait)
 
 
 class TestWrongUsage:

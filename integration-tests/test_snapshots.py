@@ -161,7 +161,7 @@ def test_a_kernel_with_modules_and_acpi(tmp_path: Path, monkeypatch: pytest.Monk
 
     lives = [
         subprocess.run(
-            [vmm, "run", "--from", path, "--accel", "unicorn", "--cid", str(cid)],
+            [vmm, "run", "--console", "--from", path, "--accel", "unicorn", "--cid", str(cid)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=True,

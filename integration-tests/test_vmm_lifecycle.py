@@ -103,7 +103,7 @@ def run(image: Path, *options: str) -> Ended:
     before = sorted(image.parent.iterdir())
     scratch = image.parent / "scratch"
     scratch.mkdir()
-    command = [images.command("vmm"), "run", str(image), *options]
+    command = [images.command("vmm"), "run", "--console", str(image), *options]
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -223,7 +223,14 @@ def test_the_end_as_json(tmp_path: Path) -> None:
 
 def end_by_signal(image: Path, number: signal.Signals) -> Ended:
     """Run until the guest says that it is ready; then send the signal."""
-    command = [images.command("vmm"), "run", str(image), "--vsock-path", str(image.parent / "vsock")]
+    command = [
+        images.command("vmm"),
+        "run",
+        "--console",
+        str(image),
+        "--vsock-path",
+        str(image.parent / "vsock"),
+    ]
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -112,7 +112,7 @@ def launch_ours(image: Path, memory_mib: int, *more: str) -> Launch:
     """
     with tempfile.TemporaryDirectory() as scratch:
         options = ["--memory-mib", str(memory_mib), "--vsock-path", f"{scratch}/vsock", *more]
-        return launch([images.command("vmm"), "run", str(image), *options], Path(scratch))
+        return launch([images.command("vmm"), "run", "--console", str(image), *options], Path(scratch))
 
 
 def launch_saved(path: Path, image: Path, memory_mib: int) -> Launch:
@@ -198,7 +198,14 @@ def first_instruction(image: Path, memory_mib: int) -> Launch:
             metadata=bytes(eif.metadata or b""),
         )
         write_eif(contents, Path(scratch, "letter.eif"))
-        command = [images.command("vmm"), "run", f"{scratch}/letter.eif", "--memory-mib", str(memory_mib)]
+        command = [
+            images.command("vmm"),
+            "run",
+            "--console",
+            f"{scratch}/letter.eif",
+            "--memory-mib",
+            str(memory_mib),
+        ]
         command += ["--vsock-path", f"{scratch}/vsock"]
         started = time.monotonic()
         with subprocess.Popen(

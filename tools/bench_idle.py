@@ -44,7 +44,7 @@ def idle_share(kernel: str, seconds: int, directory: Path) -> float:
     build = [images.command("eif"), "build", *options, "--output", image]
     subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
     used_s: dict[str, float] = {}
-    command = [images.command("vmm"), "run", "--quiet", image]
+    command = [images.command("vmm"), "run", "--console", "--quiet", image]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as machine:
         assert machine.stdout is not None  # noqa: S101 - it is a pipe
         for line in machine.stdout:

@@ -223,7 +223,15 @@ def main() -> int:
             eif, kernel, initrd = image(Path(scratch), python=options.python)
             memory_mib = MEMORY_MIB + (PYTHON_MEMORY_MIB if options.python else 0)
             machines = {
-                "vmm": [images.command("vmm"), "run", str(eif), "--memory-mib", str(memory_mib), "--quiet"]
+                "vmm": [
+                    images.command("vmm"),
+                    "run",
+                    "--console",
+                    str(eif),
+                    "--memory-mib",
+                    str(memory_mib),
+                    "--quiet",
+                ]
             }
             machines["vmm"] += ["--boot-timeout-s", str(BOOT_TIMEOUT_S)]
             if shutil.which(options.qemu):

@@ -88,7 +88,7 @@ def build(name: str, kernel: str, root_directory: Path, *options: str) -> Path:
 def boot(image: Path, memory_mib: int) -> str:
     """Boot an image and see it through to its end; returns what was on its console."""
     say(f"booting {image.stat().st_size / 2**20:.0f} MiB in {memory_mib} MiB")
-    machine = [command("vmm"), "run", str(image), "--memory-mib", str(memory_mib)]
+    machine = [command("vmm"), "run", "--console", str(image), "--memory-mib", str(memory_mib)]
     return subprocess.run(machine, stdout=subprocess.PIPE, check=False).stdout.decode(errors="replace")
 
 
@@ -177,6 +177,7 @@ def emulated_console(image: Path) -> str:
     machine = [
         command("vmm"),
         "run",
+        "--console",
         "--quiet",
         "--accel",
         "unicorn",

@@ -40,7 +40,7 @@ def many(count: int, image: Path) -> int:
     """Launch enclaves at once from one machine; 0 if all come up."""
     with tempfile.TemporaryDirectory() as scratch:
         path = save(image, Path(scratch, "saved"))
-        command = [images.command("vmm"), "run", "--from", str(path), "--no-console"]
+        command = [images.command("vmm"), "run", "--from", str(path)]
         started = time.monotonic()
         enclaves = [
             subprocess.Popen([*command, "--cid", str(100 + number)], stderr=subprocess.PIPE, text=True)
@@ -102,7 +102,7 @@ def start(way: str, image: Path, options: list[str], random_numbers: set[str]) -
         [images.command("eif"), "describe", "--json", str(image)], stdout=subprocess.PIPE, check=True
     )
     measurements = json.loads(described.stdout)["Measurements"]
-    command = [images.command("vmm"), "run", str(image), *options]
+    command = [images.command("vmm"), "run", "--console", str(image), *options]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     console = done.stdout.decode(errors="replace").replace("\r", "")
     said = done.stderr.decode(errors="replace")

@@ -255,7 +255,15 @@ def compare(
         metadata=metadata.pack(),
     )
     write_eif(contents, image)
-    ours_command = [images.command("vmm"), "run", str(image), "--memory-mib", str(MEMORY_MIB), "--quiet"]
+    ours_command = [
+        images.command("vmm"),
+        "run",
+        "--console",
+        str(image),
+        "--memory-mib",
+        str(MEMORY_MIB),
+        "--quiet",
+    ]
     ours_command += ["--boot-timeout-s", str(TIMEOUT_S), *vmm_options]
     ours = results(run("an enclave", ours_command), names)
     theirs: dict[str, Outcome] = {}

@@ -123,7 +123,7 @@ def boot(environment: Environment, scratch: Path) -> None:
     environment.run(
         *("eif", "build", "--kernel", str(kernel), "--rootfs", str(root), "--cmd", "/nsm", "--output", image)
     )
-    console = environment.run("vmm", "run", image)
+    console = environment.run("vmm", "run", "--console", image)
     if "random bytes" not in console or "exited with 0" not in console:
         raise WheelError(f"vmm run ended well, but the application did not:\n{console}")
     say("an image boots with the installed commands")

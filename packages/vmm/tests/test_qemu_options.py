@@ -56,6 +56,7 @@ def test_a_whole_command_line() -> None:
         role_arn="arn:aws:iam::123456789012:role/x",
         instance_id="i-0123456789abcdef0",
         cmdline_append="quiet loglevel=3",
+        console=True,
     )
     assert options.left_out == ["-nographic", "-cpu host"]
 

@@ -252,9 +252,9 @@ class EnclaveConfig(_Frozen):
     debug_mode: bool = False
     """Report PCR0, PCR1, PCR2 and PCR8 as zero, as AWS does for an enclave with a console."""
 
-    console: bool = True
-    """Show the console to the user. AWS shows it in debug mode only; here it is shown unless this is false,
-    which is production mode as on hardware."""
+    console: bool | None = None
+    """Show the console to the user; `None`: in debug mode only, as on AWS. Programs that launch the enclave
+    themselves have it as `Enclave.console` in any case."""
 
     gdb: Annotated[Endpoint, BeforeValidator(_debugger)] | None = None
     """Where GDB is waited for, port 0 is a free one; the guest begins when it says so. Documents do not show
@@ -278,6 +278,11 @@ class EnclaveConfig(_Frozen):
 
     root_cert: Path | None = None
     """PEM file of the certificate that belongs to ``root_key``."""
+
+    @property
+    def shows_console(self) -> bool:
+        """Whether the user sees the console and may type on it."""
+        return self.debug_mode if self.console is None else self.console
 
     @model_validator(mode="before")
     @classmethod

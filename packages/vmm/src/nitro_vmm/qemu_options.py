@@ -186,6 +186,7 @@ class _Reader:
             )
         if self._vsock is not None:
             self._found.set("vhost_user_path", self._daemon(self._vsock), "-M vsock=")
+        self._found.set("console", True, f"-M {MACHINE}")  # QEMU shows it in production mode, too
         if self._accelerators:
             self._found.set("accelerator", self._accelerator(), "-accel")
         return self._found

@@ -13,6 +13,7 @@ import pytest
 
 from nitro_nsm import parse_document
 from nitro_vmm.cli.exit_code import ExitCode
+from nitro_vmm.run.control import ask
 from nitro_vmm.run.registry import control_address, runtime_directory
 from vmm_command import VMM, Vmm
 
@@ -128,7 +129,7 @@ def test_the_name_of_one_that_has_ended_is_free(vmm: Vmm, image: Path) -> None:
 
 
 def test_logs_and_messages(vmm: Vmm, image: Path) -> None:
-    vmm("run", "-d", image)
+    vmm("run", "-d", "--console", image)
     vmm("wait", "small")
 
     assert vmm("logs", "small").stdout == "hi"
@@ -137,7 +138,7 @@ def test_logs_and_messages(vmm: Vmm, image: Path) -> None:
 
 
 def test_logs_are_followed_to_the_end(vmm: Vmm, spinning_image: Path) -> None:
-    vmm("run", "-d", spinning_image)
+    vmm("run", "-d", "--console", spinning_image)
     follower = subprocess.Popen([*VMM, "logs", "-f", "spinning"], stdout=subprocess.PIPE)
     assert follower.stdout is not None
     first = follower.stdout.read(2)
@@ -149,7 +150,7 @@ def test_logs_are_followed_to_the_end(vmm: Vmm, spinning_image: Path) -> None:
 
 
 def test_the_console_shows_what_was_printed_and_detaches(vmm: Vmm, spinning_image: Path) -> None:
-    vmm("run", "-d", spinning_image)
+    vmm("run", "-d", "--console", spinning_image)
 
     attached = vmm("console", "spinning", typed=b"typed\x1d")
 
@@ -158,12 +159,26 @@ def test_the_console_shows_what_was_printed_and_detaches(vmm: Vmm, spinning_imag
 
 
 def test_an_enclave_that_shows_no_console(vmm: Vmm, spinning_image: Path) -> None:
-    vmm("run", "-d", spinning_image, "--no-console")
+    vmm("run", "-d", spinning_image)
 
     for command in ("console", "logs"):
         done = vmm(command, "spinning")
         assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
-        assert "shows no console" in done.stderr
+        assert "shows no console, as on AWS in production mode (M29)" in done.stderr
+        assert "hint: launch it with --console" in done.stderr
+
+
+def test_a_hidden_console_is_in_no_file_and_not_at_the_socket(vmm: Vmm, spinning_image: Path) -> None:
+    vmm("run", "-d", spinning_image)
+    directory = runtime_directory() / "spinning"
+
+    answers = []
+    for request in ("follow", "console"):
+        with ask(directory, request) as control, control.makefile("rb") as answer:
+            answers.append(json.loads(answer.read()))
+
+    assert answers == [{"error": "the console is not shown"}] * 2
+    assert not list(directory.glob("console.log*"))
 
 
 def test_what_it_uses(vmm: Vmm, spinning_image: Path) -> None:

@@ -15,8 +15,8 @@ VMM = [sys.executable, "-c", "import sys; from nitro_vmm.cli import main; sys.ex
 
 
 def shell(script: str, *arguments: str | bytes) -> subprocess.CompletedProcess[bytes]:
-    """Run a shell script in which ``"$@"`` is `vmm run` with these arguments."""
-    command = ["sh", "-c", script, "sh", *VMM, "run", *arguments]
+    """Run a shell script in which ``"$@"`` is `vmm run --console` with these arguments."""
+    command = ["sh", "-c", script, "sh", *VMM, "run", "--console", *arguments]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60)
     assert b"Traceback" not in done.stderr
     assert b"bug of vmm" not in done.stderr
@@ -47,7 +47,9 @@ def test_a_reader_of_standard_error_that_goes_away(image: Path) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
 
-    done = subprocess.run([*VMM, "run", str(image)], stdout=subprocess.PIPE, stderr=write_end, check=False)
+    done = subprocess.run(
+        [*VMM, "run", "--console", str(image)], stdout=subprocess.PIPE, stderr=write_end, check=False
+    )
     os.close(write_end)
 
     assert (done.returncode, done.stdout) == (ExitCode.ENDED, b"hi")
@@ -61,7 +63,11 @@ def test_a_reader_of_standard_error_that_does_not_read(image: Path) -> None:
     os.set_blocking(write_end, True)
 
     done = subprocess.run(
-        [*VMM, "run", str(image)], stdout=subprocess.PIPE, stderr=write_end, check=False, timeout=60
+        [*VMM, "run", "--console", str(image)],
+        stdout=subprocess.PIPE,
+        stderr=write_end,
+        check=False,
+        timeout=60,
     )
     os.close(write_end)
     os.close(read_end)
@@ -112,7 +118,7 @@ def test_little_address_space(image: Path) -> None:
 )
 def test_a_signal_ends_the_enclave_and_leaves_nothing(spinning_image: Path, number: signal.Signals) -> None:
     socket_path = spinning_image.with_name("vsock")
-    command = [*VMM, "run", str(spinning_image), "--vsock-path", str(socket_path)]
+    command = [*VMM, "run", "--console", str(spinning_image), "--vsock-path", str(socket_path)]
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -153,7 +159,11 @@ def test_standard_input_is_a_terminal_but_not_the_controlling_one(image: Path) -
     controller, terminal = os.openpty()
 
     done = subprocess.run(
-        [*VMM, "run", str(image)], stdin=terminal, capture_output=True, start_new_session=True, check=False
+        [*VMM, "run", "--console", str(image)],
+        stdin=terminal,
+        capture_output=True,
+        start_new_session=True,
+        check=False,
     )
     os.close(controller)
     os.close(terminal)

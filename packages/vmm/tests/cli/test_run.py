@@ -1,6 +1,7 @@
 """The command line's manners: help, codes, JSON; and what is asked of images and options before a boot."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def test_help_has_an_example_and_the_exit_codes(
 
     said = capsys.readouterr().out
     assert caught.value.code == 0
-    assert "vmm run hello.eif --vsock-path /tmp/hello.vsock" in said
+    assert "vmm run --console hello.eif --vsock-path /tmp/hello.vsock" in said
     for code in ExitCode:
         assert str(int(code)) in said.partition("exit codes:")[2]
 
@@ -130,15 +131,53 @@ def test_nitro_cli_spellings() -> None:
 
 
 def test_the_console_is_the_output(image: Path) -> None:
-    done = call("run", str(image))
+    done = call("run", "--console", str(image))
 
     assert (done.returncode, done.stdout) == (0, "hi")
     assert f"vmm: booting {image}" in done.stderr
     assert "halted for good" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "printed", "told"),
+    [
+        ((), "", True),
+        (("--no-console",), "", False),
+        (("--console",), "hi", False),
+        (("--debug-mode",), "hi", False),
+        (("--debug-mode", "--no-console"), "", False),
+    ],
+)
+def test_the_console_is_shown_in_debug_mode_or_on_request(
+    image: Path,
+    options: tuple[str, ...],
+    printed: str,
+    told: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    done = call("run", str(image), *options)
+
+    assert (done.returncode, done.stdout) == (0, printed)
+    assert ("the console is hidden, as on AWS in production mode; --console shows it" in done.stderr) is told
+
+
+def test_typing_goes_nowhere_while_the_console_is_hidden(image: Path, tmp_path: Path) -> None:
+    typed = tmp_path / "typed"
+    typed.write_text("for a shell's next command")
+
+    with typed.open() as stdin:
+        subprocess.run(
+            [sys.executable, "-m", "nitro_vmm", "run", str(image)],
+            stdin=stdin,
+            capture_output=True,
+            check=True,
+        )
+        left = os.read(stdin.fileno(), 100)
+
+    assert left == b"for a shell's next command"
+
+
 def test_json(image: Path) -> None:
-    done = call("run", str(image), "--json", "--quiet", "--cid", "21", "--memory-mib", "64")
+    done = call("run", str(image), "--console", "--json", "--quiet", "--cid", "21", "--memory-mib", "64")
 
     report = json.loads(done.stdout)
     assert (done.returncode, done.stderr) == (0, "hi")
@@ -190,6 +229,7 @@ def test_the_cause_of_a_failure_is_said(image_that_prints: Callable[[bytes], Pat
     assert done.returncode == ExitCode.PANIC
     assert "vmm: why: the image's init is no program of this processor (B03)" in done.stderr
     assert "  hint: build it for x86_64" in done.stderr
+    assert done.stderr.endswith("vmm: --console shows what it printed\n")
 
 
 def test_no_heartbeat_of_a_kernel_that_prints_nothing(image: Path) -> None:
@@ -319,7 +359,7 @@ def test_where_no_timeline_can_be_written_is_said_before_the_boot(
 
 
 def test_json_logs_are_one_object_per_line(image: Path) -> None:
-    done = call("run", str(image), "--log-format", "json")
+    done = call("run", "--console", str(image), "--log-format", "json")
 
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     assert all(set(line) >= {"time", "level", "message"} for line in lines)

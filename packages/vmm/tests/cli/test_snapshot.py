@@ -62,7 +62,9 @@ def test_the_console_begins_where_the_kernel_began(tiny: Path, vmm: Vmm) -> None
     vmm("snapshot", tiny, "-o", path, *QUICKLY)
 
     # In binary, because what is random need not be text.
-    done = subprocess.run([*VMM, "run", "--from", path, "--quiet"], capture_output=True, check=False)
+    done = subprocess.run(
+        [*VMM, "run", "--console", "--from", path, "--quiet"], capture_output=True, check=False
+    )
 
     assert done.stdout[:1] == b"k"
     assert len(done.stdout) == 1 + len(OLD_RANDOM)

@@ -8,7 +8,7 @@ import pytest
 
 from nitro_vmm import EnclaveConfig, Outcome, UsageError
 from nitro_vmm.accel import Exit, ExitReason
-from nitro_vmm.run.attach import attach
+from nitro_vmm.run.attach import HIDDEN, attach
 from nitro_vmm.testing import FakeAccelerator, FakeVcpu
 
 
@@ -41,7 +41,9 @@ def test_the_console_arrives_before_it_returns(image: Path) -> None:
         return Exit(ExitReason.HALTED)
 
     read_end, write_end = os.pipe()
-    attached = attach(EnclaveConfig(eif_path=image), console_fd=write_end, accelerator=FakeAccelerator(speak))
+    attached = attach(
+        EnclaveConfig(eif_path=image, console=True), console_fd=write_end, accelerator=FakeAccelerator(speak)
+    )
     os.close(write_end)
     printed = os.read(read_end, 100)
     os.close(read_end)
@@ -73,7 +75,7 @@ def test_a_terminal_gets_colours_and_the_rest_on_request(
 
     controller, terminal = os.openpty()
     attach(
-        EnclaveConfig(eif_path=image),
+        EnclaveConfig(eif_path=image, console=True),
         console_fd=terminal,
         accelerator=FakeAccelerator(speak),
         raw_console=raw,
@@ -91,10 +93,16 @@ def test_a_console_that_is_not_shown(image: Path) -> None:
         return Exit(ExitReason.HALTED)
 
     read_end, write_end = os.pipe()
-    config = EnclaveConfig(eif_path=image, console=False)
-    attach(config, console_fd=write_end, accelerator=FakeAccelerator(speak))
+    said: list[str] = []
+    attach(
+        EnclaveConfig(eif_path=image),
+        console_fd=write_end,
+        accelerator=FakeAccelerator(speak),
+        say=said.append,
+    )
     os.close(write_end)
     printed = os.read(read_end, 100)
     os.close(read_end)
 
     assert printed == b""
+    assert HIDDEN in said

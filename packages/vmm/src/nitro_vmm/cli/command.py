@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 PROGRAM: Final = "vmm"
 RUN_EXAMPLE: Final = """\
 example:
-  vmm run hello.eif --vsock-path /tmp/hello.vsock
+  vmm run --console hello.eif --vsock-path /tmp/hello.vsock
   printf 'CONNECT 5000\\n' | nc -U /tmp/hello.vsock     # into the enclave
   # its connections to port 8000 go to the unix socket /tmp/hello.vsock_8000
 

@@ -168,7 +168,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--console",
         action=argparse.BooleanOptionalAction,
-        help="show the console, or not, as AWS without --debug-mode (default: shown)",
+        help="show the console, or not (default: with --debug-mode only, as on AWS)",
     )
     add(
         "--gdb",

@@ -96,8 +96,8 @@ def execute_console(arguments: argparse.Namespace, started_s: float) -> int:  # 
 
 def _no_console(entry: Entry) -> int:
     return complain(
-        f"{entry.name} shows no console",
-        hint="run it with --console, or with --debug-mode and without --no-console",
+        f"{entry.name} shows no console, as on AWS in production mode",
+        hint="launch it with --console, or with --debug-mode, whose documents have PCRs of zeros",
         code=ExitCode.USAGE,
         name=codes.NO_CONSOLE,
     )

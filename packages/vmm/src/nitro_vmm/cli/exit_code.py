@@ -49,7 +49,10 @@ EXPLANATIONS = {
     3: ("the image cannot be read, or Nitro would not boot it", "eif describe --findings IMAGE says why"),
     4: ("this machine lacks something", "vmm doctor says what"),
     5: ("no heartbeat came in time", "the last lines say why; --boot-timeout-s gives it more time"),
-    10: ("the enclave's kernel panicked", "the console has the kernel's words, and the last lines the cause"),
+    10: (
+        "the enclave's kernel panicked",
+        "the last lines have the cause, and --console shows the kernel's words",
+    ),
     11: ("the enclave crashed", "its kernel jumped into nowhere; try it in QEMU to compare"),
     130: ("Ctrl-C", "nothing"),
     143: ("SIGTERM, or vmm stop", "nothing"),

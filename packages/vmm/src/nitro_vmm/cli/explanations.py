@@ -176,8 +176,9 @@ EXPLAINED: Final = {
     ),
     NO_CONSOLE: Explained(
         "the enclave shows no console",
-        "it was launched with --no-console, which is production mode as on hardware",
-        "launch it with --console, or with --debug-mode and without --no-console",
+        "on AWS there is a console in debug mode only, and here as well unless --console or --no-console "
+        "says otherwise; what vmm itself said is in vmm logs --messages NAME",
+        "launch it with --console, or with --debug-mode, whose documents have PCRs of zeros",
     ),
     STILL_RUNS: Explained(
         "the enclave still runs, or has not booted yet",
@@ -187,7 +188,7 @@ EXPLAINED: Final = {
     KILLED: Explained(
         "the enclave's process was killed",
         "nobody is left who could tell how the enclave ended",
-        "vmm logs NAME shows what it printed until then",
+        "vmm logs NAME shows what it printed until then, if its console is shown",
     ),
     "M32": Explained(
         "the configuration file cannot be used",
@@ -212,7 +213,7 @@ EXPLAINED: Final = {
     "M36": Explained(
         "the machine ended while its first program was looked for",
         "the kernel panicked, or it was told to stop",
-        "boot the image by vmm run and read its console",
+        "boot the image by vmm run --console and read what it prints",
     ),
     "H01": Explained(
         "too many files are open in this process",

@@ -3,7 +3,7 @@
 import argparse
 import logging
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nitro_vmm.cli import codes, command, launching
 from nitro_vmm.cli.command import PROGRAM, RUN_EXAMPLE, complain
@@ -17,13 +17,16 @@ from nitro_vmm.run.process import die_with_parent
 if TYPE_CHECKING:
     from nitro_vmm.cli.command import Subparsers
 
+UNWANTED: Final = {ExitCode.BOOT_TIMEOUT, ExitCode.PANIC, ExitCode.CRASH}
+"""Ends of enclaves that somebody will want to find the cause of."""
+
 
 def add(commands: "Subparsers") -> None:
     """Add the command to the parser."""
     run = commands.add_parser(
         "run",
         help="boot an enclave image file and wait for its end",
-        description="Boot an enclave image file (EIF); its console is on standard output.",
+        description="Boot an enclave image file (EIF); --console or --debug-mode shows its console.",
         epilog=RUN_EXAMPLE + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -140,6 +143,8 @@ def execute(arguments: argparse.Namespace, started_s: float) -> int:
     if result.cause is not None:
         say(f"why: {result.cause.message} ({result.cause.code})", code=result.cause.code)
         say(f"  hint: {result.cause.hint}")
+    if code in UNWANTED and not config.shows_console:
+        say("--console shows what it printed")
     if timeline_file is not None:
         timeline_file.write(attached.timeline, result)
     return code

@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +24,7 @@ from nitro_vmm.run.terminal import may_read, pollable, stdin_fd, terminal_withou
 logger = logging.getLogger(__name__)
 
 INPUT_CHUNK_BYTES: Final = 4096
+HIDDEN: Final = "the console is hidden, as on AWS in production mode; --console shows it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,8 @@ def attach(
 
     Args:
         config: What to launch.
-        console_fd: Where the console goes. The guest waits for its reader, and nothing is lost.
+        console_fd: Where the console goes, if it is shown. The guest waits for its reader, and nothing is
+            lost.
         raw_console: Let all escape sequences through to a terminal; otherwise it gets text and colours.
         accelerator: See `Enclave`.
         say: Told what happens, for people.
@@ -62,14 +64,19 @@ def attach(
     Raises:
         VmmError, EifError, VsockError, NsmError, OSError: See `Enclave`.
     """
-    clean = bytes if raw_console or not os.isatty(console_fd) else EscapeFilter().feed
-    with closing(ConsoleWriter(console_fd, clean=clean)) as writer, terminal_without_echo():
-        sink = writer if config.console else None
+    with ExitStack() as resources:
+        sink = None
+        if config.shows_console:
+            clean = bytes if raw_console or not os.isatty(console_fd) else EscapeFilter().feed
+            sink = resources.enter_context(closing(ConsoleWriter(console_fd, clean=clean)))
+            resources.enter_context(terminal_without_echo())
         enclave = Enclave(config, console_sink=sink, accelerator=accelerator, say=say, started_s=started_s)
-        return trio.run(_see_through, enclave, launched)
+        return trio.run(_see_through, enclave, say, launched)
 
 
-async def _see_through(enclave: Enclave, launched: Callable[[], object]) -> Attached:
+async def _see_through(
+    enclave: Enclave, say: Callable[[str], None], launched: Callable[[], object]
+) -> Attached:
     received: signal.Signals | None = None
 
     async def obey(signals: AsyncIterator[int]) -> None:
@@ -85,7 +92,10 @@ async def _see_through(enclave: Enclave, launched: Callable[[], object]) -> Atta
             nursery.start_soon(obey, signals)
             async with enclave:
                 launched()
-                nursery.start_soon(_feed_console, enclave)
+                if enclave.config.shows_console:
+                    nursery.start_soon(_feed_console, enclave)
+                elif enclave.config.console is None:
+                    say(HIDDEN)
                 nursery.start_soon(_notify_boot, enclave)
                 result = await enclave.wait()
             nursery.cancel_scope.cancel()

@@ -10,6 +10,8 @@ A request is one line of JSON, ``{"do": ...}``:
 * ``follow``: answered with what the enclave prints, from the first byte that is kept, until it ends.
 * ``console``: the same, and what the client sends is typed on the console.
 
+Where the console is not shown, the last two are refused with ``{"error": TEXT}``.
+
 Nobody but the user's own processes and root's gets as far, because the directory lets nobody else in.
 """
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,7 +67,7 @@ def see_through(
         cid=config.cid if "cid" in config.model_fields_set else 0,
         started_at=time.time(),
         debug_mode=config.debug_mode,
-        console=config.console,
+        console=config.shows_console,
         sockets=_sockets(config),
     )
     registration = Registration(wanted, config.name)
@@ -80,7 +80,10 @@ def see_through(
         started(entry)
 
     try:
-        with closing(LogFile(registration.directory / "console.log")) as log:
+        with ExitStack() as resources:
+            log = None
+            if config.shows_console:
+                log = resources.enter_context(closing(LogFile(registration.directory / "console.log")))
             enclave = Enclave(config, console_sink=log, accelerator=accelerator, say=say)
             result, received = trio.run(_serve, enclave, registration, note_start)
         ended(enclave, result)
@@ -222,6 +225,8 @@ class Server:
                 await stream.send_all(json.dumps(self._stats()).encode() + b"\n")
             case "attest":
                 await stream.send_all(json.dumps(await self._attest(parameters)).encode() + b"\n")
+            case "follow" | "console" if not self._entry.console:
+                await stream.send_all(b'{"error": "the console is not shown"}\n')
             case "follow":
                 await self._follow(stream)
             case "console":

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     tell("Start allocating memory...")
     argv = ["run", str(image), "--memory-mib", str(memory_mib), "--cid", str(cid)]
     argv += ["--processors", str(len(cpu_ids)), "--boot-timeout-s", str(timeout_s)]
-    argv += ["--debug-mode"] if debug else ["--no-console"]
+    argv += ["--debug-mode", "--console"] if debug else ["--no-console"]
     if wanted.get("enclave_name"):
         argv += ["--name", _free_name(str(wanted["enclave_name"]))]
     code, started, said = start(argv)
