@@ -39,7 +39,7 @@ def saved(tiny: Path, vmm: Vmm) -> Path:
 
 
 def test_enclaves_of_one_saved_machine_differ_in_what_is_random(saved: Path, vmm: Vmm) -> None:
-    lives = [vmm("run", "--from", saved, *QUICKLY) for _ in range(2)]
+    lives = [vmm("run", "--console", "--from", saved, *QUICKLY) for _ in range(2)]
 
     printed = [life.stdout for life in lives]
     assert [life.returncode for life in lives] == [0, 0]
