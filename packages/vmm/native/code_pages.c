@@ -11,42 +11,15 @@
  * no code, and notes the entry's address at the page. When code comes to the page (`protect`), the flag returns
  * to that entry; only where several addresses were noted are the TLBs searched. */
 
-#include "machine.h"
+#include "tlb.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-#define PAGE_SHIFT 12
-#define PAGE_OFFSET 0xFFFull
-#define MMU_MODES 3
-#define VICTIMS 8
-#define ENTRY_SHIFT 6
-
-#define TLB_INVALID 0x800u
-#define TLB_NOTDIRTY 0x400u
 
 /* A page's state: these flags, and the one address in the upper bits. */
 #define HAS_CODE 1u
 #define NOTED_ONE 2u
 #define NOTED_SEVERAL 4u
-
-struct entry {
-    uint64_t read, write, code, physical, addend;
-    uint64_t unused[3];
-};
-_Static_assert(sizeof(struct entry) == 1 << ENTRY_SHIFT, "QEMU's CPUTLBEntry");
-
-/* The TLB of an address space: the kernel's with SMAP, the user's, the kernel's without. */
-#define TLB_MASK(e, mode) FIELD(uint64_t, e, -0x40 + 16 * (mode)) /* entries - 1, times their size */
-#define TLB_TABLE(e, mode) FIELD(char *, e, -0x38 + 16 * (mode))
-#define TLB_VICTIMS(e, mode) ((struct entry *)&FIELD(char, e, -0x840 + 0x2B8 * (mode)))
-
-static inline struct entry *entry_of(env *registers, int mode, uint64_t address)
-{
-    uint64_t offset = address >> (PAGE_SHIFT - ENTRY_SHIFT) & TLB_MASK(registers, mode);
-
-    return (struct entry *)(TLB_TABLE(registers, mode) + offset);
-}
 
 /* Adds a stretch of RAM, before the first run; false if there is no memory or no room. */
 EXPORTED int nitro_add_ram(struct machine *machine, uint64_t address, uint64_t size, char *host)

@@ -37,6 +37,8 @@ enum { TRANSLATE_INSTRUCTION = 4, TRANSLATOR_OPERATIONS = 7 };
 #define CPU_INTERRUPT_REQUEST(c) FIELD(volatile uint32_t, c, 28)
 #define CPU_ENV(c) FIELD(env *, c, 296)
 #define CPU_ICOUNT_DECR(c) FIELD(char *, c, 304)
+#define CPU_CODE_CACHE(c) (&FIELD(char, c, 312)) /* tb_jmp_cache: translated code by address */
+#define CODE_CACHE_BYTES 0x8000
 #define CPU_MACHINE(c) FIELD(struct machine *, c, 33136) /* `opaque`, which Unicorn does not use */
 #define CPU_HALTED(c) FIELD(uint32_t, c, 33176)
 #define CPU_EXCEPTION_INDEX(c) FIELD(int32_t, c, 33184)
@@ -136,7 +138,9 @@ enum { FEATURES_1_EDX, FEATURES_1_ECX, FEATURES_7_EBX, FEATURES_80000001_EDX = 6
 #define HFLAGS_TS (1u << 11)
 #define HFLAGS_LMA (1u << 14)
 #define HFLAGS_CS64 (1u << 15)
+#define HFLAGS_SMM (1u << 19)
 #define HFLAGS_SMAP (1u << 23)
+#define HFLAGS2_NPT (1u << 3)
 #define HFLAGS_X87_UNMASKED (1u << 28) /* ours: QEMU uses none from 27 on */
 
 #define FLAG_ZF (1u << 6)
@@ -152,7 +156,15 @@ enum { FEATURES_1_EDX, FEATURES_1_ECX, FEATURES_7_EBX, FEATURES_80000001_EDX = 6
 #define CC_OP_EFLAGS 1          /* the arithmetic flags are in cc_src */
 
 #define CR0_PE 1u
+#define CR0_WP (1u << 16)
+#define CR0_PG (1u << 31)
+#define CR4_PAE (1u << 5)
+#define CR4_PGE (1u << 7)
+#define CR4_LA57 (1u << 12)
+#define CR4_SMEP (1u << 20)
+#define CR4_PKE (1u << 22)
 #define EFER_SCE 1u
+#define EFER_NXE (1u << 11)
 
 /* Bits of CPUState.interrupt_request. VIRQ is QEMU's and free here, because no guest has SVM; STOP is ours. */
 #define REQUEST_VIRQ 0x100u

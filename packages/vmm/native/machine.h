@@ -62,6 +62,16 @@ struct region {
     void *region;
 };
 
+/* Pages in the kernel's TLB that are not global; tlb.c. */
+#define PASSING_MAX 64
+
+struct passing {
+    uint64_t pages[PASSING_MAX];
+    int count;
+    bool too_many; /* they are not all here */
+    bool has_code; /* code may run in one of them */
+};
+
 struct machine {
     uc *engine;
     cpu *processor;
@@ -85,6 +95,7 @@ struct machine {
     int ram_count;
     struct ram ram[RAM_MAX];
     struct region regions[REGIONS];
+    struct passing passing;
     int leaf_count;
     struct leaf leaves[LEAVES_MAX];
 };

@@ -59,6 +59,9 @@
     X(void, helper_outb_x86_64, (env *, uint32_t, uint32_t))                                                     \
     X(void, helper_outw_x86_64, (env *, uint32_t, uint32_t))                                                     \
     X(void, helper_outl_x86_64, (env *, uint32_t, uint32_t))                                                     \
+    /* tlb.c */                                                                                                  \
+    X(bool, x86_cpu_tlb_fill_x86_64, (cpu *, uint64_t, int, int, int, bool, uintptr_t)) /* a quick walk */       \
+    X(void, cpu_x86_update_cr3_x86_64, (env *, uint64_t))                  /* global pages stay */               \
     /* code_pages.c: code written through another mapping, and the speed of stores */                            \
     X(void, tlb_reset_dirty_by_vaddr_x86_64, (cpu *, uint64_t, uint64_t))                                        \
     X(void, tlb_unprotect_code_x86_64, (uc *, uint64_t))                                                         \
@@ -151,6 +154,8 @@
     X(int, uc_hook_add, (uc *, uint64_t *, int, void *, void *, uint64_t, uint64_t, ...))                        \
     X(int, uc_mmio_map, (uc *, uint64_t, uint64_t, void *, void *, void *, void *))                              \
     X(const char *, uc_strerror, (int))                                                                          \
+    X(void, tlb_flush_by_mmuidx_x86_64, (cpu *, uint16_t))                                                       \
+    X(void, tlb_set_page_with_attrs_x86_64, (cpu *, uint64_t, uint64_t, uint32_t, int, int, uint64_t))           \
     X(void, x86_cpu_do_interrupt_x86_64, (cpu *))                                                                \
     X(void, do_interrupt_x86_hardirq_x86_64, (env *, int, int))                                                  \
     X(void, cpu_loop_exit_x86_64, (cpu *))                                                                       \
