@@ -15,7 +15,8 @@ from nitro_vmm.accel import EntryState
 from nitro_vmm.accel.kvm import Kvm
 from nitro_vmm.address_map import MIB
 from nitro_vmm.devices.vsock import VsockDevice
-from nitro_vmm.enclave.assembly import Assembly, Surroundings, assemble
+from nitro_vmm.enclave.assembly import Assembly, Reach, assemble
+from nitro_vmm.enclave.boot import Surroundings
 from nitro_vmm.enclave.timeline import Timeline
 from nitro_vmm.machine.machine import End, Ending, MachineState
 from nitro_vsock import SocketType
@@ -65,11 +66,10 @@ class Launch:
             Surroundings(
                 console=self._print,
                 console_ready=lambda: None,
-                host_side=Nobody(),
-                services={9000: self._heartbeat},
                 say=lambda _text: None,
                 timeline=Timeline(lambda: 0.0),
             ),
+            Reach(Nobody(), {9000: self._heartbeat}),
         )
 
     def _print(self, data: bytes) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from nitro_vmm import EnclaveConfig, Outcome, UsageError
 from nitro_vmm.accel import Exit, ExitReason
-from nitro_vmm.run.attach import HIDDEN, attach
+from nitro_vmm.run.attach import attach
+from nitro_vmm.run.foreground import HIDDEN
 from nitro_vmm.testing import FakeAccelerator, FakeVcpu
 
 

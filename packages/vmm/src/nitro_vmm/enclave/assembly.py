@@ -1,30 +1,25 @@
-"""Puts an enclave together: image, memory, security module, vsock, machine, and the kernel in it."""
+"""The second half of a launch: security module and vsock, or all of it where there is a saved machine."""
 
-import os
 import time
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple, Protocol
 
-from nitro_eif import Eif, Measurements, kernel_problem
+from nitro_eif import Eif
 from nitro_nsm import Nsm
 from nitro_vmm.accel import Accelerator, EntryState, SavesMachines
 from nitro_vmm.address_map import MIB
 from nitro_vmm.boot import canonical
-from nitro_vmm.boot.loader import load
-from nitro_vmm.cache import Cache
 from nitro_vmm.config import EnclaveConfig
 from nitro_vmm.devices.nsm import NsmDevice
 from nitro_vmm.devices.vhost_user_vsock import VhostUserVsockDevice
 from nitro_vmm.devices.virtio import VirtioDevice
 from nitro_vmm.devices.vsock import VsockDevice
-from nitro_vmm.enclave.image import choose_memory_mib, measure_bootable
-from nitro_vmm.enclave.kernel_cache import KernelCache
+from nitro_vmm.enclave.boot import Hardware, Image, Surroundings, boot, look_at, make_hardware
+from nitro_vmm.enclave.image import choose_memory_mib
 from nitro_vmm.enclave.saved import (
     KERNEL,
     KINDS,
-    appended,
     check_fits,
     find,
     forget,
@@ -33,7 +28,7 @@ from nitro_vmm.enclave.saved import (
     parameters_of,
 )
 from nitro_vmm.enclave.security import security_module
-from nitro_vmm.enclave.timeline import LOADED, MEASURED, NSM_REQUEST, Timeline
+from nitro_vmm.enclave.timeline import LOADED, NSM_REQUEST, Timeline
 from nitro_vmm.errors import StateError, UsageError
 from nitro_vmm.machine.machine import Machine
 from nitro_vmm.machine.memory import Memory
@@ -44,7 +39,6 @@ from nitro_vmm.snapshot.store import Saved
 from nitro_vsock import HostSide, Service, VsockConfig, VsockEngine
 from nitro_vsock.vhost_user import SharedRegion
 
-RNG_SEED_BYTES: Final = 64
 PARENT_CID: Final = 3
 CID_BYTES: Final = 8
 """A vsock device's whole configuration space (virtio 1.3 §5.10.4)."""
@@ -68,12 +62,10 @@ class VsockBackEnd(VirtioDevice, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """An enclave that is ready to run."""
+    """An enclave that is ready to run, or runs."""
 
-    machine: Machine
-    """With all its devices."""
-    memory: Memory
-    """The machine's."""
+    hardware: Hardware
+    """Its machine, and what image that is made for."""
     entry: EntryState | None
     """Where its kernel begins; `None` where it goes on from a saved machine."""
     vsock: VsockBackEnd
@@ -82,42 +74,30 @@ class Assembly:
     """The vsock device of this process; `None` when a daemon serves it."""
     cid: int
     """The enclave's vsock address, which a daemon may have chosen."""
-    measurements: Measurements
-    """Of the image."""
     nsm: Nsm
     """The security module; it is used under the machine's lock only."""
     module_id: str
     """The security module's."""
-    memory_mib: int
-    """How much memory there is."""
-    processors: int
-    """How many there are."""
-    machines: dict[str, Parameters]
+    machines: dict[str, Parameters] = field(default_factory=dict)
     """By what saved machines of this enclave's are known, by kind."""
     missing: tuple[Parameters, ...] = ()
     """Those that would have been better, and are not in the cache."""
     printed: bytes = b""
     """What the guest has printed before it was saved."""
 
+    @property
+    def machine(self) -> Machine:
+        """With all its devices."""
+        return self.hardware.machine
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What an enclave is connected to."""
 
-    console: Callable[[bytes], None]
-    """See `Machine`."""
-    console_ready: Callable[[], None]
-    """See `Machine`."""
+class Reach(NamedTuple):
+    """Where an enclave's vsock connections go."""
+
     host_side: HostSide
-    """Where its connections go."""
+    """The parent's programs."""
     services: dict[int, Service]
     """Servers on ports that ``host_side`` does not know."""
-    say: Callable[[str], None]
-    """Told what happens, for people."""
-    timeline: Timeline
-    """Told what happens, for whoever wants to know when."""
-    notes: Sequence[str] = ()
-    """More to say once the image is known to boot."""
 
 
 def assemble(
@@ -125,6 +105,7 @@ def assemble(
     accelerator: Accelerator,
     resources: ExitStack,
     around: Surroundings,
+    reach: Reach,
     *,
     to_save: str = "",
 ) -> Assembly:
@@ -134,7 +115,8 @@ def assemble(
         config: What is wanted.
         accelerator: What runs it.
         resources: Gets what has to be given back when the enclave has ended.
-        around: What it is connected to.
+        around: Who is told what the machine does.
+        reach: Where its connections go.
         to_save: The kind of machine to be saved, if it is booted for that.
 
     Raises:
@@ -147,15 +129,66 @@ def assemble(
         NsmError: The test root cannot be made or read.
         OSError: The image cannot be read.
     """
-    return _Assembler(config, accelerator, resources, around, to_save).assemble()
+    return _Assembler(config, accelerator, resources, around, reach, to_save).assemble()
 
 
-@dataclass(frozen=True, slots=True)
-class _Image:
-    measurements: Measurements
-    memory_mib: int
-    processors: int
-    machines: dict[str, Parameters]
+def connect(
+    config: EnclaveConfig,
+    hardware: Hardware,
+    resources: ExitStack,
+    timeline: Timeline,
+    reach: Reach,
+    *,
+    entry: EntryState | None = None,
+) -> Assembly:
+    """Give a machine its virtio devices; its guest may run already.
+
+    Args:
+        config: What is wanted.
+        hardware: The machine.
+        resources: See `assemble`.
+        timeline: Told what happens.
+        reach: See `assemble`.
+        entry: Where its kernel begins.
+
+    Raises:
+        UsageError: The configuration cannot be.
+        HostError: The host lacks something.
+        VsockError: A vsock socket cannot be made.
+        NsmError: The test root cannot be made or read.
+    """
+    image, machine, memory = hardware.image, hardware.machine, hardware.memory
+    nsm = security_module(config, image.measurements)
+    nsm_device = NsmDevice(nsm, memory.guest, on_request=lambda: timeline.note(NSM_REQUEST))
+    machine.add_virtio("nsm", nsm_device, on_driver=lambda: timeline.note("nsm driver runs"))
+    engine: VsockEngine | None = None
+    cid = config.cid
+    vsock: VsockBackEnd
+    if config.vhost_user_path is not None:
+        daemon = VhostUserVsockDevice(
+            config.vhost_user_path,
+            memory.guest,
+            _regions(hardware),
+            locked=machine.locked,
+            clock=time.monotonic,
+        )
+        cid = int.from_bytes(daemon.read_config(0, CID_BYTES), "little")
+        vsock = daemon  # which was told the address, and tells it the guest
+    else:
+        engine = VsockEngine(_vsock_config(config), services=reach.services, host_side=reach.host_side)
+        resources.callback(engine.close)  # should the next line fail: the device closes it, too
+        vsock = VsockDevice(engine, memory.guest, locked=machine.locked)
+    resources.callback(vsock.close)
+    machine.add_virtio("vsock", vsock, on_driver=lambda: timeline.note("vsock driver runs"))
+    return Assembly(
+        hardware=hardware,
+        entry=entry,
+        vsock=vsock,
+        engine=engine,
+        cid=cid,
+        nsm=nsm,
+        module_id=nsm.module_id,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +199,7 @@ class _Assembler:
     accelerator: Accelerator
     resources: ExitStack
     around: Surroundings
+    reach: Reach
     to_save: str
 
     def assemble(self) -> Assembly:
@@ -177,25 +211,8 @@ class _Assembler:
                 return self.go_on(self._image_of(given), given, None)
         memory_mib = choose_memory_mib(config)
         with Eif.open(config.eif_path) as eif:
-            measurements = measure_bootable(eif)
-            self.around.timeline.note(MEASURED)
-            processors = _choose_processors(config, accelerator, self.around.say)
-            machines = {}
-            if isinstance(accelerator, SavesMachines) and config.vhost_user_path is None:
-                kinds = {*KINDS[config.warm], self.to_save} - {""}
-                if given is not None:
-                    kinds.add(given.description.parameters.kind)
-                for kind in kinds:
-                    parameters = parameters_of(
-                        *(kind, config, accelerator, eif, measurements),
-                        memory_mib=memory_mib,
-                        processors=processors,
-                    )
-                    if parameters is not None:
-                        machines[kind] = parameters
-            elif config.warm != "off":
-                self.around.say(f"the accelerator {accelerator.name} does not save machines here")
-            image = _Image(measurements, memory_mib, processors, machines)
+            image = look_at(config, eif, accelerator, memory_mib=memory_mib, around=self.around)
+            machines = self._machines(image, eif, given)
             if given is not None:
                 check_fits(given, machines.get(given.description.parameters.kind))
                 return self.go_on(image, given, eif)
@@ -203,11 +220,43 @@ class _Assembler:
             for kind in KINDS[config.warm]:
                 if kind in machines:
                     if (assembly := self._warm(image, machines[kind], eif)) is not None:
-                        return replace(assembly, missing=tuple(missing))
+                        return replace(assembly, machines=machines, missing=tuple(missing))
                     missing.append(machines[kind])
-            return replace(self._boot(image, eif), missing=tuple(missing))
+            ramdisks = None
+            if self.to_save == KERNEL and KERNEL in machines:
+                ramdisks = canonical.empty(machines[KERNEL].ramdisk_bytes)
+            hardware, entry = boot(
+                config, eif, image, accelerator, self.resources, around=self.around, ramdisks=ramdisks
+            )
+            assembly = self._connect(hardware, entry)
+            return replace(assembly, machines=machines, missing=tuple(missing))
 
-    def _warm(self, image: _Image, parameters: Parameters, eif: Eif) -> Assembly | None:
+    def _connect(self, hardware: Hardware, entry: EntryState | None) -> Assembly:
+        timeline = self.around.timeline
+        return connect(self.config, hardware, self.resources, timeline, self.reach, entry=entry)
+
+    def _machines(self, image: Image, eif: Eif, given: Saved | None) -> dict[str, Parameters]:
+        """By what the saved machines are known that matter here."""
+        config, accelerator = self.config, self.accelerator
+        if not isinstance(accelerator, SavesMachines) or config.vhost_user_path is not None:
+            if config.warm != "off":
+                self.around.say(f"the accelerator {accelerator.name} does not save machines here")
+            return {}
+        kinds = {*KINDS[config.warm], self.to_save} - {""}
+        if given is not None:
+            kinds.add(given.description.parameters.kind)
+        machines = {}
+        for kind in kinds:
+            parameters = parameters_of(
+                *(kind, config, accelerator, eif, image.measurements),
+                memory_mib=image.memory_mib,
+                processors=image.processors,
+            )
+            if parameters is not None:
+                machines[kind] = parameters
+        return machines
+
+    def _warm(self, image: Image, parameters: Parameters, eif: Eif) -> Assembly | None:
         """Go on from a saved machine of the cache, if there is one that can."""
         assert isinstance(self.accelerator, SavesMachines)  # noqa: S101 - else there are no parameters
         with ExitStack() as attempt:
@@ -222,7 +271,7 @@ class _Assembler:
             self.resources.push(attempt.pop_all())
             return assembly
 
-    def _image_of(self, saved: Saved) -> _Image:
+    def _image_of(self, saved: Saved) -> Image:
         """What is known of an image by the machine that was saved."""
         wanted, described = self.config.memory_mib, saved.description.parameters
         if described.kind == KERNEL:
@@ -236,37 +285,9 @@ class _Assembler:
                 f"{saved.file.name} is of a machine with {memory_mib} MiB, not {wanted}",
                 hint="leave --memory-mib out",
             )
-        return _Image(measurements_of(saved.description), memory_mib, described.processors, {})
+        return Image(measurements_of(saved.description), memory_mib, described.processors)
 
-    def _boot(self, image: _Image, eif: Eif) -> Assembly:
-        config, say = self.config, self.around.say
-        shared = config.vhost_user_path is not None
-        memory, regions = _allocate(image.memory_mib * MIB, self.resources, shared=shared)
-        image_mib = config.eif_path.stat().st_size / MIB
-        if problem := kernel_problem(eif.kernel, eif.architecture):
-            say(f"warning: this image boots here only: {problem}")
-        say(f"booting {config.eif_path} ({image_mib:.1f} MiB) in {image.memory_mib} MiB")
-        assembly = self._build(image, memory, regions)
-        ramdisks: Sequence[bytes | bytearray | memoryview] = eif.ramdisks
-        if self.to_save == KERNEL and KERNEL in image.machines:
-            ramdisks = canonical.empty(image.machines[KERNEL].ramdisk_bytes)
-        entry = load(
-            memory.guest,
-            image.memory_mib * MIB,
-            kernel_image=eif.kernel,
-            image_command_line=bytes(eif.cmdline),
-            ramdisks=ramdisks,
-            rng_seed=os.urandom(RNG_SEED_BYTES),
-            virtio_slots=assembly.machine.board.virtio_slots,
-            processors=image.processors,
-            kvm_clock=assembly.machine.kvm_clock,
-            append=appended(config),
-            unpack=KernelCache(Cache()).contents,
-        )
-        self.around.timeline.note(LOADED)
-        return replace(assembly, entry=entry)
-
-    def go_on(self, image: _Image, saved: Saved, eif: Eif | None) -> Assembly:
+    def go_on(self, image: Image, saved: Saved, eif: Eif | None) -> Assembly:
         description, config = saved.description, self.config
         self.around.say(f"going on from {saved.file.name} in {image.memory_mib} MiB")
         memory = Memory(image.memory_mib * MIB, huge=False)
@@ -274,8 +295,9 @@ class _Assembler:
         if description.parameters.kind == KERNEL and eif is not None:
             room = description.parameters.ramdisk_bytes
             canonical.fill(memory.guest, description.ramdisk_address, room, eif.ramdisks)
-        assembly = self._build(image, memory, [])
-        assembly.machine.restore(description.state)
+        hardware = make_hardware(image, memory, self.accelerator, self.resources, self.around)
+        assembly = self._connect(hardware, None)
+        hardware.machine.restore(description.state)
         vsock = assembly.vsock
 
         def settled() -> bool:
@@ -285,78 +307,17 @@ class _Assembler:
         def begin(program: Program) -> None:
             renew(program, settled=settled, wall_clock_ns=time.time_ns)
 
-        assembly.machine.at_first_program(begin)
+        hardware.machine.at_first_program(begin)
         self.around.timeline.note(LOADED)
         return replace(assembly, printed=description.console)
 
-    def _build(self, image: _Image, memory: Memory, regions: list[SharedRegion]) -> Assembly:
-        config, around, timeline = self.config, self.around, self.around.timeline
-        for note in around.notes:
-            around.say(note)
-        machine = Machine(
-            memory,
-            self.accelerator,
-            console=around.console,
-            console_ready=around.console_ready,
-            processors=image.processors,
-        )
-        self.resources.callback(machine.close)
-        nsm = security_module(config, image.measurements)
-        nsm_device = NsmDevice(nsm, memory.guest, on_request=lambda: timeline.note(NSM_REQUEST))
-        machine.add_virtio("nsm", nsm_device, on_driver=lambda: timeline.note("nsm driver runs"))
-        engine: VsockEngine | None = None
-        cid = config.cid
-        vsock: VsockBackEnd
-        if config.vhost_user_path is not None:
-            daemon = VhostUserVsockDevice(
-                config.vhost_user_path, memory.guest, regions, locked=machine.locked, clock=time.monotonic
-            )
-            cid = int.from_bytes(daemon.read_config(0, CID_BYTES), "little")
-            vsock = daemon  # which was told the address, and tells it the guest
-        else:
-            engine = VsockEngine(_vsock_config(config), services=around.services, host_side=around.host_side)
-            self.resources.callback(engine.close)  # should the next line fail: the device closes it, too
-            vsock = VsockDevice(engine, memory.guest, locked=machine.locked)
-        self.resources.callback(vsock.close)
-        machine.add_virtio("vsock", vsock, on_driver=lambda: timeline.note("vsock driver runs"))
-        return Assembly(
-            machine=machine,
-            memory=memory,
-            entry=None,
-            vsock=vsock,
-            engine=engine,
-            cid=cid,
-            measurements=image.measurements,
-            nsm=nsm,
-            module_id=nsm.module_id,
-            memory_mib=image.memory_mib,
-            processors=image.processors,
-            machines=image.machines,
-        )
 
-
-def _choose_processors(config: EnclaveConfig, accelerator: Accelerator, say: Callable[[str], None]) -> int:
-    if config.processors is None:
-        return accelerator.processors_default
-    if config.processors > accelerator.processors_max:
-        most = accelerator.processors_max
-        say(f"the enclave has {most} processor, not {config.processors}: {accelerator.name} has no more")
-        return most
-    return config.processors
-
-
-def _allocate(memory_bytes: int, resources: ExitStack, *, shared: bool) -> tuple[Memory, list[SharedRegion]]:
-    if not shared:
-        return Memory(memory_bytes), []
-    fd = os.memfd_create("enclave-ram", os.MFD_CLOEXEC)
-    resources.callback(os.close, fd)
-    os.truncate(fd, memory_bytes)
-    memory = Memory(memory_bytes, fd=fd)
+def _regions(hardware: Hardware) -> list[SharedRegion]:
     regions, offset = [], 0
-    for address, size in memory.ranges:
-        regions.append(SharedRegion(address, size, fd, offset))
+    for address, size in hardware.memory.ranges:
+        regions.append(SharedRegion(address, size, hardware.memory_fd, offset))
         offset += size
-    return memory, regions
+    return regions
 
 
 def _vsock_config(config: EnclaveConfig) -> VsockConfig:

@@ -9,8 +9,6 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
-import trio
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -80,6 +78,8 @@ class Console:
 
     async def wait(self, position: int) -> bool:
         """Wait for output behind ``position``; false when there will be none."""
+        import trio  # noqa: PLC0415 - whoever waits has it; a guest runs before it is imported
+
         event = trio.Event()
         token = trio.lowlevel.current_trio_token()
 
@@ -124,6 +124,8 @@ class ConsoleStream:
 
     async def receive(self) -> bytes:
         """Wait for output; empty when the enclave has ended and all was read."""
+        import trio  # noqa: PLC0415 - see `Console.wait`
+
         await trio.lowlevel.checkpoint()
         while True:
             start, data = self._console.read(self._position)

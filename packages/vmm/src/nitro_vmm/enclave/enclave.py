@@ -4,33 +4,31 @@ The guest runs in a thread. Tasks of the caller's loop move its vsock data, answ
 when it does not boot in time. Several enclaves may run in one loop.
 """
 
-import itertools
 import logging
 import math
 import socket
-import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import trio
 
 from nitro_eif import Measurements
 from nitro_nsm import NsmClient, Refusal
-from nitro_vmm.accel import Accelerator, open_accelerator
+from nitro_vmm.accel import Accelerator
 from nitro_vmm.config import EnclaveConfig, Endpoint
-from nitro_vmm.defaults import CID_DEFAULT
 from nitro_vmm.enclave import timeline
-from nitro_vmm.enclave.assembly import Assembly, Surroundings, assemble
+from nitro_vmm.enclave.assembly import Assembly, Reach, assemble, connect
 from nitro_vmm.enclave.causes import Cause, of_silence
 from nitro_vmm.enclave.console import Console, ConsoleSink
 from nitro_vmm.enclave.daemon_heartbeat import UNSEEN, DaemonHeartbeat
 from nitro_vmm.enclave.debugger import Debugger
 from nitro_vmm.enclave.egress import HTTP_PROXY_PORT, Egress
 from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT, Heartbeat
+from nitro_vmm.enclave.launch import Launch
 from nitro_vmm.enclave.local_kms import LocalKms, open_local_kms
 from nitro_vmm.enclave.maker import make_saved_machine
 from nitro_vmm.enclave.outcome import EnclaveEndedError, Outcome, Result, Verdict, judge, late
@@ -38,17 +36,14 @@ from nitro_vmm.enclave.parent import ParentListener, ParentSide
 from nitro_vmm.enclave.published import PublishedPorts
 from nitro_vmm.enclave.security import signing_root
 from nitro_vmm.enclave.tasks import either, ungrouped
-from nitro_vmm.enclave.timeline import Timeline
-from nitro_vmm.enclave.watch import ConsoleWatch
 from nitro_vmm.errors import UsageError
 from nitro_vmm.machine.machine import End, Ending
 from nitro_vsock import Service, UnixHostSide
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from nitro_vmm.enclave.timeline import Timeline
 
-free_cids = itertools.count(CID_DEFAULT)
-"""Vsock addresses of this process's enclaves that want a free one; each has a vsock of its own, so an address
-that another enclave was given is no clash."""
+logger = logging.getLogger(__name__)
 
 
 class Enclave:
@@ -62,6 +57,7 @@ class Enclave:
         accelerator: What runs it; `None` opens the one that the configuration names.
         say: Told what happens, for people.
         started_s: When the launch began, on the monotonic clock; `None` is now.
+        launch: A launch that has begun, which has all of the above; `None` begins one.
 
     Raises:
         ImageError: The image would not boot.
@@ -81,20 +77,20 @@ class Enclave:
         accelerator: Accelerator | None = None,
         say: Callable[[str], None] = logger.info,
         started_s: float | None = None,
+        launch: Launch | None = None,
     ) -> None:
-        self.config: EnclaveConfig = (
-            config if config.cid else config.model_copy(update={"cid": next(free_cids)})
+        self._launch = launch or Launch(
+            config, console_sink=console_sink, accelerator=accelerator, say=say, started_s=started_s
         )
+        self.config: EnclaveConfig = self._launch.config
         """What was launched."""
-        self.console: Console = Console(console_sink)
+        self.console: Console = self._launch.console
         """What the enclave prints."""
-        self._accelerator = accelerator
-        self._say = say
-        self._started_s = time.monotonic() if started_s is None else started_s
-        self.timeline: Timeline = Timeline(self._seconds)
+        self.timeline: Timeline = self._launch.timeline
         """When what happened, from the launch on."""
-        self._heartbeat = Heartbeat(say, self._seconds, lambda: self.timeline.note(timeline.HEARTBEAT))
-        self._watch = ConsoleWatch(self.timeline.note_line)
+        self._say = say = self._launch.say
+        self._watch = self._launch.watch
+        self._heartbeat = Heartbeat(say, self._launch.seconds, lambda: self.timeline.note(timeline.HEARTBEAT))
         self._cause: Cause | None = None
         unix = None if config.vsock_path is None else UnixHostSide(config.vsock_path)
         self._egress = Egress(config.proxy, config.allow)
@@ -107,7 +103,7 @@ class Enclave:
         self._result: Result | None = None
         self._ended = trio.Event()
         self._input_wanted = trio.Event()
-        self._resources = ExitStack()
+        self._resources = self._launch.resources
         self._tasks = AsyncExitStack()
         self._token: trio.lowlevel.TrioToken | None = None
         self._nursery: trio.Nursery | None = None
@@ -118,7 +114,7 @@ class Enclave:
         try:
             self._assembly = await trio.to_thread.run_sync(self._assemble)
         except BaseException:
-            self._resources.close()
+            self._launch.close()
             raise
         self._nursery = self._egress.nursery = await self._tasks.enter_async_context(trio.open_nursery())
         if self._published is not None and self._assembly.engine is not None:
@@ -142,14 +138,14 @@ class Enclave:
                 return bool(await self._tasks.__aexit__(kind, value, trace))
         finally:
             self._parent.end()
-            self._resources.close()
+            self._launch.close()
 
     # What is known from the start.
 
     @property
     def measurements(self) -> Measurements:
         """PCR0, PCR1, PCR2 and PCR8 of the image."""
-        return self._running.measurements
+        return self._running.hardware.image.measurements
 
     @property
     def module_id(self) -> str:
@@ -159,7 +155,7 @@ class Enclave:
     @property
     def memory_mib(self) -> int:
         """How much memory the enclave has."""
-        return self._running.memory_mib
+        return self._running.hardware.image.memory_mib
 
     @property
     def published(self) -> list[tuple[Endpoint | Path, int]]:
@@ -179,7 +175,7 @@ class Enclave:
     @property
     def processors(self) -> int:
         """How many processors the enclave has."""
-        return self._running.processors
+        return self._running.hardware.image.processors
 
     def counters(self) -> dict[str, int]:
         """What has gone through vsock so far, by the names of `nitro_vsock.Counters`; empty with a daemon."""
@@ -335,14 +331,12 @@ class Enclave:
             raise UsageError("the enclave was not launched", hint="use it in an `async with` block")
         return self._assembly
 
-    def _seconds(self) -> float:
-        return time.monotonic() - self._started_s
-
     def _booting_s(self) -> float:
         """How much of the boot time-out is over; a guest that a debugger has stopped does not boot."""
-        return self._seconds() if self._debugger is None else self._debugger.ran_s
+        return self._launch.seconds() if self._debugger is None else self._debugger.ran_s
 
     def _assemble(self) -> Assembly:
+        launch = self._launch
         services: dict[int, Service] = {HEARTBEAT_PORT: self._on_heartbeat}
         if self.config.allow:
             services[HTTP_PROXY_PORT] = self._on_proxy
@@ -353,27 +347,22 @@ class Enclave:
             self._kms = open_local_kms(self.config, kms, root, self._resources, self._say)
             services[kms.port] = self._kms.serve
         self._published = PublishedPorts(self.config.publish, self._resources, self._say)
-        # Opened first, because Unicorn measures a clock while the image is loaded. Why it was chosen is told
-        # when the image is known to boot.
         if self.config.gdb is not None:
             self._debugger = Debugger(self.config.gdb, self.terminate, self._say)
             self._resources.callback(self._debugger.close)
-        notes: list[str] = []
-        accelerator = self._accelerator or open_accelerator(self.config.accelerator, say=notes.append)
-        self.timeline.note(timeline.ACCELERATOR, accelerator.name)
-        around = Surroundings(
-            console=self._on_console,
-            console_ready=self._on_console_ready,
-            host_side=self._parent,
-            services=services,
-            say=self._say,
-            timeline=self.timeline,
-            notes=notes,
-        )
-        assembly = assemble(self.config, accelerator, self._resources, around)
+        reach = Reach(self._parent, services)
+        launch.on_console_ready = self._on_console_ready
+        if launch.begun is None:
+            launch.begin()
+        if launch.begun is not None:
+            hardware, entry = launch.begun
+            assembly = connect(self.config, hardware, self._resources, self.timeline, reach, entry=entry)
+        else:
+            accelerator, around = launch.open()
+            assembly = assemble(self.config, accelerator, self._resources, around, reach)
         if self._debugger is not None:
             assert self._token is not None  # noqa: S101 - set before
-            self._debugger.attach(assembly.machine, assembly.memory.guest, self._token)
+            self._debugger.attach(assembly.machine, assembly.hardware.memory.guest, self._token)
         if self.config.vhost_user_path is not None:
             if self.config.vhost_user_stats_path is not None:
                 self._daemon = DaemonHeartbeat(self.config.vhost_user_stats_path, assembly.cid)
@@ -384,21 +373,9 @@ class Enclave:
     def _stop(self, verdict: Verdict) -> None:
         if self._verdict is None:
             self._verdict = verdict
-        self.console.abandon()
-        if self._assembly is not None:
-            self._assembly.machine.stop()
+        self._launch.stop()
 
     # What the machine calls, in a processor's thread.
-
-    def _on_console(self, data: bytes) -> None:
-        if not self._watch.printed:
-            self.timeline.note(timeline.FIRST_OUTPUT)
-        self.console.write(data)
-        over = self._watch.feed(data)
-        if self._watch.application is not None:
-            self.timeline.note(timeline.APPLICATION_ENDED, str(self._watch.application))
-        if over:
-            self._running.machine.stop()
 
     def _on_console_ready(self) -> None:
         assert self._token is not None  # noqa: S101 - set before the machine exists
@@ -420,27 +397,20 @@ class Enclave:
         self.timeline.note(timeline.FROM_ENCLAVE, f"port {port}")
 
     async def _run_guest(self, assembly: Assembly) -> None:
-        if self._verdict is not None:  # told to end while it was put together
-            assembly.machine.stop()
+        launch = self._launch
+        if launch.begun is None:
+            launch.run(assembly.machine, assembly.entry, printed=assembly.printed)
         ending = Ending(End.CRASHED, "its thread failed")
-        self.timeline.note(timeline.STARTED)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._stop_when_cancelled, assembly)
-                # A limiter of its own, because the guest keeps its thread for as long as it lives.
-                ending = await trio.to_thread.run_sync(
-                    self._run_machine, assembly, limiter=trio.CapacityLimiter(1)
-                )
+                nursery.start_soon(self._stop_when_cancelled)
+                # A limiter of its own, because this takes a thread for as long as the guest lives.
+                ending = await trio.to_thread.run_sync(launch.ended.result, limiter=trio.CapacityLimiter(1))
                 if self._daemon is not None and not self.has_booted:
                     await self._daemon.look(self._heartbeat)  # it may have come just before the end
                 nursery.cancel_scope.cancel()
         finally:
             self._settle(assembly, ending)
-
-    def _run_machine(self, assembly: Assembly) -> Ending:
-        if assembly.printed:
-            self._on_console(assembly.printed)
-        return assembly.machine.run(assembly.entry)
 
     def _settle(self, assembly: Assembly, ending: Ending) -> None:
         """The guest has ended: tell everybody who waits."""
@@ -448,11 +418,11 @@ class Enclave:
         self._result = Result(
             verdict.outcome,
             verdict.reason,
-            seconds=self._seconds(),
+            seconds=self._launch.seconds(),
             heartbeat_s=self._heartbeat.at_s,
-            measurements=assembly.measurements,
+            measurements=assembly.hardware.image.measurements,
             module_id=assembly.module_id,
-            memory_mib=assembly.memory_mib,
+            memory_mib=assembly.hardware.image.memory_mib,
             cid=assembly.cid,
             debug_mode=self.config.debug_mode,
             application=self._watch.application,
@@ -466,13 +436,12 @@ class Enclave:
         self._parent.end()
         self._ended.set()
 
-    async def _stop_when_cancelled(self, assembly: Assembly) -> None:
+    async def _stop_when_cancelled(self) -> None:
         # Waiting for a thread cannot be cancelled, so whatever cancels the tasks has to end the guest.
         try:
             await trio.sleep_forever()
         finally:
-            self.console.abandon()
-            assembly.machine.stop()
+            self._launch.stop()
 
     async def _watch_boot(self, assembly: Assembly) -> None:
         if self.config.vhost_user_path is not None and self._daemon is None:

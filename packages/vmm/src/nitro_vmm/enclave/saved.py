@@ -12,6 +12,7 @@ from nitro_vmm.address_map import COMMAND_LINE_BYTES_MAX, MIB, virtio_slot
 from nitro_vmm.boot import canonical, command_line
 from nitro_vmm.cache import Cache
 from nitro_vmm.config import EnclaveConfig
+from nitro_vmm.enclave.boot import appended
 from nitro_vmm.errors import HostError, StateError, UsageError, VmmError
 from nitro_vmm.snapshot.code import code_digest
 from nitro_vmm.snapshot.codec import encode
@@ -38,12 +39,6 @@ def saving(accelerator: Accelerator) -> SavesMachines:
             hint="use --accel unicorn, with its native part",
         )
     return accelerator
-
-
-def appended(config: EnclaveConfig) -> list[bytes]:
-    """What follows the image's command line; the last word on a setting counts for Linux."""
-    words = [b"quiet"] if config.quiet_kernel else []
-    return [*words, config.cmdline_append.encode()] if config.cmdline_append else words
 
 
 def parameters_of(

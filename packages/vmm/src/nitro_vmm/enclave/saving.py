@@ -10,7 +10,8 @@ from typing import BinaryIO
 from nitro_vmm.accel import Accelerator
 from nitro_vmm.boot import canonical
 from nitro_vmm.config import EnclaveConfig
-from nitro_vmm.enclave.assembly import Assembly, Surroundings, assemble
+from nitro_vmm.enclave.assembly import Assembly, Reach, assemble
+from nitro_vmm.enclave.boot import Surroundings
 from nitro_vmm.enclave.saved import KERNEL, saving
 from nitro_vmm.enclave.timeline import Timeline
 from nitro_vmm.errors import GuestError, UsageError
@@ -62,13 +63,12 @@ class Saving:
         around = Surroundings(
             console=self._console.extend,
             console_ready=lambda: None,
-            host_side=_NobodySide(),
-            services={},
             say=say,
             timeline=Timeline(lambda: 0.0),  # nobody looks at it
             notes=notes,
         )
-        self._assembly: Assembly = assemble(self._config, accelerator, resources, around, to_save=kind)
+        reach = Reach(_NobodySide(), {})
+        self._assembly: Assembly = assemble(self._config, accelerator, resources, around, reach, to_save=kind)
         if kind not in self._assembly.machines:
             raise UsageError(
                 "the kernel reads this image's ramdisks before it unpacks them",
@@ -76,7 +76,8 @@ class Saving:
             )
         self.parameters: Parameters = self._assembly.machines[kind]
         """By what the saved machine is known."""
-        self._ramdisk_address = canonical.find(self._assembly.memory.guest)[0] if kind == KERNEL else 0
+        memory = self._assembly.hardware.memory
+        self._ramdisk_address = canonical.find(memory.guest)[0] if kind == KERNEL else 0
 
     def save(self, file: BinaryIO) -> None:
         """Boot, and write the machine into an empty file.
@@ -117,7 +118,7 @@ class Saving:
     def _write(self, file: BinaryIO) -> None:
         assembly, machine = self._assembly, self._assembly.machine
         machine.pause()
-        measured = assembly.measurements
+        measured = assembly.hardware.image.measurements
         pcrs = (measured.pcr0, measured.pcr1, measured.pcr2)
         description = Description(
             parameters=self.parameters,
@@ -129,6 +130,6 @@ class Saving:
             ramdisk_address=self._ramdisk_address,
             extents=(),
         )
-        write(file, description, assembly.memory)
+        write(file, description, assembly.hardware.memory)
         self._saved = True
         machine.resume()

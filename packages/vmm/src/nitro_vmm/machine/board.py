@@ -40,6 +40,36 @@ class BoardState:
     """The virtio devices by name, in the order of their slots."""
 
 
+class _Reserved:
+    """The registers of a device that is still being made: an access to them waits for it.
+
+    Args:
+        slot: Where they are.
+    """
+
+    def __init__(self, slot: at.VirtioSlot) -> None:
+        self.slot = slot
+        self._device: VirtioMmio | None = None
+        self._settled = threading.Event()
+
+    def become(self, device: VirtioMmio | None) -> None:
+        """Let the accesses go on; with `None`, as if nothing were there. The first call counts."""
+        if not self._settled.is_set():
+            self._device = device
+            self._settled.set()
+
+    def read(self, offset: int, size: int) -> int:
+        """See `Device`."""
+        self._settled.wait()
+        return (1 << 8 * size) - 1 if self._device is None else self._device.read(offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """See `Device`."""
+        self._settled.wait()
+        if self._device is not None:
+            self._device.write(offset, size, value)
+
+
 class Board:
     """The devices, wired to a bus and to interrupt lines.
 
@@ -79,6 +109,7 @@ class Board:
         """The console's port."""
         self._i8042 = I8042(reset)
         self._rtc = Rtc(wall_clock_ns)
+        self._reserved: dict[str, _Reserved] = {}
         self._virtio: dict[str, VirtioMmio] = {}
         power = AcpiPower(power_off, reset)
 
@@ -89,24 +120,47 @@ class Board:
         bus.add_ports(at.ACPI_SLEEP_CONTROL, ACPI_PORTS, power)
         bus.output = self._deliver_output
 
+    def reserve_virtio(self, name: str) -> None:
+        """Keep the next virtio slot for a device that `add_virtio` brings later, while the guest runs.
+
+        Whoever accesses its registers before that waits.
+
+        Args:
+            name: What `add_virtio` will call it.
+        """
+        self._reserved[name] = _Reserved(self._next_slot())
+        self._bus.add_page(self._reserved[name].slot.address, self._reserved[name])
+
     def add_virtio(
         self, name: str, device: VirtioDevice, *, on_driver: Callable[[], None] = lambda: None
     ) -> None:
-        """Put a device into the next virtio slot; before the kernel is loaded.
+        """Put a device into its reserved slot or, before the kernel is loaded, the next one.
 
         Args:
             name: What messages and saved machines call it.
             device: What is behind the transport.
             on_driver: Called each time that a driver begins to drive it.
         """
-        slot = at.virtio_slot(len(self.virtio_slots))
-        self.virtio_slots.append(slot)
+        reserved = self._reserved.get(name)
+        slot = self._next_slot() if reserved is None else reserved.slot
         transport = VirtioMmio(device, self._line(slot.irq), name=name, on_driver=on_driver)
         self._virtio[name] = transport
-        self._bus.add_page(slot.address, transport)
         for index in range(len(device.queue_sizes)):
             if (kick := device.kick_descriptor(index)) is not None:
                 self._signal_on_write(slot.address + Register.QUEUE_NOTIFY, index, kick)
+        self._bus.add_page(slot.address, transport)
+        if reserved is not None:
+            reserved.become(transport)
+
+    def give_up_reserved(self) -> None:
+        """No more devices come: let nobody wait for one."""
+        for reserved in self._reserved.values():
+            reserved.become(None)
+
+    def _next_slot(self) -> at.VirtioSlot:
+        slot = at.virtio_slot(len(self.virtio_slots))
+        self.virtio_slots.append(slot)
+        return slot
 
     def driver_runs(self, name: str) -> bool:
         """Whether the guest has found the virtio device of this name, and drives it."""

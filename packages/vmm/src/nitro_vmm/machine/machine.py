@@ -131,6 +131,10 @@ class Machine:
         """What a debugger needs of the first processor; `None` where its accelerator has no such thing."""
         return self._vm.vcpus[0].debug
 
+    def reserve_virtio(self, name: str) -> None:
+        """See `Board.reserve_virtio`."""
+        self.board.reserve_virtio(name)
+
     def add_virtio(
         self, name: str, device: VirtioDevice, *, on_driver: Callable[[], None] = lambda: None
     ) -> None:
@@ -311,6 +315,7 @@ class Machine:
             if self._ending is None:
                 self._ending = ending
             self._changed.notify_all()
+        self.board.give_up_reserved()  # a processor that waits for a device holds the bus lock
         self._kick()
 
     def _kick(self) -> None:

@@ -21,14 +21,16 @@ class ConsoleWriter:
     Args:
         fd: Where it goes.
         clean: Applied to all output, in order, such as `EscapeFilter.feed`.
+        held: Write nothing before `release`. Without that, `close` drops everything.
     """
 
-    def __init__(self, fd: int, *, clean: Callable[[bytes], bytes] = bytes) -> None:
+    def __init__(self, fd: int, *, clean: Callable[[bytes], bytes] = bytes, held: bool = False) -> None:
         self._fd = fd
         self._clean = clean
         self._buffer = bytearray()
         self._changed = threading.Condition()
         self._closing = self._abandoned = False
+        self._held = held
         self._thread = threading.Thread(target=self._run, name="console", daemon=True)
         self._thread.start()
 
@@ -40,6 +42,12 @@ class ConsoleWriter:
             if not self._buffer:  # asked after the wait, in which the thread may have emptied it
                 self._changed.notify_all()
             self._buffer += data
+
+    def release(self) -> None:
+        """Write what was held, and all that follows."""
+        with self._changed:
+            self._held = False
+            self._changed.notify_all()
 
     def abandon(self) -> None:
         """Never wait for the reader again: the machine is to end."""
@@ -57,7 +65,7 @@ class ConsoleWriter:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._buffer:
+                while self._held or not self._buffer:
                     if self._closing:
                         return
                     self._changed.wait()

@@ -1,0 +1,169 @@
+"""What of an enclave needs no event loop: its machine, the thread that it runs in, and what it prints.
+
+`Enclave` does the rest. A command has its guest run before it imports that, because both take their time and
+there are mostly two processors.
+"""
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
+from typing import Final
+
+from nitro_vmm.accel import Accelerator, EntryState, open_accelerator
+from nitro_vmm.config import EnclaveConfig
+from nitro_vmm.defaults import CID_DEFAULT
+from nitro_vmm.enclave import timeline
+from nitro_vmm.enclave.boot import Hardware, Surroundings, boot_cold
+from nitro_vmm.enclave.console import Console, ConsoleSink
+from nitro_vmm.enclave.timeline import Timeline
+from nitro_vmm.enclave.watch import ConsoleWatch
+from nitro_vmm.machine.machine import Ending, Machine
+
+logger = logging.getLogger(__name__)
+
+free_cids: Final = itertools.count(CID_DEFAULT)
+"""Vsock addresses of this process's enclaves that want a free one; each has a vsock of its own, so an address
+that another enclave was given is no clash."""
+
+
+class Launch:
+    """One launch, from its beginning.
+
+    Args:
+        config: What to launch.
+        console_sink: A reader of the console that misses nothing, because the guest waits for it.
+        accelerator: What runs it; `None` opens the one that the configuration names.
+        say: Told what happens, for people.
+        started_s: When the launch began, on the monotonic clock; `None` is now.
+    """
+
+    def __init__(
+        self,
+        config: EnclaveConfig,
+        *,
+        console_sink: ConsoleSink | None = None,
+        accelerator: Accelerator | None = None,
+        say: Callable[[str], None] = logger.info,
+        started_s: float | None = None,
+    ) -> None:
+        self.config = config if config.cid else config.model_copy(update={"cid": next(free_cids)})
+        """What is launched."""
+        self.say = say
+        """Told what happens, for people."""
+        self.console = Console(console_sink)
+        """What the guest prints."""
+        self.timeline = Timeline(self.seconds)
+        """When what happened, from the launch on."""
+        self.watch = ConsoleWatch(self.timeline.note_line)
+        """What is learned from the console."""
+        self.on_console_ready: Callable[[], None] = lambda: None
+        """Called in a processor's thread when the guest takes input again."""
+        self.resources = ExitStack()
+        """What has to be given back when the enclave has ended."""
+        self.begun: tuple[Hardware, EntryState] | None = None
+        """The machine that runs already, and where its kernel began."""
+        self.ended: Future[Ending] = Future()
+        """How the machine came to its end."""
+        self._started_s = time.monotonic() if started_s is None else started_s
+        self._accelerator = accelerator
+        self._machine: Machine | None = None
+        self._stopped = False
+
+    def seconds(self) -> float:
+        """How long ago the launch began."""
+        return time.monotonic() - self._started_s
+
+    def begin(self) -> None:
+        """Boot the guest, if nothing has to be there before: a saved machine, a daemon, a debugger.
+
+        Raises:
+            ImageError: The image would not boot.
+            EifError: It is not an image.
+            UsageError: The configuration cannot be.
+            HostError: The host lacks something.
+            OSError: The image cannot be read.
+        """
+        config = self.config
+        if config.warm != "off" or config.snapshot_path or config.vhost_user_path or config.gdb is not None:
+            return
+        accelerator, around = self.open()
+        hardware, entry = boot_cold(config, accelerator, self.resources, around)
+        self.begun = hardware, entry
+        self.run(hardware.machine, entry)
+
+    def open(self) -> tuple[Accelerator, Surroundings]:
+        """Open the accelerator; returns it with what its machine is to be connected to.
+
+        It comes first of all, because Unicorn measures a clock while the image is loaded. Why it was chosen
+        is told when the image is known to boot.
+
+        Raises:
+            UsageError: There is no accelerator of this name.
+            HostError: It cannot be used here.
+        """
+        notes: list[str] = []
+        accelerator = self._accelerator or open_accelerator(self.config.accelerator, say=notes.append)
+        self.timeline.note(timeline.ACCELERATOR, accelerator.name)
+        around = Surroundings(
+            console=self._on_console,
+            console_ready=self._on_console_ready,
+            say=self.say,
+            timeline=self.timeline,
+            notes=notes,
+        )
+        return accelerator, around
+
+    def run(self, machine: Machine, entry: EntryState | None, *, printed: bytes = b"") -> None:
+        """Let a machine run in a thread of its own, until `stop` or its own end; `ended` tells of it.
+
+        Args:
+            machine: Which.
+            entry: See `Machine.run`.
+            printed: What the guest has printed before it was saved.
+        """
+        self._machine = machine
+        if self._stopped:
+            machine.stop()
+
+        def run() -> None:
+            try:
+                if printed:
+                    self._on_console(printed)
+                self.ended.set_result(machine.run(entry))
+            except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+                self.ended.set_exception(error)
+
+        self.timeline.note(timeline.STARTED)
+        threading.Thread(target=run, name="guest", daemon=True).start()
+
+    def stop(self) -> None:
+        """End the guest, whatever it does, or let it not begin."""
+        self._stopped = True
+        self.console.abandon()
+        if self._machine is not None:
+            self._machine.stop()
+
+    def close(self) -> None:
+        """End the guest if it runs, and give back everything."""
+        self.stop()
+        if self._machine is not None:
+            with suppress(Exception):  # whoever asked for the result has it
+                self.ended.result()
+        self.resources.close()
+
+    def _on_console_ready(self) -> None:
+        self.on_console_ready()
+
+    def _on_console(self, data: bytes) -> None:
+        if not self.watch.printed:
+            self.timeline.note(timeline.FIRST_OUTPUT)
+        self.console.write(data)
+        over = self.watch.feed(data)
+        if self.watch.application is not None:
+            self.timeline.note(timeline.APPLICATION_ENDED, str(self.watch.application))
+        if over and self._machine is not None:
+            self._machine.stop()
