@@ -1,12 +1,16 @@
 """Where a configuration comes from, and what is said when it cannot be."""
 
 import json
+from dataclasses import astuple, fields
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nitro_vmm import UsageError
-from nitro_vmm.cli.configure import SPELLINGS
+from nitro_vmm.cli.configure import SPELLINGS, config_of, plain_machine
+from nitro_vmm.cli.main import parser
 from nitro_vmm.config import EnclaveConfig, Endpoint, Proxied, Published
 from nitro_vmm.config_sources import load_config
 
@@ -196,3 +200,44 @@ def test_every_setting_is_an_option_and_in_the_docs() -> None:
 
     assert set(SPELLINGS) == set(EnclaveConfig.model_fields)
     assert [name for name in EnclaveConfig.model_fields if f"| `{name}` |" not in documented] == []
+
+
+NUMBERS = st.one_of(
+    st.integers(-2, 3).map(str),
+    st.integers(60, 70).map(str),
+    st.integers(999_990, 1_048_580).map(str),
+    st.sampled_from(["", "0128", " 128", "1_28", "+128", "128.0", "1e3", "\u0661\u0662\u0668"]),
+)
+OPTIONS = st.one_of(
+    st.sampled_from(["b.eif", ""]).map(lambda path: ["--eif-path", path]),
+    NUMBERS.map(lambda number: [f"--memory-mib={number}"]),
+    st.sampled_from([["--console"], ["--no-console"], ["--debug-mode"], ["--quiet-kernel"]]),
+    st.just(["--vsock-path", "v"]),
+    st.sampled_from(
+        [["--warm", "image"], ["--from", "a.saved"], ["--gdb", "0"], ["--vsock", "vhost-user:v"]]
+    ),
+    st.sampled_from([["--cpu-count", "1"], ["--cid", "2"], ["--config", "none.toml"]]),
+)
+
+
+@given(image=st.lists(st.just("a.eif"), max_size=1), words=st.lists(OPTIONS, max_size=5))
+def test_a_machine_that_is_known_from_a_few_options_is_that_of_the_configuration(
+    image: list[str], words: list[list[str]]
+) -> None:
+    arguments = parser("run").parse_args(["run", *image, *(word for option in words for word in option)])
+
+    machine = plain_machine(arguments)
+
+    if machine is not None:
+        config = config_of(arguments)
+        assert config.begins_at_once
+        assert [getattr(config, field.name) for field in fields(machine)] == list(astuple(machine))
+
+
+def test_a_setting_in_the_environment_is_not_overlooked(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = parser("run").parse_args(["run", "a.eif"])
+    assert plain_machine(arguments) is not None
+
+    monkeypatch.setenv("NITRO_VMM_ACCELERATOR", "kvm")
+
+    assert plain_machine(arguments) is None

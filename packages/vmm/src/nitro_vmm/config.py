@@ -284,6 +284,12 @@ class EnclaveConfig(_Frozen):
         """Whether the user sees the console and may type on it."""
         return self.debug_mode if self.console is None else self.console
 
+    @property
+    def begins_at_once(self) -> bool:
+        """Whether the guest may run before anything else is there: a saved machine, a daemon, a debugger."""
+        elsewhere = self.snapshot_path or self.vhost_user_path or self.gdb
+        return self.warm == "off" and elsewhere is None
+
     @model_validator(mode="before")
     @classmethod
     def _image_of_snapshot(cls, data: object) -> object:

@@ -104,3 +104,25 @@ def test_garbage_is_collected_again_when_the_guest_runs(image: Path, monkeypatch
     assert main(["run", str(image), "--boot-timeout-s", "0.5"]) in {ExitCode.ENDED, ExitCode.BOOT_TIMEOUT}
 
     assert seen[0]
+
+
+def test_a_guest_runs_before_the_slow_imports(image: Path) -> None:
+    program = (
+        "import sys\n"
+        "from nitro_vmm.enclave.launch import Launch\n"
+        "run = Launch.run\n"
+        "def noted(*arguments):\n"
+        "    print(*sys.modules, sep='\\n', file=sys.stderr, flush=True)\n"
+        "    run(*arguments)\n"
+        "Launch.run = noted\n"
+        "from nitro_vmm.cli import main\n"
+        "main(['run', '--quiet', '--memory-mib', '128', sys.argv[1]])\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(image)], capture_output=True, text=True, check=True
+    )
+
+    loaded = set(done.stderr.splitlines())
+    assert "nitro_vmm.enclave.boot" in loaded
+    assert not loaded & {"trio", "pydantic", "cryptography"}

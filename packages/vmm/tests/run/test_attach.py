@@ -2,12 +2,14 @@
 
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
 
 from nitro_vmm import EnclaveConfig, Outcome, UsageError
 from nitro_vmm.accel import Exit, ExitReason
+from nitro_vmm.enclave.image import PlainMachine
 from nitro_vmm.run.attach import attach
 from nitro_vmm.run.foreground import HIDDEN
 from nitro_vmm.testing import FakeAccelerator, FakeVcpu
@@ -30,7 +32,7 @@ def test_the_first_signal_counts(
         os.kill(os.getpid(), second)
         return Exit(ExitReason.HALTED)
 
-    attached = attach(EnclaveConfig(eif_path=image), accelerator=FakeAccelerator(send_signals))
+    attached = attach(lambda: EnclaveConfig(eif_path=image), accelerator=FakeAccelerator(send_signals))
 
     assert attached.signal is first
     assert (attached.result.outcome, attached.result.reason) == (Outcome.STOPPED, reason)
@@ -43,7 +45,9 @@ def test_the_console_arrives_before_it_returns(image: Path) -> None:
 
     read_end, write_end = os.pipe()
     attached = attach(
-        EnclaveConfig(eif_path=image, console=True), console_fd=write_end, accelerator=FakeAccelerator(speak)
+        lambda: EnclaveConfig(eif_path=image, console=True),
+        console_fd=write_end,
+        accelerator=FakeAccelerator(speak),
     )
     os.close(write_end)
     printed = os.read(read_end, 100)
@@ -58,7 +62,7 @@ def test_what_cannot_be_launched_is_one_error(image: Path) -> None:
         file.truncate(20 << 20)
 
     with pytest.raises(UsageError, match="four times"):
-        attach(EnclaveConfig(eif_path=image, memory_mib=64))
+        attach(lambda: EnclaveConfig(eif_path=image, memory_mib=64))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,7 @@ def test_a_terminal_gets_colours_and_the_rest_on_request(
 
     controller, terminal = os.openpty()
     attach(
-        EnclaveConfig(eif_path=image, console=True),
+        lambda: EnclaveConfig(eif_path=image, console=True),
         console_fd=terminal,
         accelerator=FakeAccelerator(speak),
         raw_console=raw,
@@ -96,7 +100,7 @@ def test_a_console_that_is_not_shown(image: Path) -> None:
     read_end, write_end = os.pipe()
     said: list[str] = []
     attach(
-        EnclaveConfig(eif_path=image),
+        lambda: EnclaveConfig(eif_path=image),
         console_fd=write_end,
         accelerator=FakeAccelerator(speak),
         say=said.append,
@@ -107,3 +111,84 @@ def test_a_console_that_is_not_shown(image: Path) -> None:
 
     assert printed == b""
     assert HIDDEN in said
+
+
+def test_a_machine_that_is_known_runs_before_the_configuration_is_read(image: Path) -> None:
+    began = threading.Event()
+
+    def speak(vcpu: FakeVcpu) -> Exit:
+        began.set()
+        vcpu.print(b"early")
+        return Exit(ExitReason.HALTED)
+
+    def load_config() -> EnclaveConfig:
+        assert began.wait(10)
+        return EnclaveConfig(eif_path=image, console=True)
+
+    read_end, write_end = os.pipe()
+    attached = attach(
+        load_config,
+        machine=PlainMachine(image),
+        console_fd=write_end,
+        accelerator=FakeAccelerator(speak),
+    )
+    os.close(write_end)
+    printed = os.read(read_end, 100)
+    os.close(read_end)
+
+    assert attached.result.outcome is Outcome.ENDED
+    assert printed == b"early"
+
+
+def test_a_configuration_that_cannot_be_ends_a_guest_that_runs_and_shows_nothing(image: Path) -> None:
+    ended = threading.Event()
+
+    def speak(vcpu: FakeVcpu) -> Exit:
+        vcpu.print(b"never seen")
+        vcpu.wait_for_kick()
+        ended.set()
+        return Exit(ExitReason.KICKED)
+
+    def load_config() -> EnclaveConfig:
+        raise UsageError("there is no such setting")
+
+    read_end, write_end = os.pipe()
+    with pytest.raises(UsageError, match="no such setting"):
+        attach(
+            load_config,
+            machine=PlainMachine(image),
+            console_fd=write_end,
+            accelerator=FakeAccelerator(speak),
+        )
+    os.close(write_end)
+    printed = os.read(read_end, 100)
+    os.close(read_end)
+
+    assert ended.is_set()
+    assert printed == b""
+
+
+def test_what_is_wrong_with_the_configuration_is_said_before_what_is_wrong_with_the_image(
+    tmp_path: Path,
+) -> None:
+    def load_config() -> EnclaveConfig:
+        raise UsageError("there is no such setting")
+
+    with pytest.raises(UsageError, match="no such setting"):
+        attach(load_config, machine=PlainMachine(tmp_path / "none.eif"))
+
+
+def test_a_signal_before_the_event_loop_counts(image: Path) -> None:
+    def wait(vcpu: FakeVcpu) -> Exit:
+        vcpu.wait_for_kick()
+        return Exit(ExitReason.KICKED)
+
+    def load_config() -> EnclaveConfig:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return EnclaveConfig(eif_path=image)
+
+    attached = attach(load_config, machine=PlainMachine(image), accelerator=FakeAccelerator(wait))
+
+    assert attached.signal is signal.SIGTERM
+    assert attached.result.reason == "ended by SIGTERM"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

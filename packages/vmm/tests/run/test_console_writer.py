@@ -4,6 +4,8 @@ import os
 import threading
 from pathlib import Path
 
+import pytest
+
 from nitro_vmm.run.console_writer import BUFFER_BYTES_MAX, ConsoleWriter
 
 
@@ -102,3 +104,34 @@ def test_a_descriptor_that_does_not_block_loses_nothing() -> None:
     os.close(read_end)
 
     assert arrived == [text]
+
+
+def test_what_is_held_is_written_when_it_is_released() -> None:
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
+    writer = ConsoleWriter(write_end, held=True)
+
+    writer.write(b"early")
+    with pytest.raises(BlockingIOError):
+        os.read(read_end, 100)
+    writer.release()
+    writer.write(b" and late")
+    writer.close()
+    printed = os.read(read_end, 100)
+    os.close(read_end)
+    os.close(write_end)
+
+    assert printed == b"early and late"
+
+
+def test_what_is_held_for_ever_is_dropped() -> None:
+    read_end, write_end = os.pipe()
+    writer = ConsoleWriter(write_end, held=True)
+
+    writer.write(b"never seen")
+    writer.close()
+    os.close(write_end)
+    printed = os.read(read_end, 100)
+    os.close(read_end)
+
+    assert printed == b""

@@ -3,13 +3,15 @@
 import argparse
 import logging
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from nitro_vmm.defaults import BOOT_TIMEOUT_S_DEFAULT, CID_DEFAULT, MEMORY_MIB_DEFAULT
+from nitro_vmm.defaults import BOOT_TIMEOUT_S_DEFAULT, CID_DEFAULT, MEMORY_MIB_DEFAULT, MEMORY_MIB_MIN
 
 if TYPE_CHECKING:
     from nitro_vmm.config import EnclaveConfig
+    from nitro_vmm.enclave.image import PlainMachine
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,12 @@ SPELLINGS: Final = {
     "root_cert": "--root-cert",
 }
 """The fields of `EnclaveConfig` that options set, and how these are spelled in messages."""
+
+
+PLAIN: Final = {
+    *("eif_path", "memory_mib", "quiet_kernel", "vsock_path", "debug_mode", "console"),
+}
+"""The fields that `plain_machine` knows: they are right, or easily found not to be."""
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
@@ -188,6 +196,29 @@ def _vhost_user(value: str) -> Path:
     if kind != "vhost-user" or not path:
         raise argparse.ArgumentTypeError(f"{value!r} is not vhost-user:PATH")
     return Path(path)
+
+
+def plain_machine(arguments: argparse.Namespace) -> "PlainMachine | None":
+    """The machine of what `config_of` will return, if few options say all about it and are right.
+
+    `None` says nothing: `config_of` has to be asked first, and finds what is wrong.
+    """
+    from nitro_vmm.enclave.image import PlainMachine  # noqa: PLC0415 - so that --help need not wait for it
+
+    given = {name for name, value in vars(arguments).items() if value is not None} & set(SPELLINGS)
+    elsewhere = arguments.config is not None or arguments.from_qemu is not None
+    elsewhere = elsewhere or any(name.startswith("NITRO_VMM_") for name in os.environ)
+    paths = [path for path in (arguments.eif, arguments.eif_path) if path is not None]
+    if given - PLAIN or elsewhere or len(paths) != 1:
+        return None
+    memory_mib = None
+    if arguments.memory_mib is not None:
+        if not re.fullmatch(r"[1-9][0-9]{1,5}", arguments.memory_mib, re.ASCII):
+            return None
+        memory_mib = int(arguments.memory_mib)
+        if memory_mib < MEMORY_MIB_MIN:
+            return None
+    return PlainMachine(paths[0], memory_mib=memory_mib, quiet_kernel=bool(arguments.quiet_kernel))
 
 
 def config_of(arguments: argparse.Namespace) -> "EnclaveConfig":

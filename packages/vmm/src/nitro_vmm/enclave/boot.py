@@ -1,7 +1,8 @@
 """The first half of a launch: image, memory and machine, and the kernel in it.
 
 A guest can run from here on, while the second half (`nitro_vmm.enclave.assembly`) makes the devices that its
-kernel looks for some tenths of a second later. So this half imports neither cryptography nor trio.
+kernel looks for some tenths of a second later. So this half imports no trio, no
+cryptography and no pydantic.
 """
 
 import os
@@ -15,8 +16,7 @@ from nitro_vmm.accel import Accelerator, EntryState
 from nitro_vmm.address_map import MIB
 from nitro_vmm.boot.loader import load
 from nitro_vmm.cache import Cache
-from nitro_vmm.config import EnclaveConfig
-from nitro_vmm.enclave.image import choose_memory_mib, measure_bootable
+from nitro_vmm.enclave.image import MachineChoice, choose_memory_mib, measure_bootable
 from nitro_vmm.enclave.kernel_cache import KernelCache
 from nitro_vmm.enclave.timeline import LOADED, MEASURED, Timeline
 from nitro_vmm.machine.machine import Machine
@@ -70,7 +70,7 @@ class Hardware:
 
 
 def look_at(
-    config: EnclaveConfig, eif: Eif, accelerator: Accelerator, *, memory_mib: int, around: Surroundings
+    config: MachineChoice, eif: Eif, accelerator: Accelerator, *, memory_mib: int, around: Surroundings
 ) -> Image:
     """Measure an image, and choose its machine.
 
@@ -112,7 +112,7 @@ def make_hardware(
 
 
 def boot(
-    config: EnclaveConfig,
+    config: MachineChoice,
     eif: Eif,
     image: Image,
     accelerator: Accelerator,
@@ -162,7 +162,7 @@ def boot(
 
 
 def boot_cold(
-    config: EnclaveConfig, accelerator: Accelerator, resources: ExitStack, around: Surroundings
+    config: MachineChoice, accelerator: Accelerator, resources: ExitStack, around: Surroundings
 ) -> tuple[Hardware, EntryState]:
     """`boot` the image that a configuration names, without a look at saved machines.
 
@@ -179,13 +179,13 @@ def boot_cold(
         return boot(config, eif, image, accelerator, resources, around=around)
 
 
-def appended(config: EnclaveConfig) -> list[bytes]:
+def appended(config: MachineChoice) -> list[bytes]:
     """What follows the image's command line; the last word on a setting counts for Linux."""
     words = [b"quiet"] if config.quiet_kernel else []
     return [*words, config.cmdline_append.encode()] if config.cmdline_append else words
 
 
-def _choose_processors(config: EnclaveConfig, accelerator: Accelerator, say: Callable[[str], None]) -> int:
+def _choose_processors(config: MachineChoice, accelerator: Accelerator, say: Callable[[str], None]) -> int:
     if config.processors is None:
         return accelerator.processors_default
     if config.processors > accelerator.processors_max:

@@ -56,13 +56,19 @@ class Console:
             self._end += len(data)
             del self._kept[: max(0, len(self._kept) - KEPT_BYTES_MAX)]
         self._wake()
-        if self._sink is not None:
-            self._sink.write(data)
+        if (sink := self._sink) is not None:
+            sink.write(data)
+
+    def leave_sink(self) -> None:
+        """The sink is not to get anything after all."""
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.abandon()
 
     def abandon(self) -> None:
         """Let a sink that is slow hold up the guest no more."""
-        if self._sink is not None:
-            self._sink.abandon()
+        if (sink := self._sink) is not None:
+            sink.abandon()
 
     def close(self) -> None:
         """Nothing more will be printed: streams end when they have read what is there."""

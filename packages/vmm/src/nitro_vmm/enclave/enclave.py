@@ -4,6 +4,7 @@ The guest runs in a thread. Tasks of the caller's loop move its vsock data, answ
 when it does not boot in time. Several enclaves may run in one loop.
 """
 
+import itertools
 import logging
 import math
 import socket
@@ -20,6 +21,7 @@ from nitro_eif import Measurements
 from nitro_nsm import NsmClient, Refusal
 from nitro_vmm.accel import Accelerator
 from nitro_vmm.config import EnclaveConfig, Endpoint
+from nitro_vmm.defaults import CID_DEFAULT
 from nitro_vmm.enclave import timeline
 from nitro_vmm.enclave.assembly import Assembly, Reach, assemble, connect
 from nitro_vmm.enclave.causes import Cause, of_silence
@@ -46,6 +48,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+free_cids = itertools.count(CID_DEFAULT)
+"""Vsock addresses of this process's enclaves that want a free one; each has a vsock of its own, so an address
+that another enclave was given is no clash."""
+
+
 class Enclave:
     """One launch. ``async with`` boots the enclave, and leaving the block ends it.
 
@@ -57,7 +64,7 @@ class Enclave:
         accelerator: What runs it; `None` opens the one that the configuration names.
         say: Told what happens, for people.
         started_s: When the launch began, on the monotonic clock; `None` is now.
-        launch: A launch that has begun, which has all of the above; `None` begins one.
+        launch: A launch of it that has begun, and has the other arguments; `None` begins one.
 
     Raises:
         ImageError: The image would not boot.
@@ -82,7 +89,9 @@ class Enclave:
         self._launch = launch or Launch(
             config, console_sink=console_sink, accelerator=accelerator, say=say, started_s=started_s
         )
-        self.config: EnclaveConfig = self._launch.config
+        self.config: EnclaveConfig = (
+            config if config.cid else config.model_copy(update={"cid": next(free_cids)})
+        )
         """What was launched."""
         self.console: Console = self._launch.console
         """What the enclave prints."""
@@ -352,7 +361,7 @@ class Enclave:
             self._resources.callback(self._debugger.close)
         reach = Reach(self._parent, services)
         launch.on_console_ready = self._on_console_ready
-        if launch.begun is None:
+        if launch.begun is None and self.config.begins_at_once:
             launch.begin()
         if launch.begun is not None:
             hardware, entry = launch.begun

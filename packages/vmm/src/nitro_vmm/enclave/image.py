@@ -1,11 +1,12 @@
 """What is asked of an image file before it boots."""
 
 import stat
-from typing import Final
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
 
 from nitro_eif import Architecture, Eif, Measurements, measure_and_checksum, refusals
 from nitro_vmm.address_map import MIB
-from nitro_vmm.config import EnclaveConfig
 from nitro_vmm.defaults import MEMORY_MIB_DEFAULT, MEMORY_PER_IMAGE_BYTE
 from nitro_vmm.errors import ImageError, UsageError
 
@@ -17,7 +18,52 @@ KINDS: Final = {
 }
 
 
-def choose_memory_mib(config: EnclaveConfig) -> int:
+class MachineChoice(Protocol):
+    """What of an `EnclaveConfig` a machine and its kernel are made from."""
+
+    @property
+    def eif_path(self) -> Path:
+        """The image."""
+
+    @property
+    def memory_mib(self) -> int | None:
+        """Its memory; `None`: enough for the image."""
+
+    @property
+    def processors(self) -> int | None:
+        """How many there are; `None`: as many as the accelerator thinks best."""
+
+    @property
+    def accelerator(self) -> str:
+        """What runs it."""
+
+    @property
+    def cmdline_append(self) -> str:
+        """Added to the image's kernel command line."""
+
+    @property
+    def quiet_kernel(self) -> bool:
+        """Whether the kernel prints errors only."""
+
+    @property
+    def vhost_user_path(self) -> Path | None:
+        """The socket of a daemon that maps the machine's memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlainMachine:
+    """A `MachineChoice` that needs no check, and so no pydantic."""
+
+    eif_path: Path
+    memory_mib: int | None = None
+    processors: int | None = None
+    accelerator: str = "auto"
+    cmdline_append: str = ""
+    quiet_kernel: bool = False
+    vhost_user_path: Path | None = None
+
+
+def choose_memory_mib(config: MachineChoice) -> int:
     """The enclave's memory, MiB.
 
     Raises:

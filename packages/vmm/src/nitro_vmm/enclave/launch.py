@@ -4,37 +4,30 @@
 there are mostly two processors.
 """
 
-import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
-from typing import Final
 
 from nitro_vmm.accel import Accelerator, EntryState, open_accelerator
-from nitro_vmm.config import EnclaveConfig
-from nitro_vmm.defaults import CID_DEFAULT
 from nitro_vmm.enclave import timeline
 from nitro_vmm.enclave.boot import Hardware, Surroundings, boot_cold
 from nitro_vmm.enclave.console import Console, ConsoleSink
+from nitro_vmm.enclave.image import MachineChoice
 from nitro_vmm.enclave.timeline import Timeline
 from nitro_vmm.enclave.watch import ConsoleWatch
 from nitro_vmm.machine.machine import Ending, Machine
 
 logger = logging.getLogger(__name__)
 
-free_cids: Final = itertools.count(CID_DEFAULT)
-"""Vsock addresses of this process's enclaves that want a free one; each has a vsock of its own, so an address
-that another enclave was given is no clash."""
-
 
 class Launch:
     """One launch, from its beginning.
 
     Args:
-        config: What to launch.
+        choice: What of it the machine is made from.
         console_sink: A reader of the console that misses nothing, because the guest waits for it.
         accelerator: What runs it; `None` opens the one that the configuration names.
         say: Told what happens, for people.
@@ -43,15 +36,13 @@ class Launch:
 
     def __init__(
         self,
-        config: EnclaveConfig,
+        choice: MachineChoice,
         *,
         console_sink: ConsoleSink | None = None,
         accelerator: Accelerator | None = None,
         say: Callable[[str], None] = logger.info,
         started_s: float | None = None,
     ) -> None:
-        self.config = config if config.cid else config.model_copy(update={"cid": next(free_cids)})
-        """What is launched."""
         self.say = say
         """Told what happens, for people."""
         self.console = Console(console_sink)
@@ -68,6 +59,7 @@ class Launch:
         """The machine that runs already, and where its kernel began."""
         self.ended: Future[Ending] = Future()
         """How the machine came to its end."""
+        self._choice = choice
         self._started_s = time.monotonic() if started_s is None else started_s
         self._accelerator = accelerator
         self._machine: Machine | None = None
@@ -78,7 +70,7 @@ class Launch:
         return time.monotonic() - self._started_s
 
     def begin(self) -> None:
-        """Boot the guest, if nothing has to be there before: a saved machine, a daemon, a debugger.
+        """Boot the guest. Only where nothing has to be there before, see `EnclaveConfig.begins_at_once`.
 
         Raises:
             ImageError: The image would not boot.
@@ -87,11 +79,8 @@ class Launch:
             HostError: The host lacks something.
             OSError: The image cannot be read.
         """
-        config = self.config
-        if config.warm != "off" or config.snapshot_path or config.vhost_user_path or config.gdb is not None:
-            return
         accelerator, around = self.open()
-        hardware, entry = boot_cold(config, accelerator, self.resources, around)
+        hardware, entry = boot_cold(self._choice, accelerator, self.resources, around)
         self.begun = hardware, entry
         self.run(hardware.machine, entry)
 
@@ -106,7 +95,7 @@ class Launch:
             HostError: It cannot be used here.
         """
         notes: list[str] = []
-        accelerator = self._accelerator or open_accelerator(self.config.accelerator, say=notes.append)
+        accelerator = self._accelerator or open_accelerator(self._choice.accelerator, say=notes.append)
         self.timeline.note(timeline.ACCELERATOR, accelerator.name)
         around = Surroundings(
             console=self._on_console,

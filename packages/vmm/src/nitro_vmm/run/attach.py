@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from nitro_vmm.accel import Accelerator
-from nitro_vmm.config import EnclaveConfig
+from nitro_vmm.enclave.image import MachineChoice
 from nitro_vmm.enclave.launch import Launch
 from nitro_vmm.run.console_writer import ConsoleWriter
 from nitro_vmm.run.escapes import EscapeFilter
@@ -19,14 +19,16 @@ from nitro_vmm.run.signals import EarlySignals
 from nitro_vmm.run.terminal import terminal_without_echo
 
 if TYPE_CHECKING:
+    from nitro_vmm.config import EnclaveConfig
     from nitro_vmm.run.foreground import Attached
 
 logger = logging.getLogger(__name__)
 
 
 def attach(
-    config: EnclaveConfig,
+    load_config: Callable[[], "EnclaveConfig"],
     *,
+    machine: MachineChoice | None = None,
     console_fd: int = 1,
     raw_console: bool = False,
     accelerator: Accelerator | None = None,
@@ -37,7 +39,8 @@ def attach(
     """Boot an enclave and wait for its end; in the main thread only, where signals arrive.
 
     Args:
-        config: What to launch.
+        load_config: Returns what to launch.
+        machine: The machine of it, if that is known already, and `EnclaveConfig.begins_at_once`.
         console_fd: Where the console goes, if it is shown. The guest waits for its reader, and nothing is
             lost.
         raw_console: Let all escape sequences through to a terminal; otherwise it gets text and colours.
@@ -49,26 +52,37 @@ def attach(
     Raises:
         VmmError, EifError, VsockError, NsmError, OSError: See `Enclave`.
     """
+    clean = bytes if raw_console or not os.isatty(console_fd) else EscapeFilter().feed
+    config = load_config() if machine is None else None
     with ExitStack() as resources:
-        writer = None
-        if config.shows_console:
-            clean = bytes if raw_console or not os.isatty(console_fd) else EscapeFilter().feed
-            # Held, because what is wrong with a configuration may be found when the guest prints already.
-            writer = resources.enter_context(closing(ConsoleWriter(console_fd, clean=clean, held=True)))
-            resources.enter_context(terminal_without_echo())
-
-        def all_runs() -> None:
-            if writer is not None:
-                writer.release()
-            launched()
-
-        launch = Launch(config, console_sink=writer, accelerator=accelerator, say=say, started_s=started_s)
+        # Held, because what is wrong with a configuration may be found when the guest prints already.
+        writer = resources.enter_context(closing(ConsoleWriter(console_fd, clean=clean, held=True)))
         early = resources.enter_context(EarlySignals())
+        choice = machine or config
+        assert choice is not None  # noqa: S101 - one of them is there
+        launch = Launch(choice, console_sink=writer, accelerator=accelerator, say=say, started_s=started_s)
         resources.callback(launch.close)
-        launch.begin()
+        if config is None:
+            try:
+                launch.begin()
+            except Exception:
+                load_config()  # what is wrong with it comes first
+                raise
+            config = load_config()
+        elif config.begins_at_once:
+            launch.begin()
+        if config.shows_console:
+            resources.enter_context(terminal_without_echo())
+            launched = _both(writer.release, launched)
+        else:
+            launch.console.leave_sink()
 
         import trio  # noqa: PLC0415 - while the guest boots
 
         from nitro_vmm.run.foreground import see_through  # noqa: PLC0415
 
-        return trio.run(see_through, launch, early, all_runs)
+        return trio.run(see_through, config, launch, early, launched)
+
+
+def _both(first: Callable[[], object], second: Callable[[], object]) -> Callable[[], object]:
+    return lambda: (first(), second())

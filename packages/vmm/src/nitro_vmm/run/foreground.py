@@ -9,6 +9,7 @@ from typing import Final
 
 import trio
 
+from nitro_vmm.config import EnclaveConfig
 from nitro_vmm.enclave.enclave import Enclave
 from nitro_vmm.enclave.launch import Launch
 from nitro_vmm.enclave.outcome import EnclaveEndedError, Result
@@ -32,12 +33,17 @@ class Attached:
     """Which signal ended it, if one did."""
     timeline: Timeline
     """When what happened."""
+    console: bool
+    """Whether the console was shown."""
 
 
-async def see_through(launch: Launch, early: EarlySignals, launched: Callable[[], object]) -> Attached:
+async def see_through(
+    config: EnclaveConfig, launch: Launch, early: EarlySignals, launched: Callable[[], object]
+) -> Attached:
     """Make an enclave of a launch, and wait for its end.
 
     Args:
+        config: What is launched.
         launch: May have begun.
         early: Has the signals that came before this receives them.
         launched: Called when nothing can keep the guest from running any more.
@@ -45,7 +51,7 @@ async def see_through(launch: Launch, early: EarlySignals, launched: Callable[[]
     Raises:
         VmmError, EifError, VsockError, NsmError, OSError: See `Enclave`.
     """
-    enclave = Enclave(launch.config, launch=launch)
+    enclave = Enclave(config, launch=launch)
     received: signal.Signals | None = None
 
     def end(number: int) -> None:
@@ -73,7 +79,7 @@ async def see_through(launch: Launch, early: EarlySignals, launched: Callable[[]
                 nursery.start_soon(_notify_boot, enclave)
                 result = await enclave.wait()
             nursery.cancel_scope.cancel()
-    return Attached(result, received, enclave.timeline)
+    return Attached(result, received, enclave.timeline, config.shows_console)
 
 
 async def _notify_boot(enclave: Enclave) -> None:
