@@ -3,7 +3,7 @@
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from nitro_eif import Eif
 from nitro_nsm import Nsm
@@ -12,7 +12,6 @@ from nitro_vmm.address_map import MIB
 from nitro_vmm.boot import canonical
 from nitro_vmm.config import EnclaveConfig
 from nitro_vmm.devices.nsm import NsmDevice
-from nitro_vmm.devices.vhost_user_vsock import VhostUserVsockDevice
 from nitro_vmm.devices.virtio import VirtioDevice
 from nitro_vmm.devices.vsock import VsockDevice
 from nitro_vmm.enclave.boot import Hardware, Image, Surroundings, boot, look_at, make_hardware
@@ -37,7 +36,9 @@ from nitro_vmm.snapshot.layout import Parameters
 from nitro_vmm.snapshot.renewal import renew
 from nitro_vmm.snapshot.store import Saved
 from nitro_vsock import HostSide, Service, VsockConfig, VsockEngine
-from nitro_vsock.vhost_user import SharedRegion
+
+if TYPE_CHECKING:
+    from nitro_vsock.vhost_user import SharedRegion
 
 PARENT_CID: Final = 3
 CID_BYTES: Final = 8
@@ -165,6 +166,8 @@ def connect(
     cid = config.cid
     vsock: VsockBackEnd
     if config.vhost_user_path is not None:
+        from nitro_vmm.devices.vhost_user_vsock import VhostUserVsockDevice  # noqa: PLC0415 - few have one
+
         daemon = VhostUserVsockDevice(
             config.vhost_user_path,
             memory.guest,
@@ -312,7 +315,9 @@ class _Assembler:
         return replace(assembly, printed=description.console)
 
 
-def _regions(hardware: Hardware) -> list[SharedRegion]:
+def _regions(hardware: Hardware) -> "list[SharedRegion]":
+    from nitro_vsock.vhost_user import SharedRegion  # noqa: PLC0415 - needed where there is a daemon
+
     regions, offset = [], 0
     for address, size in hardware.memory.ranges:
         regions.append(SharedRegion(address, size, hardware.memory_fd, offset))

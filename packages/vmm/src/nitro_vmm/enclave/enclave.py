@@ -26,13 +26,9 @@ from nitro_vmm.enclave import timeline
 from nitro_vmm.enclave.assembly import Assembly, Reach, assemble, connect
 from nitro_vmm.enclave.causes import Cause, of_silence
 from nitro_vmm.enclave.console import Console, ConsoleSink
-from nitro_vmm.enclave.daemon_heartbeat import UNSEEN, DaemonHeartbeat
-from nitro_vmm.enclave.debugger import Debugger
 from nitro_vmm.enclave.egress import HTTP_PROXY_PORT, Egress
 from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT, Heartbeat
 from nitro_vmm.enclave.launch import Launch
-from nitro_vmm.enclave.local_kms import LocalKms, open_local_kms
-from nitro_vmm.enclave.maker import make_saved_machine
 from nitro_vmm.enclave.outcome import EnclaveEndedError, Outcome, Result, Verdict, judge, late
 from nitro_vmm.enclave.parent import ParentListener, ParentSide
 from nitro_vmm.enclave.published import PublishedPorts
@@ -43,6 +39,9 @@ from nitro_vmm.machine.machine import End, Ending
 from nitro_vsock import Service, UnixHostSide
 
 if TYPE_CHECKING:
+    from nitro_vmm.enclave.daemon_heartbeat import DaemonHeartbeat
+    from nitro_vmm.enclave.debugger import Debugger
+    from nitro_vmm.enclave.local_kms import LocalKms
     from nitro_vmm.enclave.timeline import Timeline
 
 logger = logging.getLogger(__name__)
@@ -352,11 +351,15 @@ class Enclave:
         if (kms := self.config.kms) is not None:
             if kms.port in services:
                 raise UsageError(f"port {kms.port} of the parent is in use", hint="give kms another port")
+            from nitro_vmm.enclave.local_kms import open_local_kms  # noqa: PLC0415 - few want one
+
             root = signing_root(self.config).trust
             self._kms = open_local_kms(self.config, kms, root, self._resources, self._say)
             services[kms.port] = self._kms.serve
         self._published = PublishedPorts(self.config.publish, self._resources, self._say)
         if self.config.gdb is not None:
+            from nitro_vmm.enclave.debugger import Debugger  # noqa: PLC0415 - few want one
+
             self._debugger = Debugger(self.config.gdb, self.terminate, self._say)
             self._resources.callback(self._debugger.close)
         reach = Reach(self._parent, services)
@@ -373,6 +376,8 @@ class Enclave:
             assert self._token is not None  # noqa: S101 - set before
             self._debugger.attach(assembly.machine, assembly.hardware.memory.guest, self._token)
         if self.config.vhost_user_path is not None:
+            from nitro_vmm.enclave.daemon_heartbeat import UNSEEN, DaemonHeartbeat  # noqa: PLC0415 - few have one
+
             if self.config.vhost_user_stats_path is not None:
                 self._daemon = DaemonHeartbeat(self.config.vhost_user_stats_path, assembly.cid)
             else:
@@ -460,6 +465,8 @@ class Enclave:
                 if self._daemon is not None:
                     await self._daemon.watch(self._heartbeat)
                 await self._heartbeat.came.wait()
+                if assembly.missing:
+                    from nitro_vmm.enclave.maker import make_saved_machine  # noqa: PLC0415 - mostly none is
                 for parameters in assembly.missing:
                     make_saved_machine(self.config, parameters)
                 return

@@ -9,7 +9,6 @@ A build that does not match is refused.
 
 import ctypes
 import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -250,7 +249,7 @@ def engine_address(uc: unicorn.Uc) -> int:
 
 
 def _check_build() -> None:
-    found = version("unicorn")
+    found = ".".join(map(str, (unicorn.UC_VERSION_MAJOR, unicorn.UC_VERSION_MINOR, unicorn.UC_VERSION_PATCH)))
     if found != UNICORN_VERSION:
         raise HostError(
             f"this is Unicorn {found}, and its inner layout is known for {UNICORN_VERSION} only",
