@@ -168,6 +168,7 @@ void tb_flush_x86_64(cpu *processor)
     original.tb_flush_x86_64(processor);
     if (machine == NULL)
         return;
+    forget_blocks(machine);
     for (int at = 0; at < machine->ram_count; at++) {
         for (uint64_t page = 0; page < machine->ram[at].size >> PAGE_SHIFT; page++)
             machine->ram[at].pages[page] &= ~(uint64_t)HAS_CODE;
@@ -202,11 +203,8 @@ void tb_invalidate_phys_page_fast_x86_64(uc *engine, void *pages, uint64_t ram_o
         original.tb_invalidate_phys_page_fast_x86_64(engine, pages, ram_offset, length, return_address);
 }
 
-/* The slow way itself, called by translated code. A store that is slow for the flag alone, to a page without
- * code, is done here; the next one will be fast. */
-#define MMU_MODE(operation) ((int)((operation) & 15))
-#define DEMANDS_ALIGNMENT(operation) ((operation) & 0x700)
-
+/* The slow way itself. A store that is slow for the flag alone, to a page without code, is done here; the next one
+ * of translated code will be fast. QEMU's own functions always come here, as for the frame of an exception. */
 #define STORE(name, type)                                                                                        \
     void helper_##name##_mmu_x86_64(env *registers, uint64_t address, type value, uint32_t operation,            \
                                     uintptr_t return_address)                                                    \
@@ -215,7 +213,8 @@ void tb_invalidate_phys_page_fast_x86_64(uc *engine, void *pages, uint64_t ram_o
         if (machine != NULL && !DEMANDS_ALIGNMENT(operation)                                                     \
             && (address & PAGE_OFFSET) <= PAGE_OFFSET + 1 - sizeof value) {                                      \
             struct entry *entry = entry_of(registers, MMU_MODE(operation), address);                             \
-            if (let_through(machine, entry, address & ~PAGE_OFFSET)) {                                           \
+            uint64_t start = address & ~PAGE_OFFSET;                                                             \
+            if (entry->write == start || let_through(machine, entry, start)) {                                   \
                 memcpy((char *)address + entry->addend, &value, sizeof value);                                   \
                 return;                                                                                          \
             }                                                                                                    \

@@ -31,7 +31,7 @@ struct instruction {
 /* Reads the next byte. It may fault, as QEMU's own reading does, if it lies on a page that is not there. */
 static inline uint8_t read_code(struct instruction *instruction)
 {
-    return original.cpu_ldub_code_x86_64(instruction->registers, instruction->next++);
+    return read_code_byte(instruction->registers, instruction->next++);
 }
 
 /* Reads prefixes and opcode; false if there are too many prefixes. Reads no byte behind the opcode. */

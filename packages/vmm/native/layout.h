@@ -22,6 +22,9 @@ typedef struct uc uc;   /* struct uc_struct: the engine */
 #define UC_TCG(u) FIELD(char *, u, 768)
 
 /* TCGContext: temporaries are offsets into it */
+#define TCG_TEMPORARIES(t) FIELD(int32_t, t, 48) /* how many the block has so far, globals included */
+#define TCG_EPILOGUE(t) FIELD(void *, t, 152) /* where a block goes to leave for the main loop */
+#define TCG_LAST_OPERATION(t) (**(void ***)(FIELD(char *, t, 0x7390) + 8))
 #define TCG_ENV(t) ((void *)((t) + FIELD(uint64_t, t, 0x98F0)))
 #define TCG_RAX(t) FIELD(void *, t, 0x9998)
 #define TCG_VALUE(t, temporary) ((void *)((char *)(temporary) - (t)))
@@ -30,6 +33,8 @@ typedef struct uc uc;   /* struct uc_struct: the engine */
 #define BLOCK_FLAGS(b) FIELD(uint32_t, b, 16)
 #define DISASSEMBLY_BLOCK(d) FIELD(void *, d, 0)
 #define DISASSEMBLY_NEXT(d) FIELD(uint64_t, d, 16)
+#define DISASSEMBLY_INSTRUCTIONS(d) FIELD(int32_t, d, 28) /* so far, with this one */
+#define DISASSEMBLY_INSTRUCTIONS_MAX(d) FIELD(int32_t, d, 32)
 enum { TRANSLATE_INSTRUCTION = 4, TRANSLATOR_OPERATIONS = 7 };
 
 /* CPUState */

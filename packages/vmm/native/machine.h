@@ -72,6 +72,15 @@ struct passing {
     bool has_code; /* code may run in one of them */
 };
 
+/* Blocks by address; fetch.c. */
+#define FOUND_BITS 12
+#define FOUND_FACTOR 0x9E3779B97F4A7C15ull
+
+struct found {
+    const char *host; /* where in this process its code is */
+    void *block;
+};
+
 struct machine {
     uc *engine;
     cpu *processor;
@@ -96,6 +105,7 @@ struct machine {
     struct ram ram[RAM_MAX];
     struct region regions[REGIONS];
     struct passing passing;
+    struct found found[1 << FOUND_BITS];
     int leaf_count;
     struct leaf leaves[LEAVES_MAX];
 };
@@ -129,6 +139,15 @@ bool stop_for_watcher(struct machine *machine);
 
 /* The watched page is about to be touched. */
 void touch_page(struct machine *machine);
+
+/* The guest arms its timer. */
+void note_timer(struct machine *machine);
+
+/* All blocks go. */
+void forget_blocks(struct machine *machine);
+
+/* A byte of the guest's code. It may fault, as QEMU's own reading does. */
+uint8_t read_code_byte(env *registers, uint64_t address);
 
 void free_ram(struct machine *machine);
 

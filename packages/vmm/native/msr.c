@@ -54,7 +54,8 @@ static bool write_msr(struct machine *machine, uint32_t number, uint64_t value)
         if (value != 0)
             watch_ticks(machine, value);
         ticks = (int64_t)(value - read_tsc(machine));
-        machine->timer_was_armed |= value != 0;
+        if (value != 0)
+            note_timer(machine);
         arm_timer(machine, value == 0 ? -1 : ticks > 0 ? ticks : 0);
         return true;
     case MSR_KVM_WALL_CLOCK: case MSR_KVM_WALL_CLOCK_OLD: write_wall_clock(machine, value); return true;

@@ -6,7 +6,7 @@
  * they are jumped to and never called. Therefore the look is put off to `x86_cpu_exec_interrupt`, which is next
  * before the program's first instruction. */
 
-#include "machine.h"
+#include "tlb.h"
 
 static void look_soon(env *registers)
 {
@@ -52,6 +52,13 @@ EXPORTED void nitro_watch_page(struct machine *machine, uint64_t address)
 {
     machine->watched_page = address >> 12;
     machine->at_page = 0;
+}
+
+void note_timer(struct machine *machine)
+{
+    if (!machine->timer_was_armed && machine->watched_page != NO_PAGE) /* it may be in the TLB already */
+        original.tlb_flush_by_mmuidx_x86_64(machine->processor, ALL_TLBS);
+    machine->timer_was_armed = 1;
 }
 
 void touch_page(struct machine *machine)

@@ -62,6 +62,17 @@
     /* tlb.c */                                                                                                  \
     X(bool, x86_cpu_tlb_fill_x86_64, (cpu *, uint64_t, int, int, int, bool, uintptr_t)) /* a quick walk */       \
     X(void, cpu_x86_update_cr3_x86_64, (env *, uint64_t))                  /* global pages stay */               \
+    X(uint64_t, helper_ret_ldub_mmu_x86_64, (env *, uint64_t, uint32_t, uintptr_t))                              \
+    X(uint64_t, helper_le_lduw_mmu_x86_64, (env *, uint64_t, uint32_t, uintptr_t))                               \
+    X(uint64_t, helper_le_ldul_mmu_x86_64, (env *, uint64_t, uint32_t, uintptr_t))                               \
+    X(uint64_t, helper_le_ldq_mmu_x86_64, (env *, uint64_t, uint32_t, uintptr_t))                                \
+    /* fetch.c: quick ways to code */                                                                            \
+    X(uint32_t, cpu_lduw_code_x86_64, (env *, uint64_t))                                                         \
+    X(uint32_t, cpu_ldl_code_x86_64, (env *, uint64_t))                                                          \
+    X(uint64_t, cpu_ldq_code_x86_64, (env *, uint64_t))                                                          \
+    X(uint64_t, get_page_addr_code_x86_64, (env *, uint64_t))                                                    \
+    X(void *, helper_lookup_tb_ptr_x86_64, (env *))                                                              \
+    X(void *, tb_htable_lookup_x86_64, (cpu *, uint64_t, uint64_t, uint32_t, uint32_t))                          \
     /* code_pages.c: code written through another mapping, and the speed of stores */                            \
     X(void, tlb_reset_dirty_by_vaddr_x86_64, (cpu *, uint64_t, uint64_t))                                        \
     X(void, tlb_unprotect_code_x86_64, (uc *, uint64_t))                                                         \
@@ -75,7 +86,7 @@
     X(void *, find_memory_mapping_x86_64, (uc *, uint64_t))                                                      \
     /* translate.c */                                                                                            \
     X(void, translator_loop_x86_64, (const void *, void *, cpu *, void *, int)) /* sees each instruction first */ \
-    X(uint8_t, cpu_ldub_code_x86_64, (env *, uint64_t))                    /* UD2 for what is refused */         \
+    X(uint32_t, cpu_ldub_code_x86_64, (env *, uint64_t))                   /* UD2 for what is refused */         \
     X(void, tcg_gen_qemu_ld_i64_x86_64, (void *, void *, void *, uint64_t, int)) /* alignment of SSE operands */ \
     X(void, tcg_gen_qemu_st_i64_x86_64, (void *, void *, void *, uint64_t, int))                                 \
     X(void, helper_stgi_x86_64, (env *))                                   /* of SVM: stands for STMXCSR */      \
@@ -169,6 +180,7 @@
     X(void, tcg_gen_movcond_i64_x86_64, (void *, int, void *, void *, void *, void *, void *))                   \
     X(void, tcg_gen_op1_x86_64, (void *, int, uint64_t))                                                         \
     X(void, tcg_gen_op3_x86_64, (void *, int, uint64_t, uint64_t, uint64_t))                                     \
+    X(void, tcg_op_remove_x86_64, (void *, void *))                                                              \
     X(void *, gen_new_label_x86_64, (void *))                                                                    \
     X(void, tcg_gen_brcondi_i32_x86_64, (void *, int, void *, int32_t, void *))                                  \
     X(uint64_t, get_page_addr_code_hostp_x86_64, (env *, uint64_t, void **))                                     \

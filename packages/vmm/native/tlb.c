@@ -206,3 +206,22 @@ void cpu_x86_update_cr3_x86_64(env *registers, uint64_t value)
         machine->passing.too_many = machine->passing.has_code = false;
     }
 }
+
+/* The slow way of a load. QEMU's own functions always take it, as IRET does for its frame. */
+#define LOAD(name, type)                                                                                         \
+    uint64_t helper_##name##_mmu_x86_64(env *registers, uint64_t address, uint32_t operation,                    \
+                                        uintptr_t return_address)                                                \
+    {                                                                                                            \
+        const struct entry *entry = entry_of(registers, MMU_MODE(operation), address);                           \
+        type value;                                                                                              \
+        if (machine_of(registers) != NULL && entry->read == (address & ~PAGE_OFFSET)                             \
+            && !DEMANDS_ALIGNMENT(operation) && (address & PAGE_OFFSET) <= PAGE_OFFSET + 1 - sizeof value) {     \
+            memcpy(&value, (char *)address + entry->addend, sizeof value);                                       \
+            return value;                                                                                        \
+        }                                                                                                        \
+        return original.helper_##name##_mmu_x86_64(registers, address, operation, return_address);               \
+    }
+LOAD(ret_ldub, uint8_t)
+LOAD(le_lduw, uint16_t)
+LOAD(le_ldul, uint32_t)
+LOAD(le_ldq, uint64_t)

@@ -11,6 +11,7 @@
 
 /* The kernel's accesses with SMAP, the user's, the kernel's without. */
 enum { KERNEL_WITH_SMAP, USER, KERNEL, MMU_MODES };
+#define ALL_TLBS 7 /* one bit for each */
 #define VICTIMS 8
 
 /* Flags in an entry's addresses. */
@@ -29,6 +30,10 @@ _Static_assert(sizeof(struct entry) == 1 << ENTRY_SHIFT, "QEMU's CPUTLBEntry");
 #define TLB_VICTIMS(e, mode) ((struct entry *)&FIELD(char, e, -0x840 + 0x2B8 * (mode)))
 #define TLB_MASK(e, mode) FIELD(uint64_t, e, -0x40 + 16 * (mode)) /* entries - 1, times their size */
 #define TLB_TABLE(e, mode) FIELD(char *, e, -0x38 + 16 * (mode))
+
+/* What the slow way of an access is told of it. */
+#define MMU_MODE(operation) ((int)((operation) & 15))
+#define DEMANDS_ALIGNMENT(operation) ((operation) & 0x700)
 
 static inline struct entry *entry_of(env *registers, int mode, uint64_t address)
 {
