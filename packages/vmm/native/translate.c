@@ -9,9 +9,10 @@
  * - A write to an MMX register changes the x87's state.
  * - CMPXCHG of 32 bits leaves RAX alone when it finds what it expects; QEMU clears the upper half.
  * - At each block's start Unicorn calls a function that looks whether somebody wants the processor. Here it is
- *   a load and a branch, as in QEMU.
+ *   a load and a branch, and only in blocks that may end with a jump backwards. Each loop has one of these, or
+ *   comes by `helper_lookup_tb_ptr`, which looks, too.
  * - LOCK NEG leaves wrong flags; with one processor it is the same without LOCK.
- * - Blocks are shorter, because QEMU writes past a table after a few hundred x87 operations in one. */
+ * - Blocks of many x87 operations are cut, because QEMU writes past a table after a few hundred of them. */
 
 #include "alignment.h"
 #include "refuse.h"
@@ -32,8 +33,9 @@
 #define REPZ_BYTE 0xF3
 #define NOWHERE UINT64_MAX
 /* QEMU's translator forgets to give temporaries back, two of them for each x87 operation between registers. A block
- * has a table of 512, and nobody looks whether it is full. */
-#define INSTRUCTIONS_MAX 64
+ * has a table of 512, and nobody looks whether it is full. So a block ends where there may be too few left for one
+ * more instruction. */
+#define TEMPORARIES_MAX 400
 
 /* For this thread's translation, which is of one instruction at a time. */
 static __thread __attribute__((tls_model("initial-exec"))) struct {
@@ -42,8 +44,10 @@ static __thread __attribute__((tls_model("initial-exec"))) struct {
     uint64_t lock_at;            /* where a prefix without meaning is read instead */
     bool wanted_check;           /* the block's start has still to be translated */
     void *leave_label;           /* where a block goes whose processor is wanted; NULL if it has none */
+    void *check;                 /* QEMU's operation that goes there */
+    bool may_loop;               /* the block may go on with itself or an earlier one, without any detour */
     bool align;                  /* the next access of 8 bytes is the first half of an aligned operand */
-} current = {NULL, NOWHERE, NOWHERE, false, NULL, false};
+} current = {.refused_at = NOWHERE, .lock_at = NOWHERE};
 
 static void forget_instruction(void)
 {
@@ -138,6 +142,27 @@ static void look_at_x87(char *tcg, struct instruction instruction)
     }
 }
 
+/* Whether it may be a jump backwards. The last byte of a distance tells its direction. */
+static bool may_loop(struct instruction instruction)
+{
+    uint8_t opcode = instruction.opcode;
+    int distance_bytes;
+
+    if (!(instruction.flags & HFLAGS_CS64) || (instruction.prefixes & PREFIX_DATA))
+        return true; /* the address may wrap */
+    if (instruction.map == 0 && (instruction.prefixes & (PREFIX_REPZ | PREFIX_REPNZ)))
+        return true; /* QEMU makes a loop of each repeated instruction */
+    if (instruction.map == 0 && ((opcode & 0xF0) == 0x70 || (opcode & 0xFC) == 0xE0 || opcode == 0xEB))
+        distance_bytes = 1;
+    else if (instruction.map == 0 ? (opcode & 0xFE) == 0xE8 : instruction.map == ESCAPE && (opcode & 0xF0) == 0x80)
+        distance_bytes = 4;
+    else
+        return false;
+    instruction.next += (uint64_t)distance_bytes - 1;
+    return (instruction.next & 0xFFF) < (uint64_t)distance_bytes - 1 /* it lies in two pages */
+        || (int8_t)read_code(&instruction) < 0;
+}
+
 static void translate_instruction(void *disassembly, cpu *processor)
 {
     char *tcg = UC_TCG(CPU_UC(processor));
@@ -148,6 +173,7 @@ static void translate_instruction(void *disassembly, cpu *processor)
     forget_instruction();
     if (decode(&instruction, CPU_ENV(processor), DISASSEMBLY_NEXT(disassembly),
                BLOCK_FLAGS(DISASSEMBLY_BLOCK(disassembly)))) {
+        current.may_loop |= may_loop(instruction);
         if (is_refused(instruction) || is_emulated(instruction)) {
             current.refused_at = instruction.opcode_at;
         } else if (is_cmpxchg_of_32_bits(&instruction)) {
@@ -162,6 +188,8 @@ static void translate_instruction(void *disassembly, cpu *processor)
             look_at_x87(tcg, instruction);
             mmx = mmx_destination(instruction);
         }
+    } else {
+        current.may_loop = true;
     }
     ((void (*)(void *, cpu *))current.translate_instruction)(disassembly, processor);
     if (mmx != NO_MMX_REGISTER)
@@ -175,6 +203,8 @@ static void translate_instruction(void *disassembly, cpu *processor)
         original.tcg_temp_free_internal_x86_64(tcg, low);
         original.tcg_temp_free_internal_x86_64(tcg, saved);
     }
+    if (TCG_TEMPORARIES(tcg) > TEMPORARIES_MAX)
+        DISASSEMBLY_INSTRUCTIONS_MAX(disassembly) = DISASSEMBLY_INSTRUCTIONS(disassembly);
     forget_instruction();
 }
 
@@ -183,7 +213,8 @@ void translator_loop_x86_64(const void *operations, void *disassembly, cpu *proc
     void *const *theirs = operations;
     void *ours[TRANSLATOR_OPERATIONS];
 
-    current.leave_label = NULL;
+    current.leave_label = current.check = NULL;
+    current.may_loop = false;
     current.wanted_check = CPU_MACHINE(processor) != NULL;
     forget_instruction(); /* a fault may have ended the last translation */
     if (CPU_MACHINE(processor) != NULL) {
@@ -193,9 +224,9 @@ void translator_loop_x86_64(const void *operations, void *disassembly, cpu *proc
         ours[TRANSLATE_INSTRUCTION] = (void *)translate_instruction;
         operations = ours;
     }
-    if (max > INSTRUCTIONS_MAX)
-        max = INSTRUCTIONS_MAX;
     original.translator_loop_x86_64(operations, disassembly, processor, block, max);
+    if (current.check != NULL && !current.may_loop)
+        original.tcg_op_remove_x86_64(UC_TCG(CPU_UC(processor)), current.check); /* what leads to it goes with it */
 }
 
 void helper_check_exit_request_x86_64(uc *engine, uint32_t in_delay_slot)
@@ -212,6 +243,7 @@ static void check_inline(char *tcg)
     original.tcg_gen_op3_x86_64(tcg, OPERATION_LD_I32, (uint64_t)word, (uint64_t)TCG_ENV(tcg),
                                 (uint64_t)(ICOUNT_OFFSET - ENV_OFFSET));
     original.tcg_gen_brcondi_i32_x86_64(tcg, CONDITION_LT, TCG_VALUE(tcg, word), 0, current.leave_label);
+    current.check = TCG_LAST_OPERATION(tcg);
     original.tcg_temp_free_internal_x86_64(tcg, word);
 }
 
@@ -236,13 +268,14 @@ void tcg_gen_exit_tb_x86_64(void *tcg, void *block, unsigned way)
     original.tcg_gen_exit_tb_x86_64(tcg, block, way);
 }
 
-uint8_t cpu_ldub_code_x86_64(env *registers, uint64_t address)
+uint32_t cpu_ldub_code_x86_64(env *registers, uint64_t address)
 {
     if (__builtin_expect(address - current.refused_at < 2, 0))
         return address == current.refused_at ? ESCAPE : UD2;
     if (__builtin_expect(address == current.lock_at, 0))
         return REPZ_BYTE;
-    return original.cpu_ldub_code_x86_64(registers, address);
+    return machine_of(registers) == NULL ? original.cpu_ldub_code_x86_64(registers, address)
+                                         : read_code_byte(registers, address);
 }
 
 static int aligned(int operation)

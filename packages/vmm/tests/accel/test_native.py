@@ -323,6 +323,49 @@ def test_an_instruction_without_effect_ends_where_it_ends(guest: Guest, store: s
     assert guest.result == 1
 
 
+@pytest.mark.parametrize("operation", ["d8c1", "dcc9", "d9c1", "dbf1", "d9c9", "0f6fc1"])
+def test_any_number_of_operations_in_a_row(guest: Guest, operation: str) -> None:
+    """More of one than QEMU has temporaries for, in one page without a jump."""
+    many = operation * (3000 // (len(operation) // 2))
+
+    stopped = guest.run("dbe3 31c0" + many + "ffc0" + STORE_RAX + HLT)  # fninit; xor eax,eax
+
+    assert (stopped, guest.result) == (Stopped.HALTED, 1)
+
+
+LOOPS = {
+    "a short jump": "ebfe",
+    "a near jump": "e9fbffffff",
+    "a conditional jump": "31c0 74fe",
+    "a near conditional jump": "31c0 0f84faffffff",
+    "LOOP": "48b90000000000000010 e2fe",
+    "JRCXZ": "31c9 e3fe",
+    "a return": "488d05f9ffffff 50 c3",  # lea rax,[itself]; push rax; ret
+    "an indirect jump": "b8" + struct.pack("<I", CODE + 2).hex() + "ffe0",  # to the instruction before it
+    "two pages": "e9fb0f0000",
+    "a repeated store": "fc bf00003000 48b90000000000000010 31c0 f3aa",
+    "forward and back": "eb02 ebfe 9090 ebfa",
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_a_loop_of_any_kind_stops(guest: Guest, loop: str) -> None:
+    """Only some blocks look whether they are wanted."""
+    guest.put(CODE + 0x1002, "e9fbefffff")  # for the jump to another page
+
+    assert seconds_to_stop(guest, OUT + loop) < STOP_S_MAX
+
+
+@pytest.mark.parametrize("loop", [LOOPS["a short jump"], LOOPS["a return"]])
+def test_an_interrupt_ends_a_loop(guest: Guest, loop: str) -> None:
+    guest.gate(0x40, "b82a000000" + STORE_RAX + HLT)
+    guest.bus.write_port = lambda *_: guest.cpu.offer(0x40)  # type: ignore[method-assign]
+
+    stopped = guest.run(LIDT + OUT + "fb" + loop)
+
+    assert (stopped, guest.result) == (Stopped.HALTED, 42)
+
+
 def test_an_exception_of_the_x87_waits_for_the_next_instruction(guest: Guest) -> None:
     guest.gate(16, f"488b0424 {STORE_RAX} {HLT}")  # where it returns to
     unmask = "66c7042580302000 7b03 d92c2580302000"  # division by 0
