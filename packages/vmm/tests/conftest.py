@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nitro_eif import BuildMetadata, Contents, Metadata, write_eif
+from nitro_eif import BuildMetadata, Contents, Eif, Metadata, write_eif
 from nitro_vmm.testing import tiny_kernel
 from vmm_command import Vmm
 
@@ -14,6 +14,8 @@ METADATA = Metadata(image_name="test", build=BuildMetadata(build_time="2026-01-3
 SAY_HI_AND_HALT = bytes.fromhex("66baf803 b068ee b069ee faf4")
 # The same, and then jmp $.
 SAY_HI_AND_SPIN = SAY_HI_AND_HALT[:-2] + bytes.fromhex("ebfe")
+SECTION_HEADER_BYTES = 12
+VAST_BYTES = 1 << 40
 
 
 @pytest.fixture
@@ -27,6 +29,22 @@ def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An image that prints "hi" and halts for good."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     return make_image(tmp_path / "small.eif", SAY_HI_AND_HALT)
+
+
+@pytest.fixture
+def vast_image(image: Path) -> Path:
+    """An image whose last ramdisk is so long that nobody waits for its measurement; the file has holes."""
+    path = image.with_name("vast.eif")
+    with Eif.open(image) as eif:
+        last = max(eif.sections, key=lambda section: section.offset)
+        place, size = last.offset, len(last.data)
+    grown = size.to_bytes(8, "big"), (size + VAST_BYTES).to_bytes(8, "big")
+    data = image.read_bytes()
+    headers = place + SECTION_HEADER_BYTES
+    path.write_bytes(data[:headers].replace(*grown) + data[headers:])
+    with path.open("r+b") as file:
+        file.truncate(len(data) + VAST_BYTES)
+    return path
 
 
 def make_image(path: Path, code: bytes) -> Path:

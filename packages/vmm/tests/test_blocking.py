@@ -1,12 +1,21 @@
 """Enclaves for programs without an event loop, and for those with asyncio's."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 
 from nitro_nsm import parse_document
-from nitro_vmm import AsyncioEnclave, BlockingEnclave, EnclaveConfig, EnclaveEndedError, Outcome, UsageError
+from nitro_vmm import (
+    AsyncioEnclave,
+    BlockingEnclave,
+    EnclaveConfig,
+    EnclaveEndedError,
+    LaunchStoppedError,
+    Outcome,
+    UsageError,
+)
 from nitro_vmm.accel import Exit, ExitReason
 from nitro_vmm.testing import FakeAccelerator, FakeVcpu
 
@@ -70,6 +79,64 @@ def test_listeners(image: Path) -> None:
             listener.accept(timeout_s=0.01)
         with pytest.raises(UsageError):
             enclave.listen(8000)
+
+
+class Ran:
+    """A program that notes that it ran."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self, vcpu: FakeVcpu) -> Exit:  # noqa: ARG002 - as programs are
+        self.times += 1
+        return Exit(ExitReason.HALTED)
+
+
+def wait_until_given_up(enclave: BlockingEnclave) -> None:
+    pause = threading.Event()
+    while not enclave._enclave._launch._given_up:
+        pause.wait(0.001)
+
+
+def test_a_launch_that_is_given_up(image: Path) -> None:
+    program = Ran()
+
+    def give_up(text: str) -> None:
+        if text.startswith("booting "):
+            threading.Thread(target=enclave.give_up).start()
+            wait_until_given_up(enclave)
+
+    config = EnclaveConfig(eif_path=image)
+    enclave = BlockingEnclave(config, accelerator=FakeAccelerator(program), say=give_up)
+
+    with pytest.raises(LaunchStoppedError, match="given up before the guest ran"):
+        enclave.__enter__()
+
+    assert program.times == 0
+
+
+def test_a_launch_that_asyncio_cancels(image: Path) -> None:
+    program = Ran()
+
+    async def main() -> None:
+        loop, begun = asyncio.get_running_loop(), asyncio.Event()
+
+        def hold(text: str) -> None:
+            if text.startswith("booting "):
+                loop.call_soon_threadsafe(begun.set)
+                wait_until_given_up(enclave.blocking)
+
+        config = EnclaveConfig(eif_path=image)
+        enclave = AsyncioEnclave(config, accelerator=FakeAccelerator(program), say=hold)
+        task = asyncio.create_task(enclave.__aenter__())
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+    assert program.times == 0
 
 
 def test_with_asyncio(image: Path) -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from nitro_vmm.errors import (
         HostError,
         ImageError,
+        LaunchStoppedError,
         StateError,
         UsageError,
         VmmError,
@@ -55,6 +56,7 @@ __all__ = [
     "EnclaveEndedError",
     "HostError",
     "ImageError",
+    "LaunchStoppedError",
     "Moment",
     "Outcome",
     "ParentListener",
@@ -81,7 +83,7 @@ _HOMES = {
         "Result",
         "Timeline",
     ),
-    "errors": ("HostError", "ImageError", "StateError", "UsageError", "VmmError"),
+    "errors": ("HostError", "ImageError", "LaunchStoppedError", "StateError", "UsageError", "VmmError"),
 }
 
 

@@ -31,7 +31,11 @@ class AsyncioEnclave:
         """The same enclave, for other threads."""
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self.blocking.__enter__)
+        try:
+            await asyncio.to_thread(self.blocking.__enter__)
+        except asyncio.CancelledError:  # the thread goes on
+            await asyncio.shield(asyncio.to_thread(self.blocking.give_up))
+            raise
         return self
 
     async def __aexit__(

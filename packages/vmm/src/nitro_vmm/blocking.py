@@ -6,7 +6,7 @@ The enclave's own loop runs in a thread. Connections are ordinary sockets.
 import socket
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -82,9 +82,8 @@ class BlockingEnclave:
         self._thread.start()
         try:
             self._started.result()
-        except BaseException:
-            if self._started.done():
-                self._thread.join()
+        except BaseException:  # Ctrl-C as well, which comes while the enclave is put together
+            self.give_up()
             raise
         return self
 
@@ -93,9 +92,17 @@ class BlockingEnclave:
     ) -> None:
         self.close()
 
+    def give_up(self) -> None:
+        """`close`, also while another thread enters the block; what it waits for then ends at once."""
+        self._enclave.give_up()
+        self.close()
+
     def close(self) -> None:
         """End the enclave, and wait until nothing is left of it."""
-        if self._leave is not None:
+        if self._thread.ident is None:
+            return
+        wait([self._started])
+        if self._leave is not None and self._started.exception() is None:
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._leave.set)
         self._thread.join()

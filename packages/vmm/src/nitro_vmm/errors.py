@@ -65,3 +65,17 @@ class StateError(VmmError):
         self, message: str, *, hint: str = "start without it, and save a new one with this version"
     ) -> None:
         super().__init__(message, hint=hint)
+
+
+class LaunchStoppedError(VmmError):
+    """The enclave was told to end before its guest ran.
+
+    Attributes:
+        signal: The number of the signal that ended it, if one did.
+    """
+
+    code = "M37"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason} before the guest ran")
+        self.signal: int | None = None

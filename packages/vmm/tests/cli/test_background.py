@@ -7,6 +7,8 @@ import select
 import signal
 import socket
 import subprocess
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,37 @@ def test_waiting_for_a_heartbeat_that_does_not_come(vmm: Vmm, spinning_image: Pa
 
     assert (waiting.returncode, "has not booted" in waiting.stderr) == (ExitCode.BOOT_TIMEOUT, True)
     assert (ended.returncode, ended.stdout) == (ExitCode.FAILED, "the enclave halted for good\n")
+
+
+@pytest.fixture
+def starting(vmm: Vmm, vast_image: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A command that launches an enclave, which is measured meanwhile and for ever."""
+    with subprocess.Popen(
+        [*VMM, "run", "-d", vast_image], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as launching:
+        pause = threading.Event()
+        while "vast" not in vmm.entries():
+            pause.wait(0.01)
+        yield launching
+        vmm("terminate", "--all")
+
+
+def test_one_that_is_starting_is_stopped_in_order(vmm: Vmm, starting: "subprocess.Popen[str]") -> None:
+    stopped = vmm("stop", "vast")
+
+    printed, said = starting.communicate(timeout=60)
+    assert (stopped.returncode, starting.returncode, printed) == (0, 143, "")
+    assert said == "vmm: ended by SIGTERM before the guest ran\n"
+    assert vmm.entries() == {}
+
+
+def test_one_that_is_killed_while_it_starts(vmm: Vmm, starting: "subprocess.Popen[str]") -> None:
+    vmm("terminate", "vast")
+
+    _, said = starting.communicate(timeout=60)
+    assert starting.returncode == ExitCode.FAILED
+    assert said == "vmm: error: the enclave's process was killed by signal 9 (M31)\n"
+    assert vmm.entries()["vast"]["Status"] == "killed"
 
 
 def test_the_name_of_one_that_has_ended_is_free(vmm: Vmm, image: Path) -> None:

@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,32 @@ def test_a_signal_ends_the_enclave_and_leaves_nothing(spinning_image: Path, numb
     assert process.returncode == 128 + number
     assert b"ended by " in said
     assert not socket_path.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("options", [(), ("--publish", "unix:port:5000", "--json")])
+def test_a_signal_during_the_measurement_is_not_waited_for(
+    vast_image: Path, options: tuple[str, ...], number: signal.Signals
+) -> None:
+    before = set(vast_image.parent.iterdir())
+    process = subprocess.Popen(
+        [*VMM, "run", str(vast_image), *options],
+        cwd=vast_image.parent,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    pause = threading.Event()
+    while vast_image.name not in Path(f"/proc/{process.pid}/maps").read_text():
+        pause.wait(0.01)
+
+    process.send_signal(number)
+    printed, said = process.communicate(timeout=60)
+
+    name = "Ctrl-C" if number is signal.SIGINT else number.name
+    assert (process.returncode, printed) == (128 + number, b"")
+    assert said.decode().splitlines()[-1] == f"vmm: ended by {name} before the guest ran"
+    assert set(vast_image.parent.iterdir()) == before
 
 
 def test_a_hangup_that_is_ignored(image: Path) -> None:

@@ -9,7 +9,14 @@ import pytest
 import trio
 
 from nitro_nsm import NsmClient, VerifiedDocument, read_test_root, verify
-from nitro_vmm import Enclave, EnclaveConfig, EnclaveEndedError, Outcome, UsageError
+from nitro_vmm import (
+    Enclave,
+    EnclaveConfig,
+    EnclaveEndedError,
+    LaunchStoppedError,
+    Outcome,
+    UsageError,
+)
 from nitro_vmm.accel import EntryState, Exit, ExitReason
 from nitro_vmm.enclave.console import KEPT_BYTES_MAX
 from nitro_vmm.testing import FakeAccelerator, FakeVcpu
@@ -111,10 +118,8 @@ async def test_told_to_end_before_it_was_launched(image: Path) -> None:
     enclave = enclave_with(image, wait_for_kick)
     enclave.terminate("too early")
 
-    async with enclave:
-        result = await enclave.wait()
-
-    assert (result.outcome, result.reason) == (Outcome.STOPPED, "too early")
+    with pytest.raises(LaunchStoppedError, match="too early before the guest ran"):
+        await enclave.__aenter__()
 
 
 # The block.
@@ -135,8 +140,9 @@ async def test_an_error_in_the_block_arrives_as_itself(image: Path) -> None:
 
 
 async def test_cancelling_the_block_ends_the_enclave(image: Path) -> None:
-    with trio.move_on_after(0.01):
+    with trio.CancelScope() as scope:
         async with enclave_with(image, wait_for_kick) as enclave:
+            scope.cancel()
             await trio.sleep_forever()
 
     result = await enclave.wait()
@@ -245,6 +251,49 @@ async def test_pausing_an_enclave(image: Path) -> None:
 
         with pytest.raises(EnclaveEndedError):
             await enclave.pause()
+
+
+# Ends of launches.
+
+
+def launch_that(image: Path, ends: Callable[[], object], ran: list[FakeVcpu]) -> Enclave:
+    """An enclave whose launch ends after its sockets were made, and before its kernel is loaded."""
+
+    def end_the_launch(text: str) -> None:
+        if text.startswith("booting "):
+            trio.from_thread.run_sync(ends)
+
+    def program(vcpu: FakeVcpu) -> Exit:
+        ran.append(vcpu)
+        return Exit(ExitReason.HALTED)
+
+    config = EnclaveConfig.model_validate(
+        {"eif_path": image, "vsock_path": image.with_name("vsock"), "publish": [f"unix:{image}.port:5000"]}
+    )
+    return Enclave(config, accelerator=FakeAccelerator(program), say=end_the_launch)
+
+
+async def test_a_launch_that_is_told_to_end_goes_no_further_and_leaves_nothing(image: Path) -> None:
+    ran: list[FakeVcpu] = []
+    enclave = launch_that(image, lambda: enclave.terminate("enough"), ran)
+
+    with pytest.raises(LaunchStoppedError, match="enough before the guest ran"):
+        await enclave.__aenter__()
+
+    assert ran == []
+    assert [path for path in image.parent.iterdir() if path.is_socket()] == []
+
+
+async def test_a_launch_that_is_cancelled_goes_no_further_and_leaves_nothing(image: Path) -> None:
+    ran: list[FakeVcpu] = []
+
+    with trio.CancelScope() as scope:
+        async with launch_that(image, scope.cancel, ran):
+            pytest.fail("it was launched")
+
+    assert scope.cancelled_caught
+    assert ran == []
+    assert [path for path in image.parent.iterdir() if path.is_socket()] == []
 
 
 # The console.

@@ -16,7 +16,7 @@ from typing import Final
 from nitro_vmm.address_map import BOOT_PARAMS, MIB
 from nitro_vmm.boot import setup_header as header
 from nitro_vmm.boot.initramfs import spans
-from nitro_vmm.boot.ram import Bytes, Ram
+from nitro_vmm.boot.ram import Bytes, Proceed, Ram, copy, nothing
 
 PAGE_BYTES: Final = 4096
 ALIGNMENT: Final = 4
@@ -54,7 +54,7 @@ def empty(size: int) -> list[Bytes]:
     return [_filler(PAGE_BYTES), bytes(size - PAGE_BYTES)]
 
 
-def fill(ram: Ram, address: int, size: int, ramdisks: Sequence[Bytes]) -> None:
+def fill(ram: Ram, address: int, size: int, ramdisks: Sequence[Bytes], proceed: Proceed = nothing) -> None:
     """Put ramdisks into the place behind its first page.
 
     Args:
@@ -62,10 +62,11 @@ def fill(ram: Ram, address: int, size: int, ramdisks: Sequence[Bytes]) -> None:
         address: Where the place is.
         size: How large it is.
         ramdisks: With `room_for` them no more than this.
+        proceed: See `Proceed`.
     """
     start = address + PAGE_BYTES
     for ramdisk, span in zip(ramdisks, spans(ramdisks), strict=True):
-        ram.slice(start + span.start, len(ramdisk))[:] = ramdisk
+        copy(ram, start + span.start, ramdisk, proceed)
     end = start + _end(ramdisks)
     ram.slice(end, ENTRY_BYTES)[:] = _filler(address + size - end)[:ENTRY_BYTES]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from nitro_vmm.address_map import MIB, RamRange
-from nitro_vmm.boot.ram import Bytes, Ram
+from nitro_vmm.boot.ram import Bytes, Proceed, Ram, copy, nothing
 from nitro_vmm.defaults import MEMORY_PER_IMAGE_BYTE
 from nitro_vmm.errors import ImageError
 
@@ -29,7 +29,13 @@ class Initramfs(NamedTuple):
 
 
 def place(
-    ramdisks: Sequence[Bytes], ram: Ram, ram_ranges: Sequence[RamRange], *, start_min: int, end_max: int
+    ramdisks: Sequence[Bytes],
+    ram: Ram,
+    ram_ranges: Sequence[RamRange],
+    *,
+    start_min: int,
+    end_max: int,
+    proceed: Proceed = nothing,
 ) -> Initramfs:
     """Copy the ramdisks, in order, to the top of the lowest RAM range that has room for all of them.
 
@@ -39,6 +45,7 @@ def place(
         ram_ranges: Where RAM is.
         start_min: The first free address behind the kernel.
         end_max: The first address at which the kernel does not take ramdisks any more.
+        proceed: See `Proceed`.
 
     Raises:
         ImageError: They do not fit. The message names the first ramdisk that does not, and enough memory.
@@ -56,7 +63,7 @@ def place(
         if address < start:
             continue
         for ramdisk, span in zip(ramdisks, found, strict=True):
-            ram.slice(address + span.start, len(ramdisk))[:] = ramdisk
+            copy(ram, address + span.start, ramdisk, proceed)
         return Initramfs(address, size)
 
     number, start = next((number, span.start) for number, span in enumerate(found, 1) if span.stop > room)

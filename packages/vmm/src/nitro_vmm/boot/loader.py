@@ -1,6 +1,6 @@
 """Puts a kernel with all it needs into guest RAM, and says in which state the processor must start it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from nitro_vmm.accel.state import EntryState
 from nitro_vmm.address_map import (
@@ -16,7 +16,7 @@ from nitro_vmm.address_map import (
 )
 from nitro_vmm.boot import acpi, bios, boot_params, command_line, elf, initramfs, kernel, long_mode, mp_table
 from nitro_vmm.boot.payload import Unpack, decompress
-from nitro_vmm.boot.ram import Bytes, Ram
+from nitro_vmm.boot.ram import Bytes, Proceed, Ram, nothing
 
 
 def load(
@@ -32,6 +32,7 @@ def load(
     kvm_clock: bool = False,
     append: Sequence[bytes] = (),
     unpack: Unpack = decompress,
+    proceed: Proceed = nothing,
 ) -> EntryState:
     """Load a kernel, its ramdisks, and the tables that describe the machine to it.
 
@@ -47,19 +48,31 @@ def load(
         kvm_clock: Whether they have kvm-clock, so that the kernel need not know of a CMOS clock.
         append: More arguments for the command line.
         unpack: Decompresses the kernel.
+        proceed: See `Proceed`.
 
     Raises:
         ImageError: The image is broken, unsupported, or does not fit the memory.
     """
     ranges = ram_ranges(memory_bytes)
-    parsed = kernel.parse(kernel_image, memory_bytes=memory_bytes, unpack=unpack)
+
+    def unpack_on(payload: memoryview, *, offset: int, bytes_max: int) -> Iterator[Bytes]:
+        for piece in unpack(payload, offset=offset, bytes_max=bytes_max):
+            proceed()
+            yield piece
+
+    parsed = kernel.parse(kernel_image, memory_bytes=memory_bytes, unpack=unpack_on)
     line = command_line.compose(
         image_command_line,
         (*append, *(command_line.virtio_mmio(slot) for slot in virtio_slots)),
         bytes_max=parsed.command_line_bytes_max,
     )
     loaded = elf.load(parsed.elf, ram, ranges[0])
-    placed = initramfs.place(ramdisks, ram, ranges, start_min=loaded.end, end_max=parsed.initrd_end_max)
+    placed = initramfs.place(
+        *(ramdisks, ram, ranges),
+        start_min=loaded.end,
+        end_max=parsed.initrd_end_max,
+        proceed=proceed,
+    )
     boot_params.write(
         ram,
         setup_header=parsed.setup_header,

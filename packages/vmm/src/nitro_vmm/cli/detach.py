@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from nitro_vmm.cli import codes, launching
-from nitro_vmm.cli.command import complain, say
+from nitro_vmm.cli.command import PROGRAM, complain, say
 from nitro_vmm.cli.exit_code import ExitCode
 from nitro_vmm.cli.streams import tell
 from nitro_vmm.errors import VmmError
@@ -76,6 +76,9 @@ def start(argv: list[str]) -> tuple[int, dict[str, Any] | None, str]:
         code = process.wait()
         messages.seek(0)
         text = messages.read(MESSAGE_BYTES_MAX).decode(errors="replace").rstrip()
+    if code < 0:
+        killed = f"{PROGRAM}: error: the enclave's process was killed by signal {-code} ({codes.KILLED})"
+        text = f"{text}\n{killed}".lstrip()
     return code if code > 0 else ExitCode.FAILED, None, text
 
 

@@ -215,6 +215,11 @@ EXPLAINED: Final = {
         "the kernel panicked, or it was told to stop",
         "boot the image by vmm run --console and read what it prints",
     ),
+    "M37": Explained(
+        "the enclave was told to end before its guest ran",
+        "a signal or vmm stop came while its image was measured and loaded",
+        "nothing; nothing is left of it",
+    ),
     "H01": Explained(
         "too many files are open in this process",
         "each connection of the enclave takes one or two, and the limit is low",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from nitro_vmm.cli import codes
-from nitro_vmm.cli.command import complain
+from nitro_vmm.cli.command import complain, say
 from nitro_vmm.cli.exit_code import ExitCode
 
 HINTS: Final = {
@@ -30,11 +30,19 @@ def complain_of(error: Exception, path: Path | None = None, *, daemon: bool = Fa
     """
     from nitro_eif import EifError  # noqa: PLC0415 - needed now
     from nitro_nsm import NsmError  # noqa: PLC0415
-    from nitro_vmm.errors import HostError, ImageError, UsageError  # noqa: PLC0415
+    from nitro_vmm.errors import (  # noqa: PLC0415
+        HostError,
+        ImageError,
+        LaunchStoppedError,
+        UsageError,
+    )
     from nitro_vsock import VsockError  # noqa: PLC0415
 
     name = codes.code_of(error)
     match error:
+        case LaunchStoppedError():
+            say(str(error), code=name)
+            return ExitCode.TERMINATED if error.signal is None else 128 + error.signal
         case UsageError():
             return complain(error, hint=error.hint, code=ExitCode.USAGE, name=name)
         case ImageError():

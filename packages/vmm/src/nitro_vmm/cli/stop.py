@@ -3,6 +3,7 @@
 import argparse
 import json
 import select
+import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +12,17 @@ from nitro_vmm.cli.command import add_command, add_json, complain
 from nitro_vmm.cli.exit_code import ExitCode
 from nitro_vmm.errors import HostError
 from nitro_vmm.run.control import ask
-from nitro_vmm.run.registry import Entry, alive, directory_of, entries, find, kill, process_of, remove
+from nitro_vmm.run.registry import (
+    STARTING,
+    Entry,
+    alive,
+    directory_of,
+    entries,
+    find,
+    kill,
+    process_of,
+    remove,
+)
 
 if TYPE_CHECKING:
     from nitro_vmm.cli.command import Subparsers
@@ -122,7 +133,10 @@ def end(entry: Entry, timeout_s: float) -> None:
     with process_of(entry) as pidfd:
         if pidfd is None:
             return
-        if timeout_s > 0:
+        if timeout_s > 0 and entry.status == STARTING:  # its process takes no requests yet
+            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+            wait_for(pidfd, timeout_s)
+        elif timeout_s > 0:
             with suppress(HostError), ask(directory_of(entry), "stop"):
                 wait_for(pidfd, timeout_s)
         kill(entry)  # if it is there

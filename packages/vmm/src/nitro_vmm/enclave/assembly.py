@@ -209,7 +209,7 @@ class _Assembler:
         config, accelerator = self.config, self.accelerator
         given = None
         if config.snapshot_path is not None:
-            given = open_given(config, accelerator, self.resources)
+            given = open_given(config, accelerator, self.resources, self.around.proceed)
             if config.eif_path == config.snapshot_path:
                 return self.go_on(self._image_of(given), given, None)
         memory_mib = choose_memory_mib(config)
@@ -263,7 +263,7 @@ class _Assembler:
         """Go on from a saved machine of the cache, if there is one that can."""
         assert isinstance(self.accelerator, SavesMachines)  # noqa: S101 - else there are no parameters
         with ExitStack() as attempt:
-            saved = find(parameters, self.accelerator, attempt)
+            saved = find(parameters, self.accelerator, attempt, self.around.proceed)
             if saved is None:
                 return None
             try:
@@ -297,7 +297,9 @@ class _Assembler:
         saved.load(memory)
         if description.parameters.kind == KERNEL and eif is not None:
             room = description.parameters.ramdisk_bytes
-            canonical.fill(memory.guest, description.ramdisk_address, room, eif.ramdisks)
+            canonical.fill(
+                *(memory.guest, description.ramdisk_address, room, eif.ramdisks), self.around.proceed
+            )
         hardware = make_hardware(image, memory, self.accelerator, self.resources, self.around)
         assembly = self._connect(hardware, None)
         hardware.machine.restore(description.state)

@@ -15,6 +15,7 @@ from nitro_eif import Eif, Measurements, kernel_problem
 from nitro_vmm.accel import Accelerator, EntryState
 from nitro_vmm.address_map import MIB
 from nitro_vmm.boot.loader import load
+from nitro_vmm.boot.ram import Proceed, nothing
 from nitro_vmm.cache import Cache
 from nitro_vmm.enclave.image import MachineChoice, choose_memory_mib, measure_bootable
 from nitro_vmm.enclave.kernel_cache import KernelCache
@@ -41,6 +42,8 @@ class Surroundings:
     """Told what happens, for whoever wants to know when."""
     notes: Sequence[str] = ()
     """More to say once the image is known to boot."""
+    proceed: Proceed = nothing
+    """Called while images are measured and loaded, which may take long; in any thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ def look_at(
     Raises:
         ImageError: The image would not boot.
     """
-    measurements = measure_bootable(eif)
+    measurements = measure_bootable(eif, around.proceed)
     around.timeline.note(MEASURED)
     return Image(measurements, memory_mib, _choose_processors(config, accelerator, around.say))
 
@@ -156,6 +159,7 @@ def boot(
         kvm_clock=machine.kvm_clock,
         append=appended(config),
         unpack=KernelCache(Cache()).contents,
+        proceed=around.proceed,
     )
     around.timeline.note(LOADED)
     return hardware, entry

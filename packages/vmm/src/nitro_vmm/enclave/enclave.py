@@ -34,7 +34,7 @@ from nitro_vmm.enclave.parent import ParentListener, ParentSide
 from nitro_vmm.enclave.published import PublishedPorts
 from nitro_vmm.enclave.security import signing_root
 from nitro_vmm.enclave.tasks import either, ungrouped
-from nitro_vmm.errors import UsageError
+from nitro_vmm.errors import LaunchStoppedError, UsageError
 from nitro_vmm.machine.machine import End, Ending
 from nitro_vsock import Service, UnixHostSide
 
@@ -72,6 +72,7 @@ class Enclave:
         HostError: The host lacks something.
         VsockError: A vsock socket cannot be made.
         NsmError: The test root cannot be made or read.
+        LaunchStoppedError: It was told to end before its guest ran.
         OSError: The image cannot be read.
     """
 
@@ -120,7 +121,8 @@ class Enclave:
     async def __aenter__(self) -> Self:
         self._token = trio.lowlevel.current_trio_token()
         try:
-            self._assembly = await trio.to_thread.run_sync(self._assemble)
+            with ungrouped():
+                self._assembly = await self._assembled()
         except BaseException:
             self._launch.close()
             raise
@@ -147,6 +149,25 @@ class Enclave:
         finally:
             self._parent.end()
             self._launch.close()
+
+    async def _assembled(self) -> Assembly:
+        """Put it together in a thread, which ends within some milliseconds when nobody wants the enclave."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._give_up_when_cancelled)
+            try:
+                return await trio.to_thread.run_sync(self._assemble)
+            except LaunchStoppedError:
+                await trio.lowlevel.checkpoint()  # which raises, if this is because the caller was cancelled
+                raise
+            finally:
+                nursery.cancel_scope.cancel()
+
+    async def _give_up_when_cancelled(self) -> None:
+        # Waiting for a thread cannot be cancelled.
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.give_up("cancelled")
 
     # What is known from the start.
 
@@ -213,6 +234,14 @@ class Enclave:
         await self._ended.wait()
         assert self._result is not None  # noqa: S101 - set before the event
         return self._result
+
+    def give_up(self, reason: str = "given up") -> None:
+        """Put the enclave together no further, if its guest does not run yet; any thread may call this.
+
+        Args:
+            reason: What `LaunchStoppedError` says.
+        """
+        self._launch.give_up(reason)
 
     def terminate(self, reason: str = "ended by its parent") -> None:
         """End the enclave, whatever it does; `wait` tells when it has.
@@ -387,6 +416,7 @@ class Enclave:
     def _stop(self, verdict: Verdict) -> None:
         if self._verdict is None:
             self._verdict = verdict
+        self._launch.give_up(verdict.reason)
         self._launch.stop()
 
     # What the machine calls, in a processor's thread.

@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 from nitro_eif import Architecture, Eif, Measurements, measure_and_checksum, refusals
 from nitro_vmm.address_map import MIB
+from nitro_vmm.boot.ram import Proceed, nothing
 from nitro_vmm.defaults import MEMORY_MIB_DEFAULT, MEMORY_PER_IMAGE_BYTE
 from nitro_vmm.errors import ImageError, UsageError
 
@@ -90,8 +91,12 @@ def choose_memory_mib(config: MachineChoice) -> int:
     return config.memory_mib
 
 
-def measure_bootable(eif: Eif) -> Measurements:
+def measure_bootable(eif: Eif, proceed: Proceed = nothing) -> Measurements:
     """Measure an image, if Nitro would boot it.
+
+    Args:
+        eif: The image.
+        proceed: See `Proceed`; called in several threads, one at a time.
 
     Raises:
         ImageError: It would not.
@@ -103,7 +108,7 @@ def measure_bootable(eif: Eif) -> Measurements:
             offset=6,
             code="M17",
         )
-    measured = measure_and_checksum(eif)
+    measured = measure_and_checksum(eif, progress=lambda _done, _total: proceed())
     # A kernel that only Nitro cannot load, such as a vmlinux, boots here.
     found = [finding for finding in refusals(eif, measured=measured) if finding.code != "kernel-format"]
     if found:

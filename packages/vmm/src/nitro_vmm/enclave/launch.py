@@ -18,6 +18,7 @@ from nitro_vmm.enclave.console import Console, ConsoleSink
 from nitro_vmm.enclave.image import MachineChoice
 from nitro_vmm.enclave.timeline import Timeline
 from nitro_vmm.enclave.watch import ConsoleWatch
+from nitro_vmm.errors import LaunchStoppedError
 from nitro_vmm.machine.machine import Ending, Machine
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Launch:
         self._accelerator = accelerator
         self._machine: Machine | None = None
         self._stopped = False
+        self._given_up = ""
 
     def seconds(self) -> float:
         """How long ago the launch began."""
@@ -77,7 +79,8 @@ class Launch:
             EifError: It is not an image.
             UsageError: The configuration cannot be.
             HostError: The host lacks something.
-            OSError: The image cannot be read.
+            LaunchStoppedError: It was given up.
+        OSError: The image cannot be read.
         """
         accelerator, around = self.open()
         hardware, entry = boot_cold(self._choice, accelerator, self.resources, around)
@@ -103,6 +106,7 @@ class Launch:
             say=self.say,
             timeline=self.timeline,
             notes=notes,
+            proceed=self._proceed,
         )
         return accelerator, around
 
@@ -128,6 +132,20 @@ class Launch:
 
         self.timeline.note(timeline.STARTED)
         threading.Thread(target=run, name="guest", daemon=True).start()
+
+    def give_up(self, reason: str) -> None:
+        """Let no guest run that does not run yet: measuring and loading then end within some milliseconds.
+
+        Any thread may call this, and a handler of signals.
+
+        Args:
+            reason: What `LaunchStoppedError` says; the first one counts.
+        """
+        self._given_up = self._given_up or reason
+
+    def _proceed(self) -> None:
+        if self._given_up:
+            raise LaunchStoppedError(self._given_up)
 
     def stop(self) -> None:
         """End the guest, whatever it does, or let it not begin."""

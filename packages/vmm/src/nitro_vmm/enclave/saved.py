@@ -10,6 +10,7 @@ from nitro_eif import Eif, Measurements
 from nitro_vmm.accel import Accelerator, SavesMachines
 from nitro_vmm.address_map import COMMAND_LINE_BYTES_MAX, MIB, virtio_slot
 from nitro_vmm.boot import canonical, command_line
+from nitro_vmm.boot.ram import Proceed, nothing
 from nitro_vmm.cache import Cache
 from nitro_vmm.config import EnclaveConfig
 from nitro_vmm.enclave.boot import appended
@@ -86,7 +87,12 @@ def refusal_name(parameters: Parameters) -> str:
     return entry_name(parameters).replace(parameters.kind, "refused", 1)
 
 
-def find(parameters: Parameters, accelerator: SavesMachines, resources: ExitStack) -> Saved | None:
+def find(
+    parameters: Parameters,
+    accelerator: SavesMachines,
+    resources: ExitStack,
+    proceed: Proceed = nothing,
+) -> Saved | None:
     """The saved machine of the cache, if there is one that is whole; one that is not is removed."""
     cache, name = Cache(), entry_name(parameters)
     file = cache.open(name)
@@ -94,7 +100,7 @@ def find(parameters: Parameters, accelerator: SavesMachines, resources: ExitStac
         return None
     resources.callback(file.close)
     try:
-        saved = read(file, accelerator.vm_state)
+        saved = read(file, accelerator.vm_state, proceed)
     except (StateError, OSError):
         forget(parameters)
         return None
@@ -107,7 +113,9 @@ def forget(parameters: Parameters) -> None:
         Cache().remove(entry_name(parameters))
 
 
-def open_given(config: EnclaveConfig, accelerator: Accelerator, resources: ExitStack) -> Saved:
+def open_given(
+    config: EnclaveConfig, accelerator: Accelerator, resources: ExitStack, proceed: Proceed = nothing
+) -> Saved:
     """The saved machine that the configuration names.
 
     Raises:
@@ -123,7 +131,7 @@ def open_given(config: EnclaveConfig, accelerator: Accelerator, resources: ExitS
             raise StateError(f"{path} is no saved machine, but a directory, a device or a pipe")
         file = path.open("rb")
         resources.callback(file.close)
-        saved = read(file, opened.vm_state)
+        saved = read(file, opened.vm_state, proceed)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", hint="vmm snapshot makes one") from error
     found = saved.description.parameters

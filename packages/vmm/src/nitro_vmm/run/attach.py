@@ -6,6 +6,7 @@ heartbeat, and there are mostly two processors.
 
 import logging
 import os
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING
 from nitro_vmm.accel import Accelerator
 from nitro_vmm.enclave.image import MachineChoice
 from nitro_vmm.enclave.launch import Launch
+from nitro_vmm.errors import LaunchStoppedError
 from nitro_vmm.run.console_writer import ConsoleWriter
 from nitro_vmm.run.escapes import EscapeFilter
-from nitro_vmm.run.signals import EarlySignals
+from nitro_vmm.run.signals import EarlySignals, said
 from nitro_vmm.run.terminal import terminal_without_echo
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ def attach(
         launched: Called when nothing can keep the guest from running any more.
 
     Raises:
+        LaunchStoppedError: A signal came before the guest ran.
         VmmError, EifError, VsockError, NsmError, OSError: See `Enclave`.
     """
     clean = bytes if raw_console or not os.isatty(console_fd) else EscapeFilter().feed
@@ -62,15 +65,17 @@ def attach(
         assert choice is not None  # noqa: S101 - one of them is there
         launch = Launch(choice, console_sink=writer, accelerator=accelerator, say=say, started_s=started_s)
         resources.callback(launch.close)
-        if config is None:
-            try:
+        early.tell(lambda number: launch.give_up(f"ended by {said(signal.Signals(number))}"))
+        try:
+            if config is None or config.begins_at_once:
                 launch.begin()
-            except Exception:
-                load_config()  # what is wrong with it comes first
-                raise
-            config = load_config()
-        elif config.begins_at_once:
-            launch.begin()
+        except LaunchStoppedError as error:
+            error.signal = early.first
+            raise
+        except Exception:
+            load_config()  # what is wrong with it comes first
+            raise
+        config = config or load_config()
         if config.shows_console:
             resources.enter_context(terminal_without_echo())
             launched = _both(writer.release, launched)

@@ -19,7 +19,7 @@ from nitro_vmm.accel import Accelerator
 from nitro_vmm.config import EnclaveConfig
 from nitro_vmm.enclave import Enclave, Result
 from nitro_vmm.enclave.tasks import ungrouped
-from nitro_vmm.errors import UsageError
+from nitro_vmm.errors import LaunchStoppedError, UsageError
 from nitro_vmm.run.control import REQUEST_BYTES_MAX
 from nitro_vmm.run.log_file import LogFile
 from nitro_vmm.run.registry import ENDED, RUNNING, Entry, Registration, control_address
@@ -58,6 +58,7 @@ def see_through(
     Raises:
         UsageError: Its name or CID is taken.
         HostError: The registry cannot be used.
+        LaunchStoppedError: A signal came before the guest ran.
         VmmError, EifError, VsockError, NsmError, OSError: See `Enclave`.
     """
     wanted = Entry(
@@ -120,26 +121,30 @@ async def _serve(
     async def note_boot() -> None:
         registration.update(booted_s=round(await enclave.booted(), 3))
 
-    with ungrouped(), receiver() as signals, _listen(registration.directory) as listener:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(obey, signals)
-            async with enclave:
-                registration.update(
-                    status=RUNNING,
-                    id=enclave.module_id,
-                    memory_mib=enclave.memory_mib,
-                    processors=enclave.processors,
-                    measurements=enclave.measurements.as_json(),
-                    published=[f"{place}={port}" for place, port in enclave.published],
-                    kms=None if enclave.kms_endpoint is None else str(enclave.kms_endpoint),
-                )
-                started(registration.entry)
-                server = Server(enclave, registration.entry)
-                nursery.start_soon(server.serve, listener)
-                nursery.start_soon(_unless_it_ends, note_boot)
-                result = await enclave.wait()
-                await server.finish()
-            nursery.cancel_scope.cancel()
+    try:
+        with ungrouped(), receiver() as signals, _listen(registration.directory) as listener:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(obey, signals)
+                async with enclave:
+                    registration.update(
+                        status=RUNNING,
+                        id=enclave.module_id,
+                        memory_mib=enclave.memory_mib,
+                        processors=enclave.processors,
+                        measurements=enclave.measurements.as_json(),
+                        published=[f"{place}={port}" for place, port in enclave.published],
+                        kms=None if enclave.kms_endpoint is None else str(enclave.kms_endpoint),
+                    )
+                    started(registration.entry)
+                    server = Server(enclave, registration.entry)
+                    nursery.start_soon(server.serve, listener)
+                    nursery.start_soon(_unless_it_ends, note_boot)
+                    result = await enclave.wait()
+                    await server.finish()
+                nursery.cancel_scope.cancel()
+    except LaunchStoppedError as error:
+        error.signal = received
+        raise
     return result, received
 
 

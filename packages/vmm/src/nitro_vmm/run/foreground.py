@@ -15,6 +15,7 @@ from nitro_vmm.enclave.launch import Launch
 from nitro_vmm.enclave.outcome import EnclaveEndedError, Result
 from nitro_vmm.enclave.tasks import ungrouped
 from nitro_vmm.enclave.timeline import Timeline
+from nitro_vmm.errors import LaunchStoppedError
 from nitro_vmm.run.process import notify
 from nitro_vmm.run.signals import EarlySignals, receiver, said
 from nitro_vmm.run.terminal import may_read, pollable, stdin_fd
@@ -49,6 +50,7 @@ async def see_through(
         launched: Called when nothing can keep the guest from running any more.
 
     Raises:
+        LaunchStoppedError: A signal came before the guest ran.
         VmmError, EifError, VsockError, NsmError, OSError: See `Enclave`.
     """
     enclave = Enclave(config, launch=launch)
@@ -65,20 +67,24 @@ async def see_through(
         async for number in signals:
             end(number)
 
-    with ungrouped(), receiver() as signals:
-        if early.first is not None:
-            end(early.first)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(obey, signals)
-            async with enclave:
-                launched()
-                if enclave.config.shows_console:
-                    nursery.start_soon(_feed_console, enclave)
-                elif enclave.config.console is None:
-                    launch.say(HIDDEN)
-                nursery.start_soon(_notify_boot, enclave)
-                result = await enclave.wait()
-            nursery.cancel_scope.cancel()
+    try:
+        with ungrouped(), receiver() as signals:
+            if early.first is not None:
+                end(early.first)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(obey, signals)
+                async with enclave:
+                    launched()
+                    if enclave.config.shows_console:
+                        nursery.start_soon(_feed_console, enclave)
+                    elif enclave.config.console is None:
+                        launch.say(HIDDEN)
+                    nursery.start_soon(_notify_boot, enclave)
+                    result = await enclave.wait()
+                nursery.cancel_scope.cancel()
+    except LaunchStoppedError as error:
+        error.signal = received
+        raise
     return Attached(result, received, enclave.timeline, config.shows_console)
 
 

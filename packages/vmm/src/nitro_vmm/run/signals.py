@@ -1,7 +1,7 @@
 """Which signals end an enclave in order."""
 
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
@@ -30,6 +30,13 @@ class EarlySignals:
         self.first: int | None = None
         """Its number; `None` while there was none."""
         self._before: dict[int, Any] = {}
+        self._tell: Callable[[int], None] = lambda _number: None
+
+    def tell(self, whom: Callable[[int], None]) -> None:
+        """Have the first one told at once; in the handler, so nothing there may wait for a lock."""
+        self._tell = whom
+        if self.first is not None:
+            whom(self.first)
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._note) for number in _ending()}
@@ -44,6 +51,7 @@ class EarlySignals:
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self.first is None:
             self.first = number
+            self._tell(number)
 
 
 def _ending() -> list[int]:

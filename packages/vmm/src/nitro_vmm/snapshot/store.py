@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 from nitro_vmm.accel import VmState
+from nitro_vmm.boot.ram import COPY_BYTES, Proceed, nothing
 from nitro_vmm.errors import HostError, StateError
 from nitro_vmm.machine.memory import Memory
 from nitro_vmm.snapshot.codec import decode, encode
@@ -105,12 +106,13 @@ class Saved(NamedTuple):
                 raise HostError(f"the saved machine's memory: {error.strerror}") from error
 
 
-def read(file: BinaryIO, vm_state: type[VmState]) -> Saved:
+def read(file: BinaryIO, vm_state: type[VmState], proceed: Proceed = nothing) -> Saved:
     """Read a saved machine, and see that it is whole.
 
     Args:
         file: The file; only its owner may write it, because a guest goes on from what is in it.
         vm_state: The class of the accelerator's state.
+        proceed: See `Proceed`.
 
     Raises:
         StateError: It is none, is damaged, or others may write it.
@@ -123,9 +125,13 @@ def read(file: BinaryIO, vm_state: type[VmState]) -> Saved:
         raise StateError("others may write the saved machine", hint="chmod go-w, if you trust what it holds")
     header = parse_header(os.pread(file.fileno(), HEADER.size, 0), file_bytes=status.st_size)
     with mmap.mmap(file.fileno(), status.st_size, prot=mmap.PROT_READ) as data, memoryview(data) as view:
-        with view[DIGESTED_FROM:] as digested:
-            if hashlib.new(DIGEST, digested).digest() != header.digest:
-                raise StateError("the saved machine is damaged: its digest is not the one that it says")
+        digest = hashlib.new(DIGEST)
+        for start in range(DIGESTED_FROM, len(view), COPY_BYTES):
+            proceed()
+            with view[start : start + COPY_BYTES] as piece:
+                digest.update(piece)
+        if digest.digest() != header.digest:
+            raise StateError("the saved machine is damaged: its digest is not the one that it says")
         encoded = data[HEADER.size : HEADER.size + header.description_bytes]
     extended: Mapping[type, type] = {VmState: vm_state}
     description = decode(encoded, Description, extended=extended)
