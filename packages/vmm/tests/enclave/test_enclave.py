@@ -1,6 +1,7 @@
 """An enclave's life and its verdicts, with processors that are Python functions."""
 
 import socket
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -262,6 +263,9 @@ def launch_that(image: Path, ends: Callable[[], object], ran: list[FakeVcpu]) ->
     def end_the_launch(text: str) -> None:
         if text.startswith("booting "):
             trio.from_thread.run_sync(ends)
+            pause = threading.Event()
+            while not enclave._launch._given_up:
+                pause.wait(0.001)
 
     def program(vcpu: FakeVcpu) -> Exit:
         ran.append(vcpu)
@@ -270,7 +274,8 @@ def launch_that(image: Path, ends: Callable[[], object], ran: list[FakeVcpu]) ->
     config = EnclaveConfig.model_validate(
         {"eif_path": image, "vsock_path": image.with_name("vsock"), "publish": [f"unix:{image}.port:5000"]}
     )
-    return Enclave(config, accelerator=FakeAccelerator(program), say=end_the_launch)
+    enclave = Enclave(config, accelerator=FakeAccelerator(program), say=end_the_launch)
+    return enclave
 
 
 async def test_a_launch_that_is_told_to_end_goes_no_further_and_leaves_nothing(image: Path) -> None:
