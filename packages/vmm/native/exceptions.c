@@ -29,11 +29,20 @@ _Noreturn void raise_exception(env *registers, int vector, int error_code, uintp
     __builtin_unreachable();
 }
 
+/* An exception of a program's leaves SS empty, without its size. 64-bit code does not heed it, but QEMU would
+ * translate the kernel's handlers once for each size. Whatever loads a segment computes it anew. */
+static void forget_stack_size(env *registers)
+{
+    if (ENV_HFLAGS(registers) & HFLAGS_CS64)
+        ENV_HFLAGS(registers) |= HFLAGS_SS32;
+}
+
 /* Deliver the exception that is pending. Each one ends in a handler, or at a triple fault, so after it is the
  * place to obey a stop: a guest that faults for ever never comes to where Unicorn looks for one. */
 static void deliver(struct machine *machine)
 {
     original.x86_cpu_do_interrupt_x86_64(machine->processor);
+    forget_stack_size(machine->registers);
     CPU_EXCEPTION_INDEX(machine->processor) = -1;
     if (machine->stop)
         leave(machine);
@@ -115,6 +124,7 @@ bool x86_cpu_exec_interrupt_x86_64(cpu *processor, int request)
     int vector = (int)machine->vector;
     __atomic_fetch_and(&CPU_INTERRUPT_REQUEST(processor), ~REQUEST_VIRQ, __ATOMIC_SEQ_CST);
     original.do_interrupt_x86_hardirq_x86_64(registers, vector, 1);
+    forget_stack_size(registers);
     return true;
 }
 

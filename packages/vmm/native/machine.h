@@ -91,6 +91,7 @@ struct machine {
     uint8_t running;
     uint8_t triple_fault;
     uint8_t watches_programs; /* stop where a program is about to run */
+    uint8_t had_programs;     /* code of programs was translated */
     uint8_t at_program;       /* stopped there, and nobody was told */
     uint8_t timer_was_armed;  /* the time stamp counter's deadline; see `watch_page` in programs.c */
     uint8_t at_page;          /* the watched page was touched, and nobody was told */

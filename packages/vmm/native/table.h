@@ -86,6 +86,7 @@
     X(void *, find_memory_mapping_x86_64, (uc *, uint64_t))                                                      \
     /* translate.c */                                                                                            \
     X(void, translator_loop_x86_64, (const void *, void *, cpu *, void *, int)) /* sees each instruction first */ \
+    X(void, tcg_optimize_x86_64, (void *))                                 /* not for code that runs once */     \
     X(uint32_t, cpu_ldub_code_x86_64, (env *, uint64_t))                   /* UD2 for what is refused */         \
     X(void, tcg_gen_qemu_ld_i64_x86_64, (void *, void *, void *, uint64_t, int)) /* alignment of SSE operands */ \
     X(void, tcg_gen_qemu_st_i64_x86_64, (void *, void *, void *, uint64_t, int))                                 \

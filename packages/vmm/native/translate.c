@@ -11,6 +11,8 @@
  * - At each block's start Unicorn calls a function that looks whether somebody wants the processor. Here it is
  *   a load and a branch, and only in blocks that may end with a jump backwards. Each loop has one of these, or
  *   comes by `helper_lookup_tb_ptr`, which looks, too.
+ * - QEMU's optimizer costs an eighth of a translation, and makes code a little faster. A booting kernel runs most
+ *   of its code once or twice, so it is left out until there is a program.
  * - LOCK NEG leaves wrong flags; with one processor it is the same without LOCK.
  * - Blocks of many x87 operations are cut, because QEMU writes past a table after a few hundred of them. */
 
@@ -45,6 +47,7 @@ static __thread __attribute__((tls_model("initial-exec"))) struct {
     bool wanted_check;           /* the block's start has still to be translated */
     void *leave_label;           /* where a block goes whose processor is wanted; NULL if it has none */
     void *check;                 /* QEMU's operation that goes there */
+    bool in_haste;               /* it is not worth to optimize the block */
     bool may_loop;               /* the block may go on with itself or an earlier one, without any detour */
     bool align;                  /* the next access of 8 bytes is the first half of an aligned operand */
 } current = {.refused_at = NOWHERE, .lock_at = NOWHERE};
@@ -210,14 +213,17 @@ static void translate_instruction(void *disassembly, cpu *processor)
 
 void translator_loop_x86_64(const void *operations, void *disassembly, cpu *processor, void *block, int max)
 {
+    struct machine *machine = CPU_MACHINE(processor);
     void *const *theirs = operations;
     void *ours[TRANSLATOR_OPERATIONS];
 
     current.leave_label = current.check = NULL;
-    current.may_loop = false;
-    current.wanted_check = CPU_MACHINE(processor) != NULL;
+    current.may_loop = current.in_haste = false;
+    current.wanted_check = machine != NULL;
     forget_instruction(); /* a fault may have ended the last translation */
-    if (CPU_MACHINE(processor) != NULL) {
+    if (machine != NULL) {
+        machine->had_programs |= (BLOCK_FLAGS(block) & HFLAGS_CPL) == HFLAGS_CPL;
+        current.in_haste = !machine->had_programs;
         for (int at = 0; at < TRANSLATOR_OPERATIONS; at++)
             ours[at] = theirs[at];
         current.translate_instruction = theirs[TRANSLATE_INSTRUCTION];
@@ -227,6 +233,12 @@ void translator_loop_x86_64(const void *operations, void *disassembly, cpu *proc
     original.translator_loop_x86_64(operations, disassembly, processor, block, max);
     if (current.check != NULL && !current.may_loop)
         original.tcg_op_remove_x86_64(UC_TCG(CPU_UC(processor)), current.check); /* what leads to it goes with it */
+}
+
+void tcg_optimize_x86_64(void *tcg)
+{
+    if (!current.in_haste)
+        original.tcg_optimize_x86_64(tcg);
 }
 
 void helper_check_exit_request_x86_64(uc *engine, uint32_t in_delay_slot)
