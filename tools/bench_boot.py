@@ -141,13 +141,16 @@ def launch_qemu(image: Path, memory_mib: int, *, qemu: str = QEMU) -> Launch:
     Raises:
         LaunchError: there was no heartbeat.
     """
-    with tempfile.TemporaryDirectory() as scratch, qemu_command(image, memory_mib, scratch, qemu) as command:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        qemu_command(image, memory_mib, scratch, qemu) as (command, _),
+    ):
         return launch(command, Path(scratch))
 
 
 @contextmanager
-def qemu_command(image: Path, memory_mib: int, scratch: str, qemu: str) -> Iterator[list[str]]:
-    """What starts QEMU's microvm, which its machine ``nitro-enclave`` is made of, on our vsock daemon.
+def qemu_command(image: Path, memory_mib: int, scratch: str, qemu: str) -> Iterator[tuple[list[str], int]]:
+    """What starts QEMU's microvm, which its machine ``nitro-enclave`` is made of, and our vsock daemon's pid.
 
     Raises:
         LaunchError: the daemon does not start.
@@ -166,7 +169,7 @@ def qemu_command(image: Path, memory_mib: int, scratch: str, qemu: str) -> Itera
                     if daemon.poll() is not None:
                         raise LaunchError("the vsock daemon did not start, see its message above")
                     time.sleep(0.01)
-                yield [
+                command = [
                     *(qemu, "-M", "microvm,acpi=off,memory-backend=memory", "-accel", "tcg", "-no-reboot"),
                     *("-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"),
                     *("-global", "virtio-mmio.force-legacy=off", "-m", str(memory_mib)),
@@ -175,6 +178,7 @@ def qemu_command(image: Path, memory_mib: int, scratch: str, qemu: str) -> Itera
                     *("-device", "vhost-user-vsock-device,chardev=vhost"),
                     *("-kernel", str(kernel), "-initrd", str(initrd), "-append", cmdline),
                 ]
+                yield command, daemon.pid
             finally:
                 daemon.terminate()
 

@@ -1,8 +1,9 @@
-"""Measure what an answer from the enclave costs: ``python tools/bench_round_trips.py``.
+"""Measure what vsock does through the guest: ``python tools/bench_round_trips.py``.
 
-The parent asks the enclave for the time over vsock, again and again, in turns with QEMU's microvm on our
-vsock daemon. And it asks for a new attestation document, which takes a trip to the security module as well.
-Debian's QEMU has no such device to compare with.
+Questions and answers of a byte, connections from either side, and bytes in both directions, in turns with
+QEMU's microvm on our vsock daemon. Processor time counts the machine with all its threads, and the daemon
+where there is one. And the enclave is asked for new attestation documents, which takes a trip to the security
+module as well; Debian's QEMU has no such device to compare with.
 """
 
 import argparse
@@ -14,96 +15,187 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import guest_clock
+import guest_traffic
 import images
-from bench_boot import QEMU, LaunchError, qemu_command
+from bench_boot import QEMU, LaunchError, cpu_clock, qemu_command
 from debian import say
-from guest_clock import PATIENCE_S, PORT, ClockError, GuestClock
+from guest_clock import ClockError
+from guest_traffic import GuestTraffic, TrafficError
 
 MEMORY_MIB = 256
 HEARTBEAT_PORT = 9000
 QUESTIONS = 300
+WARM_UP = 200
+TURNS = 6
+"""How often the machines, which run side by side, are measured in turns, because on a shared computer only
+what was measured within the same second compares."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One kind of traffic."""
+
+    move: Callable[[GuestTraffic, int], None]
+    count: int
+    """How many are moved in one measurement."""
+
+
+ROWS = {
+    "round trips": Row(GuestTraffic.round_trips, 500),
+    "guest connects": Row(GuestTraffic.guest_connects, 300),
+    "host connects": Row(GuestTraffic.host_connects, 200),
+    "MiB out": Row(GuestTraffic.mib_out, 64),
+    "MiB in": Row(GuestTraffic.mib_in, 64),
+}
+DOCUMENTS = "documents"
+
+Figures = dict[str, list[dict[str, float]]]
+"""For each row, what each round has measured: how many a second, and microseconds of processor for each."""
 
 
 @contextmanager
-def in_qemu(image: Path, *, qemu: str) -> Iterator[GuestClock]:
-    """The enclave that tells the time, in QEMU.
+def in_vmm(image: Path, *, vmm: str) -> Iterator[tuple[GuestTraffic, list[int]]]:
+    """The enclave on our machine, and the processes that count."""
+    with TemporaryDirectory() as scratch, closing(GuestTraffic(f"{scratch}/vsock")) as traffic:
+        options = ["--memory-mib", str(MEMORY_MIB), "--vsock-path", f"{scratch}/vsock", "--quiet"]
+        with subprocess.Popen(
+            [vmm, "run", str(image), *options], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        ) as machine:
+            try:
+                traffic.accept()
+                yield traffic, [machine.pid]
+            finally:
+                machine.terminate()
+
+
+@contextmanager
+def in_qemu(image: Path, *, qemu: str) -> Iterator[tuple[GuestTraffic, list[int]]]:
+    """The enclave in QEMU, and the processes that count.
 
     Raises:
         LaunchError: it does not connect.
     """
-    with (
-        TemporaryDirectory() as scratch,
-        socket.socket(socket.AF_UNIX) as heartbeat,
-        socket.socket(socket.AF_UNIX) as listener,
-        qemu_command(image, MEMORY_MIB, scratch, qemu) as command,
-    ):
-        for sock, port in ((heartbeat, HEARTBEAT_PORT), (listener, PORT)):
-            sock.bind(f"{scratch}/vsock_{port}")
-            sock.listen()
-            sock.settimeout(PATIENCE_S)
-        with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as machine:
-            try:
-                beat, _ = heartbeat.accept()
-                with beat:
-                    beat.sendall(beat.recv(1))
-                stream, _ = listener.accept()
-                with stream:
-                    yield GuestClock(stream)
-            except TimeoutError as error:
-                raise LaunchError("the enclave in QEMU does not connect") from error
-            finally:
-                machine.kill()
+    with ExitStack() as stack:
+        scratch = stack.enter_context(TemporaryDirectory())
+        heartbeat = stack.enter_context(socket.socket(socket.AF_UNIX))
+        heartbeat.bind(f"{scratch}/vsock_{HEARTBEAT_PORT}")
+        heartbeat.listen()
+        heartbeat.settimeout(guest_traffic.PATIENCE_S)
+        traffic = stack.enter_context(closing(GuestTraffic(f"{scratch}/vsock")))
+        command, daemon_pid = stack.enter_context(qemu_command(image, MEMORY_MIB, scratch, qemu))
+        nothing = subprocess.DEVNULL
+        machine = stack.enter_context(
+            subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
+        )
+        stack.callback(machine.kill)
+        try:
+            beat, _ = heartbeat.accept()
+        except TimeoutError as error:
+            raise LaunchError("the enclave in QEMU does not connect") from error
+        with beat:
+            beat.sendall(beat.recv(1))
+        traffic.accept()
+        yield traffic, [machine.pid, daemon_pid]
 
 
-def microseconds(ask: Callable[[], object]) -> float:
-    """The median of many questions."""
-    took = []
-    for _ in range(QUESTIONS):
-        began = time.perf_counter()
-        ask()
-        took.append(time.perf_counter() - began)
-    return 1e6 * statistics.median(took)
+def measure(move: Callable[[int], object], count: int, pids: list[int]) -> dict[str, float]:
+    """One measurement."""
+    used_s = sum(time.clock_gettime(cpu_clock(pid)) for pid in pids)
+    began = time.perf_counter()
+    move(count)
+    took_s = time.perf_counter() - began
+    used_s = sum(time.clock_gettime(cpu_clock(pid)) for pid in pids) - used_s
+    return {"per second": count / took_s, "processor, us": 1e6 * used_s / count}
+
+
+def measure_documents(image: Path) -> dict[str, float]:
+    """Documents of the security module, as their receiver sees it.
+
+    Raises:
+        ClockError: the enclave does not answer.
+    """
+    with guest_clock.running(image, "--memory-mib", str(MEMORY_MIB)) as clock:
+        took = []
+        for _ in range(QUESTIONS):
+            began = time.perf_counter()
+            clock.attested()
+            took.append(time.perf_counter() - began)
+    return {"per second": 1 / statistics.median(took)}
+
+
+def medians(measured: list[dict[str, float]]) -> dict[str, float]:
+    """The median of each figure."""
+    return {name: statistics.median(one[name] for one in measured) for name in measured[0]}
+
+
+def table(figures: dict[str, Figures]) -> str:
+    """All medians, and how our rates compare with each other machine's: medians of the turns' ratios."""
+    ours, *others = figures
+    lines = []
+    for row, measured in figures[ours].items():
+        line = f"{row}: {_told(medians(measured))}"
+        for other in others:
+            if theirs := figures[other].get(row):
+                ratios = [
+                    one["per second"] / two["per second"] for one, two in zip(measured, theirs, strict=True)
+                ]
+                line += f"; {other} {_told(medians(theirs))}, ratio {statistics.median(ratios):.2f}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _told(figures: dict[str, float]) -> str:
+    text = f"{figures['per second']:.0f}/s"
+    return text + (f" ({figures['processor, us']:.0f} us)" if "processor, us" in figures else "")
 
 
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(
-        description="Measure round trips to an enclave over vsock, and on to its security module.",
+        description="Measure vsock through an enclave, and trips on to its security module.",
         epilog="example: nox -s 'bench(round trips)' -- --rounds 5 --json",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="boots of each (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="boots of each machine (default: %(default)s)")
     parser.add_argument("--qemu", default=QEMU, metavar="COMMAND", help="default: %(default)s")
+    parser.add_argument("--other", metavar="VMM", help="another version's vmm, to compare with as well")
+    parser.add_argument("--only", choices=[*ROWS, DOCUMENTS], help="one row only")
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     options = parser.parse_args()
-    figures: dict[str, list[float]] = {"vsock": [], "vsock in QEMU": [], "vsock and security module": []}
+    machines = {"vmm": partial(in_vmm, vmm=images.command("vmm"))}
+    if options.other:
+        machines["the other"] = partial(in_vmm, vmm=options.other)
+    if shutil.which(options.qemu):
+        machines["QEMU"] = partial(in_qemu, qemu=options.qemu)
+    rows = {name: row for name, row in ROWS.items() if options.only in (None, name)}
+    figures: dict[str, Figures] = {name: {} for name in machines}
     try:
-        image = guest_clock.build("nitro")
-        in_other = partial(in_qemu, image, qemu=options.qemu) if shutil.which(options.qemu) else None
+        image = guest_traffic.build("nitro")
+        clock_image = guest_clock.build("nitro")
         for number in range(options.rounds):
-            with guest_clock.running(image, "--memory-mib", str(MEMORY_MIB)) as clock:
-                figures["vsock"].append(microseconds(clock.read))
-                figures["vsock and security module"].append(microseconds(clock.attested))
-            if in_other is not None:
-                with in_other() as clock:
-                    figures["vsock in QEMU"].append(microseconds(clock.read))
+            with ExitStack() as stack:
+                enclaves = {}
+                for name, machine in machines.items() if rows else ():
+                    enclaves[name] = stack.enter_context(machine(image))
+                    enclaves[name][0].round_trips(WARM_UP)
+                for row, of in rows.items():
+                    for _ in range(TURNS):
+                        for name, (traffic, pids) in enclaves.items():
+                            one = measure(partial(of.move, traffic), of.count, pids)
+                            figures[name].setdefault(row, []).append(one)
+            if options.only in (None, DOCUMENTS):
+                figures["vmm"].setdefault(DOCUMENTS, []).append(measure_documents(clock_image))
             say(f"  {number + 1}/{options.rounds}")
-    except (ClockError, LaunchError, *images.ERRORS) as error:
+    except (ClockError, LaunchError, TrafficError, OSError, *images.ERRORS) as error:
         say(f"error: {error}")
         return 1
-    medians = {name: statistics.median(one) for name, one in figures.items() if one}
-    if options.json:
-        print(json.dumps({"microseconds": medians, "rounds": figures}, indent=2))
-    else:
-        for name, value in medians.items():
-            print(f"{name}: {value:.0f} us")
+    print(json.dumps(figures, indent=2) if options.json else table(figures))
     return 0
 
 
