@@ -227,6 +227,21 @@ def test_interrupts_as_used_event_says() -> None:
     assert driver.queue.publish()
 
 
+def test_some_chains_may_come_without_a_kick() -> None:
+    driver = FakeDriver(guest_ram(), event_idx=True)
+    assert not driver.queue.enable_notifications(silent=1)
+
+    driver.offer(readable=[b"a"])
+    first = driver.wants_kick()
+    driver.offer(readable=[b"b"])
+    second = driver.wants_kick()
+
+    assert (first, second) == (False, True)
+    assert driver.queue.has_chains
+    driver.queue.pop_many(2)
+    assert not driver.queue.has_chains
+
+
 @pytest.mark.parametrize("event_idx", [False, True])
 def test_kicks_only_when_asked_for(*, event_idx: bool) -> None:
     driver = FakeDriver(guest_ram(), event_idx=event_idx)

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from nitro_vmm.accel import Bus, Debug, EntryState, Exit, ExitReason, Line, Ram, Vcpu, VmState
+from nitro_vmm.accel import Attended, Bus, Debug, EntryState, Exit, ExitReason, Line, Ram, Vcpu, VmState
 from nitro_vmm.address_map import COM1
 from nitro_vmm.boot import elf
 
@@ -157,6 +157,9 @@ class FakeVm:
 
     def signal_on_write(self, address: int, value: int, eventfd: int) -> None:
         """See `Vm.signal_on_write`; does nothing."""
+
+    def attend(self, device: Attended) -> None:
+        """See `Vm.attend`; does nothing."""
 
     def locked(self, function: Callable[[], None]) -> None:
         """See `Vm.locked`."""

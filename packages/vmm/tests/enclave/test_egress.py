@@ -61,11 +61,17 @@ async def read_all(stream: trio.SocketStream) -> bytes:
     return b"".join([bytes(piece) async for piece in stream])
 
 
+def dial(out: Egress, target: Endpoint) -> Future[socket.socket]:
+    future: Future[socket.socket] = Future()
+    out.dial(target, future)
+    return future
+
+
 async def test_a_proxied_port_leads_to_its_endpoint() -> None:
     async with echo_server() as port:
         proxied = Proxied(port=8000, target=Endpoint(host="127.0.0.1", port=port))
         async with egress(proxied=(proxied,)) as out:
-            parent = ParentSide(None, out, lambda: None)
+            parent = ParentSide(None, out, lambda: None, soon=lambda function: function())
             future = parent.connect(8000, SocketType.STREAM)
             assert isinstance(future, Future)
             sock = await result(future)
@@ -81,7 +87,7 @@ async def test_an_endpoint_that_refuses_is_a_refusal_and_logged(caplog: pytest.L
     target = Endpoint(host="127.0.0.1", port=unused_port())
     async with egress() as out:
         with pytest.raises(ConnectionRefusedError):
-            await result(out.dial(target))
+            await result(dial(out, target))
 
     assert f"the enclave's connection to {target} failed: Connection refused" in caplog.text
 
@@ -89,7 +95,7 @@ async def test_an_endpoint_that_refuses_is_a_refusal_and_logged(caplog: pytest.L
 async def test_connections_on_their_way_are_bounded() -> None:
     async with egress() as out:
         target = Endpoint(host="127.0.0.1", port=unused_port())
-        futures = [out.dial(target) for _ in range(CONNECTING_MAX + 1)]
+        futures = [dial(out, target) for _ in range(CONNECTING_MAX + 1)]
 
         with pytest.raises(ConnectionRefusedError, match="too many"):
             futures[-1].result(0)

@@ -21,7 +21,8 @@ is readable::
 Or give it a thread: `VsockEngine.run` sleeps in the engine's own epoll until `VsockEngine.stop`.
 
 **Between machine and engine.** `attach`, `detach`, `close`, `connect`, `adopt`, `reset_transport` and
-`counters` may be called from any thread; `turn` and `run` by one thread at a time. A kick is a write to the
+`counters` may be called from any thread; `turn` and `run` by one thread at a time. Any other thread may
+`assist` the one that calls `turn`, such as a processor's that has kicked. A kick is a write to the
 ring's eventfd; the engine does not read it. `Vring.call` raises the interrupt: it is called in the thread
 of `turn`, holding no lock of the engine, and may do a little more than the driver asked for. After `detach`
 no view of guest memory is left, and ``SplitQueue.next_available`` of the queues is what GET_VRING_BASE

@@ -19,6 +19,7 @@ from nitro_vmm.errors import UsageError
 __all__ = [
     "ACCELERATORS",
     "Accelerator",
+    "Attended",
     "Bus",
     "Debug",
     "EntryState",
@@ -74,6 +75,37 @@ class Bus(Protocol):
 
         What may wait happens here, because a reader of the console who does not read must hold up the guest
         and nobody else.
+        """
+        ...
+
+
+class Attended(Protocol):
+    """A device that a processor's thread serves while the processor waits in HLT, in the main loop's place.
+
+    What comes for the guest then needs no thread to wake another one.
+    """
+
+    def work_fileno(self) -> int:
+        """Readable when `assist` has something to do."""
+        ...
+
+    def claim(self, *, mine: bool) -> None:
+        """The caller waits for `work_fileno` from now on, so that the main loop need not; or no longer."""
+        ...
+
+    def assist(self) -> None:
+        """Do what there is to do, and do not wait."""
+        ...
+
+    @property
+    def holds(self) -> bool:
+        """Whether an interrupt is held back, see `release`."""
+        ...
+
+    def release(self) -> None:
+        """Raise the interrupt that `assist` has held back, because another one might have followed at once.
+
+        To be called when the guest has waited for a moment and nothing came, or is at something else.
         """
         ...
 
@@ -205,6 +237,14 @@ class Vm(Protocol):
         """Signal an eventfd when the guest writes this value to four bytes of a device.
 
         An accelerator for which that is no cheaper does nothing, and the write goes to the bus as any other.
+        """
+        ...
+
+    def attend(self, device: Attended) -> None:
+        """Let a processor's thread serve a device while the processor waits in HLT.
+
+        An accelerator whose processors wait elsewhere does nothing. It is for one device. The guest may run
+        already.
         """
         ...
 

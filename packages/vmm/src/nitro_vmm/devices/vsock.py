@@ -4,13 +4,21 @@ Two threads meet here. The processor's thread sets the rings up and kicks, under
 main loop waits until `VsockDevice.fileno` is readable, or for as long as `VsockDevice.turn` said, and then
 calls `turn`. The engine has a lock of its own, which it releases before it interrupts the guest. So a thread
 that needs both locks takes the bus lock first, and no two threads can wait for each other.
+
+A thread that wakes another one costs more than what most packets need done. So the processor's thread does
+it where it can: at a kick, and while the processor waits in HLT (see `Attended`). The main loop sleeps then,
+behind a gate. After a kick the guest is asked for no more of them until it halts, because then the
+processor's thread looks at the rings anyway. If it runs for `UNATTENDED_NS` instead, a timer opens the gate:
+the main loop serves the device beside the guest until the next kick or halt.
 """
 
 import os
+import select
 import struct
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from nitro_vmm.devices.timer_fd import TimerFd
 from nitro_vmm.devices.virtio import Driver, RunningState
 from nitro_vmm.errors import StateError
 from nitro_vsock import (
@@ -34,6 +42,10 @@ QUEUE_NAMES: Final = ("vsock receive queue", "vsock transmit queue", "vsock even
 QUEUE_SIZES: Final = (128, 128, 16)
 """Linux fills its receive queue with pages when it starts, so a longer one would slow every boot. 128 pages
 hold as much as Linux lets a peer send before it has read any. It puts eight buffers into the event queue."""
+
+UNATTENDED_NS: Final = 300_000
+"""How long the main loop leaves the engine to the processor's thread while the guest runs. After most packets
+a guest waits for an answer long before, and then the processor's thread looks."""
 
 # virtio_vsock_config (virtio 1.3 §5.10.4): guest_cid
 CONFIG: Final = struct.Struct("<Q")
@@ -74,12 +86,24 @@ class VsockDevice:
         self._driver: Driver | None = None
         self._rings: dict[str, Vring] = {}
         self._kicks = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in QUEUE_NAMES]
+        self._attended = False
+        """A processor's thread serves the device where it can."""
+        self._halted = False
+        """It waits for the engine."""
+        self._timer = TimerFd()
+        self._nudge = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._gate = select.epoll()
+        """What the main loop waits for: timer and nudge, and the engine while the gate is open."""
+        self._open = True
+        self._gate.register(engine.fileno(), select.EPOLLIN)
+        for edge in (self._nudge, self._timer.fileno()):
+            self._gate.register(edge, select.EPOLLIN | select.EPOLLET)
 
     # What the main loop calls.
 
     def fileno(self) -> int:
         """Readable when `turn` has something to do."""
-        return self._engine.fileno()
+        return self._gate.fileno()
 
     def turn(self) -> float | None:
         """Move what there is to move, in both directions; never waits.
@@ -87,6 +111,9 @@ class VsockDevice:
         Returns:
             In how many seconds to call again at the latest; `None` when only `fileno` matters.
         """
+        self._gate.poll(0)  # takes the edges of nudge and timer
+        if not self._halted:
+            self._set_gate(is_open=True)
         delay_s = self._engine.turn()
         if self._engine.failure is not None:
             self._locked(self._fail)
@@ -95,8 +122,52 @@ class VsockDevice:
     def close(self) -> None:
         """Close the engine and every descriptor."""
         self._engine.close()
-        for kick in self._kicks:
-            os.close(kick)
+        self._gate.close()
+        self._timer.close()
+        for eventfd in (*self._kicks, self._nudge):
+            os.close(eventfd)
+
+    # What the processor's thread calls, see `Attended`.
+
+    def work_fileno(self) -> int:
+        """Readable when `assist` has something to do."""
+        return self._engine.fileno()
+
+    def claim(self, *, mine: bool) -> None:
+        """Wait for `work_fileno` in the main loop's place, or no longer."""
+        self._attended = True
+        self._halted = mine
+        if mine:
+            self._set_gate(is_open=False)
+            self._timer.set(0)
+            if self._engine.rest():
+                self.assist()
+        else:
+            self._timer.set(UNATTENDED_NS)
+
+    def assist(self) -> None:
+        """Take a turn of the main loop's."""
+        self._assist(halted=True)
+
+    def _assist(self, *, halted: bool) -> None:
+        if self._engine.assist(halted=halted):
+            os.eventfd_write(self._nudge, 1)
+        if self._engine.failure is not None:
+            self._locked(self._fail)
+
+    def _set_gate(self, *, is_open: bool) -> None:
+        if self._open != is_open:
+            self._open = is_open
+            self._gate.modify(self._engine.fileno(), select.EPOLLIN if is_open else 0)
+
+    @property
+    def holds(self) -> bool:
+        """Whether an interrupt is held back."""
+        return self._engine.holds
+
+    def release(self) -> None:
+        """Raise the interrupt that is held back."""
+        self._engine.release()
 
     def _call(self) -> None:
         self._locked(self._interrupt)
@@ -140,8 +211,14 @@ class VsockDevice:
         return self._kicks[index]
 
     def notify(self, index: int) -> None:
-        """Wake the engine."""
-        os.eventfd_write(self._kicks[index], 1)
+        """Serve the rings at once, or have the main loop do it."""
+        if not self._attended:
+            os.eventfd_write(self._kicks[index], 1)
+            return
+        if self._open:
+            self._set_gate(is_open=False)
+            self._timer.set(UNATTENDED_NS)
+        self._assist(halted=False)
 
     def reset(self) -> None:
         """Take the rings from the engine; what the guest had sent before is still delivered."""

@@ -180,7 +180,8 @@ def connect(
     else:
         engine = VsockEngine(_vsock_config(config), services=reach.services, host_side=reach.host_side)
         resources.callback(engine.close)  # should the next line fail: the device closes it, too
-        vsock = VsockDevice(engine, memory.guest, locked=machine.locked)
+        vsock = device = VsockDevice(engine, memory.guest, locked=machine.locked)
+        machine.attend(device)
     resources.callback(vsock.close)
     machine.add_virtio("vsock", vsock, on_driver=lambda: timeline.note("vsock driver runs"))
     return Assembly(

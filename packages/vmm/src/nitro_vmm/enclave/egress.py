@@ -10,14 +10,16 @@ import os
 import re
 import socket
 from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from nitro_vmm.config import Endpoint, Proxied
 from nitro_vsock.host.relay import CHUNK_BYTES, relay
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +48,13 @@ class Egress:
         """Where connections are made; set before the enclave runs."""
         self._connecting = 0
 
-    def dial(self, target: Endpoint) -> "Future[socket.socket]":
+    def dial(self, target: Endpoint, future: "Future[socket.socket]") -> None:
         """Connect to a target; for the loop's own thread."""
-        future: Future[socket.socket] = Future()
         if self.nursery is None or self._connecting >= CONNECTING_MAX:
             future.set_exception(ConnectionRefusedError("too many connections on their way"))
         else:
             self._connecting += 1
             self.nursery.start_soon(self._answer, target, future)
-        return future
 
     def serve_http(self, sock: socket.socket) -> None:
         """Serve a connection to the HTTP proxy; for the loop's own thread."""

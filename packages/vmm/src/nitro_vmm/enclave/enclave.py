@@ -9,8 +9,9 @@ import logging
 import math
 import socket
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -105,7 +106,9 @@ class Enclave:
         self._egress = Egress(config.proxy, config.allow)
         self._daemon: DaemonHeartbeat | None = None
         self._debugger: Debugger | None = None
-        self._parent = ParentSide(unix, self._egress, self._heartbeat.note, self._on_connected)
+        self._parent = ParentSide(
+            unix, self._egress, self._heartbeat.note, self._on_connected, soon=self._soon
+        )
         self._published: PublishedPorts | None = None
         self._kms: LocalKms | None = None
         self._verdict: Verdict | None = None
@@ -291,7 +294,7 @@ class Enclave:
         def on_result(result: bool) -> None:  # noqa: FBT001 - the engine's callback
             nonlocal accepted
             accepted = result
-            answered.set()
+            self._soon(answered.set)
 
         ours, theirs = socket.socketpair()
         engine.adopt(theirs, port, on_result=on_result)
@@ -374,9 +377,9 @@ class Enclave:
 
     def _assemble(self) -> Assembly:
         launch = self._launch
-        services: dict[int, Service] = {HEARTBEAT_PORT: self._on_heartbeat}
+        services: dict[int, Service] = {HEARTBEAT_PORT: self._served(self._on_heartbeat)}
         if self.config.allow:
-            services[HTTP_PROXY_PORT] = self._on_proxy
+            services[HTTP_PROXY_PORT] = self._served(self._on_proxy)
         if (kms := self.config.kms) is not None:
             if kms.port in services:
                 raise UsageError(f"port {kms.port} of the parent is in use", hint="give kms another port")
@@ -384,7 +387,7 @@ class Enclave:
 
             root = signing_root(self.config).trust
             self._kms = open_local_kms(self.config, kms, root, self._resources, self._say)
-            services[kms.port] = self._kms.serve
+            services[kms.port] = self._served(self._kms.serve)
         self._published = PublishedPorts(self.config.publish, self._resources, self._say)
         if self.config.gdb is not None:
             from nitro_vmm.enclave.debugger import Debugger  # noqa: PLC0415 - few want one
@@ -422,11 +425,30 @@ class Enclave:
     # What the machine calls, in a processor's thread.
 
     def _on_console_ready(self) -> None:
-        assert self._token is not None  # noqa: S101 - set before the machine exists
-        with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self._input_wanted.set)
+        self._soon(self._input_wanted.set)
 
-    # Tasks, and what vsock calls in one of them.
+    # Tasks.
+
+    def _soon(self, function: Callable[[], object]) -> bool:
+        """Have a function called in the loop's thread, from any thread; false if the loop has ended.
+
+        What vsock calls may come from a processor's thread.
+        """
+        assert self._token is not None  # noqa: S101 - set before the machine exists
+        try:
+            self._token.run_sync_soon(function)
+        except trio.RunFinishedError:
+            return False
+        return True
+
+    def _served(self, serve: Service) -> Service:
+        """A handler of the enclave's connections that calls this one in the loop's thread."""
+
+        def hand_over(sock: socket.socket) -> None:
+            if not self._soon(partial(serve, sock)):
+                sock.close()
+
+        return hand_over
 
     def _on_heartbeat(self, sock: socket.socket) -> None:
         assert self._nursery is not None  # noqa: S101 - its own task calls this

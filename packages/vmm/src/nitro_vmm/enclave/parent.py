@@ -7,8 +7,9 @@ The heartbeat's port has a server of its own where none of these is there.
 
 import socket
 from collections.abc import Callable
+from concurrent.futures import Future
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import trio
 
@@ -17,9 +18,6 @@ from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT
 from nitro_vmm.errors import UsageError
 from nitro_vsock import HostSide, SocketType
 from nitro_vsock.host.parent import SharedParentSide
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
 BACKLOG = 128
 """Connections that nobody has accepted yet; more are refused, as a full backlog refuses elsewhere."""
@@ -92,6 +90,7 @@ class ParentSide:
         heartbeat: Called when a program of the user's has taken a connection to the heartbeat's port: such a
             program answers the heartbeat itself.
         connected: Called with the port of each other connection that somebody takes.
+        soon: Has a function called in the loop's thread. `connect` is called in any.
     """
 
     def __init__(
@@ -100,12 +99,15 @@ class ParentSide:
         egress: Egress,
         heartbeat: Callable[[], None],
         connected: Callable[[int], None] = lambda _port: None,
+        *,
+        soon: Callable[[Callable[[], object]], object],
     ) -> None:
         self._inner = inner
         self._egress = egress
         self._heartbeat = heartbeat
         self._shared = SharedParentSide()
         self._connected = connected
+        self._soon = soon
         self._listeners: dict[int, ParentListener] = {}
 
     def listen(self, port: int) -> ParentListener:
@@ -132,21 +134,34 @@ class ParentSide:
         listener = self._listeners.get(port)
         if listener is None and socket_type is SocketType.STREAM and port in self._egress.targets:
             self._connected(port)
-            return self._egress.dial(self._egress.targets[port])
-        if listener is None or socket_type is not SocketType.STREAM:
-            connection = self._elsewhere(port, socket_type)
+            dialled: Future[socket.socket] = Future()
+            target = self._egress.targets[port]
+            self._soon(lambda: self._egress.dial(target, dialled))
+            return dialled
+        if listener is not None and socket_type is SocketType.STREAM:
+            offered: Future[socket.socket] = Future()
+            self._soon(lambda: self._offer(listener, offered))
+            return offered
+        connection = self._elsewhere(port, socket_type)
+        self._note(port)
+        return connection
+
+    def _offer(self, listener: ParentListener, offered: "Future[socket.socket]") -> None:
+        theirs, ours = socket.socketpair()
+        theirs.setblocking(False)
+        if listener.offer(ours):
+            self._note(listener.port)
+            offered.set_result(theirs)
         else:
-            connection, ours = socket.socketpair()
-            connection.setblocking(False)
-            if not listener.offer(ours):
-                connection.close()
-                ours.close()
-                raise ConnectionRefusedError(port)
+            theirs.close()
+            ours.close()
+            offered.set_exception(ConnectionRefusedError(listener.port))
+
+    def _note(self, port: int) -> None:
         if port == HEARTBEAT_PORT:
-            self._heartbeat()
+            self._soon(self._heartbeat)
         else:
             self._connected(port)
-        return connection
 
     def _elsewhere(self, port: int, socket_type: SocketType) -> "socket.socket | Future[socket.socket]":
         if self._inner is not None:

@@ -11,6 +11,7 @@ from enum import Enum
 
 from nitro_vmm.accel import (
     Accelerator,
+    Attended,
     Debug,
     EntryState,
     Exit,
@@ -140,6 +141,10 @@ class Machine:
     ) -> None:
         """See `Board.add_virtio`."""
         self.board.add_virtio(name, device, on_driver=on_driver)
+
+    def attend(self, device: Attended) -> None:
+        """See `Vm.attend`."""
+        self._vm.attend(device)
 
     def locked(self, function: Callable[[], None]) -> None:
         """Call a function that touches devices under the bus lock; not for a processor's thread."""

@@ -83,17 +83,23 @@ class Coalescing:
         """Hold back an interrupt, in place of the one that is held already."""
         self._held = interrupt
 
-    def take_due(self, *, busy: bool) -> Callable[[], None] | None:
+    @property
+    def holds(self) -> bool:
+        """Whether an interrupt is held back."""
+        return self._held is not None
+
+    def take_due(self, *, busy: bool, patient: bool = False) -> Callable[[], None] | None:
         """The interrupt that is held back, if it must be raised after this round; else `None`.
 
         Args:
             busy: Whether the engine goes on without waiting for the guest. Then no answer of the guest is
                 near.
+            patient: Whether somebody else sees to it that the interrupt is not held for long.
         """
         if self._held is None:
             return None
         self._rounds += 1
-        if busy or not self.spin_pays or self._rounds > HELD_ROUNDS_MAX:
+        if busy or not (self.spin_pays or patient) or self._rounds > HELD_ROUNDS_MAX:
             return self.take()
         return None
 

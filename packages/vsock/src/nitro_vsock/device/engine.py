@@ -27,11 +27,11 @@ from typing import Final
 
 from nitro_vsock.addresses import SocketType
 from nitro_vsock.config import VsockConfig
-from nitro_vsock.device.coalescing import Coalescing
+from nitro_vsock.device.coalescing import EVENTS_MAX, Coalescing
 from nitro_vsock.device.connections import Connections
 from nitro_vsock.device.counters import Counters
 from nitro_vsock.device.dialing import ConnectRequest, ConnectResult, Service
-from nitro_vsock.device.rings import Rings, Vring, VsockState
+from nitro_vsock.device.rings import Pace, Rings, Vring, VsockState
 from nitro_vsock.device.router import Sibling, VsockRouter
 from nitro_vsock.errors import QueueError, UsageError
 from nitro_vsock.host.sides import HostSide
@@ -83,6 +83,8 @@ class VsockEngine:
         """How many times connections were forgotten while another thread may have been waiting for events."""
         self._event_due = False
         """The guest has to be told that its connections are lost."""
+        self._promised: float | None = None
+        """When the caller of `turn` comes again by itself; `None`: not before `fileno` is readable."""
         self._inbox: deque[Callable[[], None]] = deque()
         """What other threads want to have called in the next turn."""
 
@@ -387,10 +389,65 @@ class VsockEngine:
         # round.
         wait: float | None = 0.0
         for _ in range(ROUNDS_PER_TURN):
-            wait = self._round(0.0)
+            # Within the lock, because what another thread's `assist` does must not come between the events
+            # and their meaning.
+            with self._lock:
+                wait, calls = self._look(Pace.TURN)
+                self._promised = self._connections.timers.next_deadline()
+            for call in calls:
+                call()
             if wait != 0.0:
                 break
         return wait
+
+    def assist(self, *, halted: bool) -> bool:
+        """Take one round in place of the thread that calls `turn`, because that one would have to wake up.
+
+        For the thread in which the guest runs, and not with `run`. The guest is asked for no more kicks until
+        it halts: look again then, and call `turn` if it does not halt for a while. The interrupt of the
+        transmit ring may be held back: while `holds` says so, call `release` within a millisecond or so. If
+        there is more to do at once, or the other thread is at it, `fileno` becomes readable.
+
+        Args:
+            halted: Whether the guest waits for an interrupt. Otherwise it has just kicked.
+
+        Returns:
+            Whether `turn` has to be called, because something is due earlier than it has said.
+        """
+        if not self._lock.acquire(blocking=halted):
+            self._wake()
+            return False
+        try:
+            delay_s, calls = self._look(Pace.HALTED if halted else Pace.KICKED)
+            deadline, promised = self._connections.timers.next_deadline(), self._promised
+            earlier = deadline is not None and (promised is None or deadline < promised)
+            if earlier:
+                self._promised = deadline
+        finally:
+            self._lock.release()
+        for call in calls:
+            call()
+        if delay_s == 0.0:
+            self._wake()
+        return earlier
+
+    def rest(self) -> bool:
+        """The guest halts: ask for the kicks that matter; true if `assist` has something to do at once."""
+        with self._lock:
+            return self._rings is not None and not self.failure and self._rings.arm(Pace.HALTED)
+
+    @property
+    def holds(self) -> bool:
+        """Whether an interrupt is held back by `assist`."""
+        return self._coalescing.holds
+
+    def release(self) -> None:
+        """Raise the interrupt that `assist` holds back. From any thread."""
+        with self._lock:
+            call = self._coalescing.take()
+            self._counters.interrupts += call is not None
+        if call is not None:
+            call()
 
     def run(self) -> None:
         """Take turns until `stop`, and sleep in between: for a thread of its own.
@@ -433,19 +490,35 @@ class VsockEngine:
                 return None
             if detached != self._detached:
                 events = self._connections.still_meant(events)
-            calls: list[Callable[[], None]] = []
-            try:
-                busy = self._serve_all(events)
-            except QueueError as error:
-                self._fail(str(error))
-                busy = False
-            if self._rings is not None:
-                calls = self._rings.take_calls()
-                self._counters.interrupts += len(calls)
-            wait = 0.0 if busy else self._connections.timers.seconds_left()
+            wait, calls = self._serve(events, Pace.TURN)
         for call in calls:
             call()
         return wait
+
+    def _look(self, pace: int) -> tuple[float | None, list[Callable[[], None]]]:
+        """One look at everything without waiting, under the lock; returns as `_serve`."""
+        if self._closed:
+            return None, []
+        return self._serve(self._epoll.poll(0.0, EVENTS_MAX), pace)
+
+    def _serve(
+        self, events: list[tuple[int, int]], pace: int
+    ) -> tuple[float | None, list[Callable[[], None]]]:
+        """Do what there is to do, under the lock.
+
+        Returns:
+            How long the next round may wait, and the interrupts to be raised when the lock is released.
+        """
+        calls: list[Callable[[], None]] = []
+        try:
+            busy = self._serve_all(events, pace)
+        except QueueError as error:
+            self._fail(str(error))
+            busy = False
+        if self._rings is not None:
+            calls = self._rings.take_calls()
+            self._counters.interrupts += len(calls)
+        return 0.0 if busy else self._connections.timers.seconds_left(), calls
 
     def _before_sleep(self) -> None:
         """Raise the interrupt that is held back, and look at what could wait until now."""
@@ -457,7 +530,7 @@ class VsockEngine:
         if call is not None:
             call()
 
-    def _serve_all(self, events: list[tuple[int, int]]) -> bool:
+    def _serve_all(self, events: list[tuple[int, int]], pace: int) -> bool:
         """Do what these events and the rings ask for; true if another look may find more.
 
         Raises:
@@ -474,12 +547,12 @@ class VsockEngine:
         rings = self._rings
         if rings is None or self.failure:
             return busy
-        busy |= rings.serve()
+        busy |= rings.serve(pace)
         if self._event_due:
             sent, again = rings.send_transport_reset()
             self._event_due = not sent
             busy |= again
-        return rings.settle(busy=busy)
+        return rings.settle(busy=busy, pace=pace)
 
     def _fail(self, reason: str) -> None:
         """Stop serving the rings, because the guest has broken one."""

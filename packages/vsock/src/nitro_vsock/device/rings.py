@@ -9,6 +9,7 @@ from nitro_vsock.device.coalescing import Coalescing
 from nitro_vsock.device.connections import Connections
 from nitro_vsock.device.counters import Counters
 from nitro_vsock.device.events import send_transport_reset
+from nitro_vsock.device.packet import Op
 from nitro_vsock.device.receive import Receiver
 from nitro_vsock.device.receive_ring import ReceiveRing
 from nitro_vsock.device.transmit import Transmitter
@@ -17,6 +18,21 @@ from nitro_vsock.virtio.split_queue import SplitQueue, SplitQueueState
 
 BAD_CHAINS_MAX: Final = 1024
 """After so many bad chains the guest's driver is taken for broken, and the device stops."""
+
+
+HELD_PACKETS_MAX: Final = 16
+"""So many packets at once show a guest that may need its descriptors soon."""
+
+
+class Pace:
+    """Who serves the rings, and when."""
+
+    TURN: Final = 0
+    """The thread of `VsockEngine.turn` or `run`, beside the guest."""
+    KICKED: Final = 1
+    """The guest's own thread, at a kick. The guest goes on at once, and is looked at again when it halts."""
+    HALTED: Final = 2
+    """The guest's own thread, while the guest waits."""
 
 
 class Vring(NamedTuple):
@@ -92,6 +108,14 @@ class Rings:
         self._receive = receive
         self._transmit = transmit
         self._event = event
+        self._silent = 0
+        """How many packets the guest may send without a kick when it goes on after a halt.
+
+        Linux reports its credit when a program has read, and a moment later the program writes: one kick is
+        enough for both.
+        """
+        self._kicked = False
+        """Whether the guest has kicked since it was asked to. What it sends after that comes silently."""
         self._bad_chains = _BadChains(connections.counters)
         self._ring = ReceiveRing(receive.queue, self._bad_chains.note)
         self._receiver = Receiver(
@@ -121,26 +145,44 @@ class Rings:
         vrings = (self._receive, self._transmit, self._event)
         return [vring.kick_fd for vring in vrings if vring is not None and vring.kick_fd >= 0]
 
-    def serve(self) -> bool:
+    def serve(self, pace: int) -> bool:
         """Serve the transmit ring and then the receive ring, once; true if more may follow at once.
+
+        Args:
+            pace: Who does it, and when: a `Pace`.
 
         Raises:
             QueueError: A ring is broken.
         """
         busy = self._transmitter.batch()
+        if pace != Pace.TURN:
+            busy = self._take_note(pace)
         # Published before the receive ring is filled, so that the guest has its descriptors back when it gets
         # the answer and writes the next packet.
         if self._transmit.queue.publish():
             self._coalescing.hold(self._transmit.call)
         busy |= self._receiver.batch()
         self._publish(self._receive)
+        if self.calls and self._receive.call == self._transmit.call:
+            self._coalescing.take()  # one line for both, and the driver looks at all of its queues
         return busy
 
-    def settle(self, *, busy: bool) -> bool:
+    def _take_note(self, pace: int) -> bool:
+        """Learn how the guest sends; true if it may run out of descriptors."""
+        sent, op = self._transmitter.taken, self._transmitter.last_op
+        self._kicked |= pace == Pace.KICKED
+        if sent == 1 and op == Op.CREDIT_UPDATE:
+            self._silent = 1
+        elif sent == 1 and not self._kicked:
+            self._silent = 0  # there should have been a kick for it
+        return sent >= HELD_PACKETS_MAX or self._transmit.queue.has_chains
+
+    def settle(self, *, busy: bool, pace: int) -> bool:
         """End a round: ask for kicks if it found nothing more to do, and raise the interrupts that are due.
 
         Args:
             busy: Whether there is more to do at once.
+            pace: See `serve`.
 
         Returns:
             Whether there is, after all.
@@ -149,18 +191,21 @@ class Rings:
         # (`VsockEngine._before_sleep`).
         if not busy and self._table.doubtful and not self._coalescing.spin_pays:
             busy = self._delivery.look_at_doubtful()
-        busy = busy or self._arm()
-        due = self._coalescing.take_due(busy=busy)
+        busy = busy or (pace != Pace.KICKED and self.arm(pace))
+        due = self._coalescing.take_due(busy=busy, patient=pace != Pace.TURN)
         if due is not None:
             self.calls.append(due)
         return busy
 
-    def _arm(self) -> bool:
+    def arm(self, pace: int) -> bool:
         """Before sleep: ask for the kicks that matter; true if what they would tell is here already."""
         # While the table is choked we would not take packets, so kicks for them would only wake us in vain.
-        more = not self._table.choked and self._transmit.queue.enable_notifications()
+        silent = self._silent if pace == Pace.HALTED else 0
+        more = not self._table.choked and self._transmit.queue.enable_notifications(silent=silent)
         if self._receiver.starved:
             more |= self._receive.queue.enable_notifications()
+        if not more:
+            self._kicked = False
         return more
 
     def send_transport_reset(self) -> tuple[bool, bool]:

@@ -49,12 +49,17 @@ class Timers:
                 what.deadline = None
                 expire()
 
-    def seconds_left(self) -> float | None:
-        """Seconds until the next deadline, 0 if it has passed; `None` if there is none."""
+    def next_deadline(self) -> float | None:
+        """The next deadline, in seconds of the engine's clock; `None` if there is none."""
         entries = self._entries
         while entries:
             deadline, _, what, _ = entries[0]
             if what.deadline == deadline:
-                return max(0.0, deadline - self._clock())
+                return deadline
             heapq.heappop(entries)  # cancelled, and nobody should wake up for it
         return None
+
+    def seconds_left(self) -> float | None:
+        """Seconds until the next deadline, 0 if it has passed; `None` if there is none."""
+        deadline = self.next_deadline()
+        return None if deadline is None else max(0.0, deadline - self._clock())

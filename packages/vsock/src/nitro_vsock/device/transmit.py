@@ -62,6 +62,10 @@ class Transmitter:
         self._counters = counters
         self._guest_cid = config.guest_cid
         self._note_bad_chain = note_bad_chain
+        self.taken = 0
+        """How many packets the last batch had."""
+        self.last_op = 0
+        """What its last one was, an `Op`; 0 if it was of no use."""
 
     def batch(self) -> bool:
         """Take packets from the ring and pass their data on; true if more may follow soon.
@@ -72,6 +76,7 @@ class Transmitter:
             QueueError: The ring is broken.
         """
         queue = self.queue
+        self.taken = self.last_op = 0
         if self._table.choked:
             return False
         try:
@@ -84,7 +89,7 @@ class Transmitter:
         queue.disable_notifications()  # as long as we come back by ourselves, kicks are wasted
         by_address, guest_cid, unpack = self._table.by_address, self._guest_cid, HEADER.unpack_from
         touched: list[SocketConnection] = []
-        data_bytes = data_packets = 0
+        data_bytes = data_packets = op = 0
         for chain in chains:
             segments = chain.readable
             if not segments or len(segments[0]) < HEADER_BYTES:
@@ -144,6 +149,7 @@ class Transmitter:
         counters = self._counters
         counters.bytes_to_host += data_bytes
         counters.packets_to_host += data_packets
+        self.taken, self.last_op = len(chains), op
         # A lone packet may well be a question, and then its answer should not wait until we have looked for
         # more.
         return len(chains) > 1

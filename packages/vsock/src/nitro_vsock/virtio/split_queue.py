@@ -415,19 +415,27 @@ class SplitQueue:
             return (new - self._used_event[0] - 1) & 0xFFFF < (new - old) & 0xFFFF
         return not self._available_flags[0] & AVAILABLE_F_NO_INTERRUPT
 
-    def enable_notifications(self) -> bool:
+    @property
+    def has_chains(self) -> bool:
+        """Whether `pop` would return something, or raise."""
+        return self._available_index[0] != self._next_available
+
+    def enable_notifications(self, *, silent: int = 0) -> bool:
         """Ask the driver for a kick when it makes a chain available (virtio 1.3 §2.7.10).
+
+        Args:
+            silent: How many chains may come without a kick, if the driver can count (`F_EVENT_IDX`).
 
         Returns:
             True if chains are available now. They may have come before the driver saw the wish, and then no
             kick comes for them, so take them before you sleep.
         """
         if self._event_idx:
-            self._available_event[0] = self._next_available
+            self._available_event[0] = (self._next_available + silent) & 0xFFFF
         else:
             self._used_flags[0] = 0
         self._barrier.full()
-        return self._available_index[0] != self._next_available
+        return self.has_chains
 
     def disable_notifications(self) -> None:
         """Ask the driver for no kicks. This is only a hint, and some may come all the same."""

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from nitro_vmm.accel import Bus, Line, Ram
+from nitro_vmm.accel import Attended, Bus, Line, Ram
 from nitro_vmm.accel.kvm import cpuid, ioctl
 from nitro_vmm.accel.kvm.collected import PAGE_BYTES, CollectedWrites
 from nitro_vmm.accel.kvm.ioctl import System, VmFile
@@ -146,6 +146,9 @@ class KvmVm:
     def signal_on_write(self, address: int, value: int, eventfd: int) -> None:
         """See `Vm.signal_on_write`. The kernel does it, and the guest goes on at once."""
         self._file.signal_on_write(address, value, eventfd)
+
+    def attend(self, device: Attended) -> None:
+        """See `Vm.attend`; the processors wait in the kernel."""
 
     def exits(self) -> Counter[str]:
         """How often the guest was left so far, by what for; also after `close`, and from any thread."""

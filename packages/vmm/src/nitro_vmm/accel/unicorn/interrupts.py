@@ -7,11 +7,18 @@ has taken meanwhile is acknowledged to the local APIC; on the way out, the next 
 While an offer stands and the guest runs, nobody can know which vector the processor is about to read. So only
 the processor's own thread may change or withdraw an offer; others leave it, and the more urgent interrupt
 follows when the guest signals the end of the first.
+
+While the processor waits in HLT, its thread serves the device that it attends (`Attended`). So what comes for
+the guest from outside wakes one thread, which passes it on and runs the guest.
 """
 
+import os
+import select
 import threading
 from collections.abc import Callable
+from typing import Final
 
+from nitro_vmm.accel import Attended
 from nitro_vmm.accel.unicorn.vcpu import Cpu
 from nitro_vmm.address_map import IO_APIC_ID, IO_APIC_PINS, LOCAL_APIC_ID
 from nitro_vmm.devices.io_apic import IoApic
@@ -21,6 +28,8 @@ NS_PER_S = 1_000_000_000
 KICK_RETRY_NS = 20_000_000
 """How often a kick is repeated until the processor has stopped, because Unicorn forgets a request to stop
 that comes while it is about to start."""
+HELD_MS: Final = 1
+"""How long the guest waits at most for an interrupt that the device holds back."""
 
 
 class Interrupts:
@@ -39,7 +48,11 @@ class Interrupts:
         self._cpu: Cpu | None = None
         self._lock = threading.RLock()
         self._offered: int | None = None
-        self._halted = threading.Condition(self._lock)
+        self._asleep = False
+        """The processor's thread waits for `_wake_fd`."""
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._alone = self._make_poll()
+        self._beside: tuple[Attended, select.poll] | None = None
         self._timer = threading.Condition(self._lock)
         self._sleeps_until_ns: float = 0
         self._closed = self._kicked = self._masked = False
@@ -50,6 +63,17 @@ class Interrupts:
         self._cpu = cpu
         self._timer_thread.start()
 
+    def attend(self, device: Attended) -> None:
+        """Serve this device while the processor waits in HLT, from its next wait on."""
+        poll = self._make_poll()
+        poll.register(device.work_fileno(), select.POLLIN)
+        self._beside = device, poll
+
+    def _make_poll(self) -> select.poll:
+        poll = select.poll()
+        poll.register(self._wake_fd, select.POLLIN)
+        return poll
+
     def close(self) -> None:
         """End the timer's thread."""
         with self._lock:
@@ -57,6 +81,10 @@ class Interrupts:
             self._timer.notify()
         if self._timer_thread.is_alive():
             self._timer_thread.join()
+        with self._lock:
+            if self._wake_fd >= 0:
+                os.close(self._wake_fd)
+                self._wake_fd = -1
 
     def enter(self) -> None:
         """Begin an access of the guest, in the processor's thread: the guest stands still."""
@@ -89,18 +117,47 @@ class Interrupts:
             cpu.withdraw()
         else:
             cpu.offer(vector)
-            self._halted.notify()
+            self._wake()
 
     def wait(self) -> bool:
         """Sleep in HLT until there is an interrupt, or a kick; true when it is an interrupt."""
+        device, poll = self._beside or (None, self._alone)
+        if device is not None:
+            device.claim(mine=True)
+        try:
+            while not self._must_run():
+                # Without the lock: who interrupts the guest from now on finds `_asleep` set, and wakes us.
+                self._sleep_in_hlt(device, poll)
+            return not self._kicked
+        finally:
+            self._asleep = False
+            if device is not None:
+                device.claim(mine=False)
+
+    def _must_run(self) -> bool:
         with self._lock:
-            while not self._kicked:
-                self._acknowledge()
-                self.settle()
-                if self._offered is not None:
-                    return True
-                self._halted.wait()
-            return False
+            self._asleep = False
+            if self._kicked:
+                return True
+            self._acknowledge()
+            self.settle()
+            self._asleep = self._offered is None
+            return not self._asleep
+
+    def _sleep_in_hlt(self, device: Attended | None, poll: select.poll) -> None:
+        ready = poll.poll(HELD_MS if device is not None and device.holds else None)
+        self._asleep = False  # what the device interrupts us for need not wake us
+        if any(fd == self._wake_fd for fd, _ in ready):
+            os.eventfd_read(self._wake_fd)
+        elif device is not None and ready:
+            device.assist()
+        elif device is not None:
+            device.release()
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._asleep = False
+            os.eventfd_write(self._wake_fd, 1)
 
     def withdraw(self) -> None:
         """Let nothing be offered, so that a state can be taken; while the processor stands still."""
@@ -123,7 +180,7 @@ class Interrupts:
             self._kicked = True
             if self._cpu is not None:
                 self._cpu.stop()
-            self._halted.notify()
+            self._wake()
             self._timer.notify()  # the timer's thread repeats the request until `take_kick`
 
     def take_kick(self) -> bool:
@@ -138,6 +195,8 @@ class Interrupts:
         if self._offered is not None and self._cpu is not None and self._cpu.taken:
             vector, self._offered = self._offered, None
             self.local_apic.acknowledge(vector)
+            if self._beside is not None and self._beside[0].holds:
+                self._beside[0].release()  # the guest is at something else
 
     def _wake_timer(self) -> None:
         deadline_ns = self.local_apic.deadline_ns

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from nitro_vmm.accel import Bus, Line, Ram, Vcpu
+from nitro_vmm.accel import Attended, Bus, Line, Ram, Vcpu
 from nitro_vmm.accel.state import EntryState, Exit, ExitReason, ProgramState, VmState
 from nitro_vmm.accel.unicorn.debug import UnicornDebug
 from nitro_vmm.accel.unicorn.engine import Stopped
@@ -138,6 +138,10 @@ class UnicornVm:
 
     def signal_on_write(self, address: int, value: int, eventfd: int) -> None:
         """See `Vm.signal_on_write`; an access costs the same here, whatever it does."""
+
+    def attend(self, device: Attended) -> None:
+        """See `Vm.attend`."""
+        self._interrupts.attend(device)
 
     def locked(self, function: Callable[[], None]) -> None:
         """See `Vm.locked`."""
