@@ -174,3 +174,11 @@ def test_a_device_that_comes_while_the_processor_waits_is_served_from_the_next_w
     assert bench.interrupts.wait()
 
     assert bench.device.calls[-3:] == ["claim", "assist", "leave"]
+
+
+def test_a_device_may_come_after_the_end(bench: Bench) -> None:
+    bench.interrupts.close()
+
+    bench.attend()
+
+    assert bench.device.calls == []

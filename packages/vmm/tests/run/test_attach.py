@@ -192,3 +192,15 @@ def test_a_signal_before_the_event_loop_counts(image: Path) -> None:
     assert attached.signal is signal.SIGTERM
     assert attached.result.reason == "ended by SIGTERM"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_guest_may_end_before_its_devices_are_there(image: Path) -> None:
+    def load_config() -> EnclaveConfig:
+        for thread in threading.enumerate():
+            if thread.name == "guest":
+                thread.join()
+        return EnclaveConfig(eif_path=image, accelerator="unicorn")
+
+    attached = attach(load_config, machine=PlainMachine(image, accelerator="unicorn"))
+
+    assert attached.result.outcome is Outcome.ENDED

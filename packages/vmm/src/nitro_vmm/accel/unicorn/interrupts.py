@@ -64,10 +64,15 @@ class Interrupts:
         self._timer_thread.start()
 
     def attend(self, device: Attended) -> None:
-        """Serve this device while the processor waits in HLT, from its next wait on."""
-        poll = self._make_poll()
-        poll.register(device.work_fileno(), select.POLLIN)
-        self._beside = device, poll
+        """Serve this device while the processor waits in HLT, from its next wait on.
+
+        Nothing happens after `close`: a guest may have ended before its devices were there.
+        """
+        with self._lock:
+            if not self._closed:
+                poll = self._make_poll()
+                poll.register(device.work_fileno(), select.POLLIN)
+                self._beside = device, poll
 
     def _make_poll(self) -> select.poll:
         poll = select.poll()
