@@ -181,7 +181,28 @@ def booting(directory: Path) -> Iterator[Busy]:
     yield Busy(("run", "--console", "spin.eif"), wait)
 
 
+ESCAPE = "a\x1b]0;title\x07\x9bb"
+"""What would change the title of a terminal, and move its cursor."""
+
+
 class TestWrongUsage:
+    @EVERY_COMMAND
+    @pytest.mark.parametrize("place", ["file", "option", "verb"])
+    def test_names_are_shown_without_escape_sequences(
+        self, command: Command, place: str, tmp_path: Path
+    ) -> None:
+        arguments = {
+            "file": (command.missing_file[0], ESCAPE),
+            "option": (*command.missing_file, f"--{ESCAPE}"),
+            "verb": (ESCAPE,),
+        }
+
+        done = run(command, *arguments[place], directory=tmp_path)
+
+        assert done.returncode != 0
+        assert "\\x1b]0;title" in done.stderr
+        assert all(letter.isprintable() or letter == "\n" for letter in done.stderr)
+
     @EVERY_COMMAND
     def test_an_unknown_option_exits_with_2_and_is_named(self, command: Command, tmp_path: Path) -> None:
         done = run(command, "--no-such-option", directory=tmp_path)

@@ -78,9 +78,11 @@ def _is_terminal() -> bool:
 
 
 def _complain(message: object, *, hint: str = "", code: int) -> int:
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    from nitro_eif.commands.terminal import shown  # noqa: PLC0415 - only errors need it
+
+    print(shown(f"{PROGRAM}: error: {message}"), file=sys.stderr)
     if hint:
-        print(f"  hint: {hint}", file=sys.stderr)
+        print(shown(f"  hint: {hint}"), file=sys.stderr)
     return code
 
 
@@ -142,6 +144,10 @@ class _Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: Any = None) -> None:  # noqa: ANN401 - as argparse's own
         # argparse's own swallows errors, and so would not notice that the reader of --help has left.
         if message:
+            if not message.replace("\n", "").isprintable():  # a name with escape sequences in it
+                from nitro_eif.commands.terminal import shown  # noqa: PLC0415 - seldom
+
+                message = shown(message)
             print(message, end="", file=file or sys.stderr, flush=True)
 
 

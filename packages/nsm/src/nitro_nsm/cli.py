@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Final
+from typing import Any, Final
 
 from nitro_nsm.errors import CborError, DocumentError, HostError, InputError, NsmError, UsageError
 
@@ -47,9 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except NsmError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        print(shown(f"{PROGRAM}: error: {error}"), file=sys.stderr)
         if error.hint:
-            print(f"  hint: {error.hint}", file=sys.stderr)
+            print(shown(f"  hint: {error.hint}"), file=sys.stderr)
         return exit_code(error)
     return code
 
@@ -68,7 +68,7 @@ def exit_code(error: NsmError) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line, which completion scripts are made of, too."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog=PROGRAM,
         description="The Nitro Secure Module in software: make and verify attestation documents.",
         epilog=f"example:\n  nsm verify document.cose\n\n{EXIT_CODES}",
@@ -91,6 +91,21 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(run=module.run, parser=top)
         module.add_arguments(command)
     return top
+
+
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:  # noqa: ANN401 - as argparse's own
+        super()._print_message(shown(message), file)
+
+
+def shown(text: str) -> str:
+    """Text as it may go to a terminal, because names of files may have escape sequences in them."""
+    return "".join(
+        letter
+        if letter.isprintable() or letter in "\n\t"
+        else letter.encode("unicode_escape", "surrogatepass").decode()
+        for letter in text
+    )
 
 
 class _Version(argparse.Action):

@@ -196,3 +196,37 @@ def test_standard_input_is_a_terminal_but_not_the_controlling_one(image: Path) -
     os.close(terminal)
 
     assert (done.returncode, done.stdout) == (ExitCode.ENDED, b"hi")
+
+
+ESCAPE = "a\x1b]0;title\x07\x9bb"
+"""What would change the title of a terminal, and move its cursor."""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(
+            ("run", ESCAPE),
+            ("run", "x", "--name", ESCAPE),
+            ("run", "x", "--config", ESCAPE),
+            ("explain", ESCAPE),
+        ),
+        *(
+            ("describe", ESCAPE),
+            ("logs", ESCAPE),
+            ("snapshot", ESCAPE, "-o", ESCAPE),
+            ("cache", "rm", ESCAPE),
+        ),
+        *(("init", ESCAPE), ("attest", ESCAPE), (ESCAPE,), ("ps", ESCAPE), ("run", "x", "--from", ESCAPE)),
+        *(("run", "x", f"--kms={ESCAPE}"), ("run", "x", "--from-qemu", f"-M nitro-enclave -{ESCAPE} x")),
+        ("nitro-cli", "run-enclave", "--eif-path", ESCAPE, "--memory", "64", "--cpu-count", "1"),
+        *(("nitro-cli", "console", "--enclave-name", ESCAPE), ("nitro-cli", ESCAPE)),
+    ],
+)
+def test_no_message_has_escape_sequences(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = subprocess.run([*VMM, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert done.returncode != 0
+    assert "\\x1b]0;title" in done.stderr
+    assert all(letter.isprintable() or letter == "\n" for letter in done.stdout + done.stderr)
+    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from nitro_vsock.terminal import Parser
+
 PROGRAM = "vhost-user-vsock"
 DESCRIPTION = "vsock for QEMU and other virtual machines, on unix sockets of the host."
 
@@ -78,7 +80,7 @@ TIMEOUTS = (
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog=PROGRAM,
         description=DESCRIPTION,
         epilog=EXAMPLE + EXIT_CODES,

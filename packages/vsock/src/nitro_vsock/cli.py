@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nitro_vsock.arguments import PROGRAM, parser
+from nitro_vsock.terminal import shown
 
 if TYPE_CHECKING:
     import argparse
@@ -51,9 +52,9 @@ def _run(arguments: "argparse.Namespace") -> int:
 
 def complain(message: object, *, hint: str = "", code: int) -> int:
     """Say on standard error what is wrong and what can be done; returns ``code``."""
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    print(shown(f"{PROGRAM}: error: {message}"), file=sys.stderr)
     if hint:
-        print(f"  hint: {hint}", file=sys.stderr)
+        print(shown(f"  hint: {hint}"), file=sys.stderr)
     return code
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from nitro_vsock.addresses import PORT_MAX
+from nitro_vsock.terminal import Parser, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +52,7 @@ exit codes:
 
 def parser() -> argparse.ArgumentParser:
     """The command line: AWS's arguments, and ``--uds-path``."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog=PROGRAM,
         description="Lead a vsock port of the parent to a TCP endpoint.",
         epilog=EPILOG,
@@ -135,9 +136,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _complain(message: object, *, hint: str = "") -> int:
-    print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    print(shown(f"{PROGRAM}: error: {message}"), file=sys.stderr)
     if hint:
-        print(f"  hint: {hint}", file=sys.stderr)
+        print(shown(f"  hint: {hint}"), file=sys.stderr)
     return EXIT_FAILED
 
 

@@ -68,9 +68,15 @@ def printable(text: str) -> str:
     )
 
 
+def shown(text: str) -> str:
+    """`printable`, line by line."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def print_json(value: object) -> None:
-    """Print a value as nitro-cli does."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print a value as nitro-cli does, but for characters that a terminal would obey: they are escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def print_measurements(values: dict[str, str], *, as_json: bool) -> None:
@@ -83,4 +89,4 @@ def print_measurements(values: dict[str, str], *, as_json: bool) -> None:
 
 def story(text: str) -> None:
     """What is going on, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(shown(text), file=sys.stderr, flush=True)

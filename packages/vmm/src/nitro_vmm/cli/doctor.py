@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from nitro_vmm.cli.command import add_command, add_json
 from nitro_vmm.cli.exit_code import ExitCode
+from nitro_vmm.cli.streams import shown
 
 if TYPE_CHECKING:
     from nitro_vmm.cli.command import Subparsers
@@ -55,7 +56,7 @@ def execute(arguments: argparse.Namespace, started_s: float) -> int:  # noqa: AR
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         for finding in findings:
-            print(f"{'ok  ' if finding.ok else 'BAD '} {finding.what}: {finding.fact}")
+            print(f"{'ok  ' if finding.ok else 'BAD '} {finding.what}: {shown(finding.fact)}")
             if finding.fix:
                 print(f"     hint: {finding.fix}")
     return ExitCode.ENDED if all(finding.ok for finding in findings) else ExitCode.HOST

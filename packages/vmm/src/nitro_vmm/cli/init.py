@@ -40,6 +40,11 @@ def add(commands: "Subparsers") -> None:
 def execute(arguments: argparse.Namespace, started_s: float) -> int:  # noqa: ARG001 - the same for all commands
     """Write the files, none of which may be there."""
     directory: Path = arguments.directory
+    if not str(directory).isprintable():
+        raise UsageError(
+            f"{directory} has characters that cannot be printed",
+            hint="give a directory whose name is of letters, digits, spaces and punctuation",
+        )
     starter = dict(_walk(files("nitro_vmm.starter"), Path()))
     present = [str(directory / name) for name in starter if os.path.lexists(directory / name)]
     if present:

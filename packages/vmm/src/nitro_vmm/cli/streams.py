@@ -78,8 +78,19 @@ def report(message: str, *, level: str = "info", fields: "Mapping[str, object] |
     tell(json.dumps(entry, default=str))
 
 
+def shown(text: str) -> str:
+    """Text as it may go to a terminal: file names and what guests say may have escape sequences in them."""
+    return "".join(
+        letter
+        if letter.isprintable() or letter in "\n\t"
+        else letter.encode("unicode_escape", "surrogatepass").decode()
+        for letter in text
+    )
+
+
 def tell(line: str) -> None:
-    """Print a line on standard error, if there is room for it at once."""
+    """Print a line on standard error, as `shown`, if there is room for it at once."""
+    line = shown(line)
     try:
         fd = sys.stderr.fileno()
     except (AttributeError, ValueError):  # a test's, or a notebook's

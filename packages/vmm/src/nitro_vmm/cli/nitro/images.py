@@ -36,7 +36,13 @@ def eif(*arguments: str, code: str, refused: bool = False) -> dict[str, Any]:
 
 def show(answer: object) -> None:
     """Print JSON as nitro-cli does."""
-    print(json.dumps(answer, indent=2, ensure_ascii=False))
+    text = json.dumps(answer, indent=2, ensure_ascii=False)
+    # JSON leaves controls behind 0x7E as they are, such as CSI, which a terminal obeys.
+    print(
+        "".join(
+            letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1] for letter in text
+        )
+    )
 
 
 def build(arguments: argparse.Namespace) -> None:
