@@ -70,17 +70,6 @@ poweroff -f
 PAIRS = ("vsock_test", "vsock_diag_test", "vsock_uring_test")
 """Programs that run in both guests and keep in step."""
 
-LEFT_OUT = {
-    # A guest may send no more than the size of its own buffer to one that does not read. The daemon takes
-    # bytes off the sender as soon as the socket between the two takes them, so whether it can is a matter of
-    # speed. To hold it, the sender's credit would have to wait for what the other application has read. A
-    # Linux guest tells that only when little of its buffer is left, which may be larger than all that the
-    # sender may send. So the daemon would have to ask for it again and again, and every byte would wait for
-    # both guests' turns.
-    "SOCK_STREAM TX credit bounds",
-}
-"""Tests that cannot pass every time, with the reason."""
-
 RESULT = re.compile(r"^(\d+) - (.*?)\.\.\.((?:(?!^\d+ - ).)*?)(ok|skipped)$", re.MULTILINE | re.DOTALL)
 """Number, name, what the program says of the test (often nothing), and its end."""
 STARTED = re.compile(r"^(\d+) - (.*?)\.\.\.", re.MULTILINE)
@@ -397,26 +386,17 @@ def run_pair(program: str, server: Guest, client: Guest) -> list[str]:
     Raises:
         SuiteError: A guest hangs.
     """
-    client.start(f"{program} --list")
     begin = len(client.lines)
-    client.finish()
-    skip = ""
-    for line in client.lines[begin:]:
-        number, _, name = line.strip().partition("\t")
-        if name.strip() in LEFT_OUT:
-            skip += f" --skip={number}"
-            print(f"  {program} {number} ({name.strip()}) is left out", flush=True)
-    begin = len(client.lines)
-    server.start(f"{program} --mode=server --control-port={CONTROL_PORT} --peer-cid={client.cid}{skip}")
+    server.start(f"{program} --mode=server --control-port={CONTROL_PORT} --peer-cid={client.cid}")
     server.until(r"Control socket listening", PROGRAM_TIMEOUT_S)
     client.start(
         f"{program} --mode=client --control-host=10.0.2.2 --control-port={server.control_port}"
-        f" --peer-cid={server.cid}{skip}"
+        f" --peer-cid={server.cid}"
     )
     codes = {"client": client.finish(), "server": server.finish()}
     said = "\n".join(client.lines[begin:])
     results = {found[1]: found for found in RESULT.finditer(said)}
-    started = [found for found in STARTED.finditer(said) if found[2] not in LEFT_OUT]
+    started = list(STARTED.finditer(said))
     passed = [found for found in results.values() if found[4] == "ok"]
     print(f"  {program}, server in guest {server.cid}: {len(passed)} of {len(started)} ok", flush=True)
     for found in results.values():

@@ -23,13 +23,14 @@ from pathlib import Path
 
 import peer
 
-from nitro_vsock import F_EVENT_IDX, F_VERSION_1, QueueLayout
+from nitro_vsock import F_EVENT_IDX, F_VERSION_1, HostError, QueueLayout
 from nitro_vsock.vhost_user import FrontendSocket, SharedRegion, SharedRing
 
 HERE = Path(__file__).parent
 MEMORY_BYTES = 64 << 20
 RING_STRIDE, AVAILABLE, USED = 0x10000, 0x2000, 0x4000  # as in load.c
 FEATURES = F_VERSION_1 | F_EVENT_IDX
+FIRST_CID = 16
 EXIT_UNAVAILABLE = 4
 KIB = 1024
 
@@ -59,7 +60,13 @@ CASES = {
     "conn-guest": Case("conn-guest"),
     "conn-guest-16": Case("conn-guest", 0, 16),
     "conn-host": Case("conn-host"),
+    "sibling64k-1": Case("sibling-tx", 64 * KIB),
+    "sibling4k-1": Case("sibling-tx", 4 * KIB),
+    "sibling64k-8": Case("sibling-tx", 64 * KIB, 8),
+    "sibling-rr": Case("sibling-rr", 64),
 }
+SERVERS = {"sibling-tx": "sibling-sink", "sibling-rr": "sibling-echo"}
+"""What the second guest does in a case with two."""
 IDLE_CONNECTIONS = 1000
 
 Row = dict[str, float]
@@ -67,11 +74,18 @@ Row = dict[str, float]
 
 
 @contextlib.contextmanager
-def daemon(command: list[str], directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A back-end that listens at ``vhost.sock`` in ``directory``, stopped at the end."""
-    control = directory / "vhost.sock"
+def daemon(command: list[str], directory: Path, guests: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+    """A back-end that listens at ``vhost16`` in ``directory``, and so on, stopped at the end."""
+    control = directory / f"vhost{FIRST_CID + guests - 1}"
+    if guests == 1:
+        options = [f"--guest-cid={FIRST_CID}", f"--socket={control}", f"--uds-path={directory / 'vsock'}"]
+    else:
+        options = [
+            f"--vm=guest-cid={cid},socket={directory / f'vhost{cid}'},uds-path={directory / f'vsock{cid}'}"
+            for cid in range(FIRST_CID, FIRST_CID + guests)
+        ]
     process = subprocess.Popen(
-        [*command, "--guest-cid=16", f"--socket={control}", f"--uds-path={directory / 'vsock'}"],
+        [*command, *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
@@ -90,8 +104,19 @@ def daemon(command: list[str], directory: Path) -> Iterator[subprocess.Popen[byt
             sys.stderr.write(story.decode(errors="replace"))
 
 
+def connect(path: Path) -> FrontendSocket:
+    """A connection with the back-end, which may have made its socket and not listen yet."""
+    for _ in range(100):
+        with contextlib.suppress(HostError):
+            return FrontendSocket.connect(path)
+        time.sleep(0.01)
+    return FrontendSocket.connect(path)
+
+
 @contextlib.contextmanager
-def load(program: Path, directory: Path, case: Case, seconds: float) -> Iterator[subprocess.Popen[str]]:
+def load(
+    program: Path, directory: Path, case: Case, seconds: float, cid: int = FIRST_CID
+) -> Iterator[subprocess.Popen[str]]:
     """A guest on the back-end in ``directory``, and its load."""
     with contextlib.ExitStack() as stack:
         memory = os.memfd_create("guest", os.MFD_ALLOW_SEALING)
@@ -104,7 +129,7 @@ def load(program: Path, directory: Path, case: Case, seconds: float) -> Iterator
             stack.callback(os.close, kick)
             stack.callback(os.close, call)
             rings.append(SharedRing(QueueLayout(128, place, place + AVAILABLE, place + USED), kick, call))
-        frontend = stack.enter_context(FrontendSocket.connect(directory / "vhost.sock"))
+        frontend = stack.enter_context(connect(directory / f"vhost{cid}"))
         frontend.start(FEATURES, [SharedRegion(0, MEMORY_BYTES, memory)], rings)
         descriptors = [memory, *(fd for ring in rings for fd in (ring.kick, ring.call))]
         process = subprocess.Popen(
@@ -153,7 +178,13 @@ def wait_until_idle(guest: subprocess.Popen[str]) -> None:
 
 def rate(command: list[str], program: Path, case: Case, seconds: float) -> tuple[float, float]:
     """Bytes or events per second, and the back-end's CPU seconds for each million of them; 0: it stalled."""
-    with tempfile.TemporaryDirectory() as name, daemon(command, Path(name)) as process:
+    server = SERVERS.get(case.mode)
+    with contextlib.ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory())
+        process = stack.enter_context(daemon(command, Path(name), 1 if server is None else 2))
+        if server is not None:
+            other = Case(server, case.size, case.connections, case.rx_buffer)
+            wait_until_idle(stack.enter_context(load(program, Path(name), other, 0, FIRST_CID + 1)))
         time.sleep(0.05)
         before = cpu_seconds(process.pid)
         with load(program, Path(name), case, seconds) as guest:
@@ -162,7 +193,7 @@ def rate(command: list[str], program: Path, case: Case, seconds: float) -> tuple
     if guest.returncode:
         return 0.0, 0.0
     result = json.loads(output)
-    amount = result["bytes"] if case.mode in {"tx", "rx"} else result["events"]
+    amount = result["bytes"] if case.mode in {"tx", "rx", "sibling-tx"} else result["events"]
     if result["stalled"] or not amount:
         return 0.0, 0.0
     return amount / result["seconds"], (after - before) / amount * 1e6
@@ -236,6 +267,9 @@ def main() -> int:
     parser.add_argument(
         "--ours", default="", metavar="OPTIONS", help="options for our daemon, such as '--spin-us 50'"
     )
+    parser.add_argument(
+        "--against", default="", metavar="COMMAND", help="another build of ours instead of the peer"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     arguments = parser.parse_args()
     rows = arguments.only.split(",") if arguments.only else [*CASES, "memory"]
@@ -243,7 +277,7 @@ def main() -> int:
         parser.error(f"no such row: {', '.join(unknown)}")
     with tempfile.TemporaryDirectory() as directory:
         try:
-            theirs = [str(peer.fetch())]
+            theirs = shlex.split(arguments.against) or [str(peer.fetch())]
             program = compile_load(Path(directory))
         except peer.UnavailableError as error:
             print(f"skipped: {error}", file=sys.stderr)

@@ -6,6 +6,9 @@
  * programs on the unix sockets. Numbers come out as one line of JSON.
  *
  * usage: load MEMORY_FD KICK_RX CALL_RX KICK_TX CALL_TX UDS_PATH MODE SIZE CONNECTIONS SECONDS RX_BUFFER
+ *
+ * In the modes sibling-tx and sibling-rr the other end is another guest, for which a second load runs in the
+ * mode sibling-sink or sibling-echo.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -29,7 +32,7 @@ enum { QUEUE = 128, RX = 0, TX = 1, SLOTS = QUEUE / 2, CONNECTIONS_MAX = 8192 };
 enum { RING_STRIDE = 0x10000, AVAILABLE = 0x2000, USED = 0x4000, RX_BUFFERS = 0x100000, RX_STRIDE = 0x11000,
        TX_BUFFERS = 0x1000000, TX_STRIDE = 0x11000 };
 enum { REQUEST = 1, RESPONSE, RST, SHUTDOWN, RW, CREDIT_UPDATE, CREDIT_REQUEST };
-enum { GUEST_CID = 16, HOST_CID = 2, PORT = 5000, BUFFER_BYTES = 262144, LOW_CREDIT = 65536 };
+enum { HOST_CID = 2, PORT = 5000, BUFFER_BYTES = 262144, LOW_CREDIT = 65536 };
 
 struct descriptor { uint64_t address; uint32_t length; uint16_t flags, next; };
 struct available { uint16_t flags, index, ring[QUEUE], used_event; };
@@ -60,6 +63,7 @@ static struct connection connections[CONNECTIONS_MAX];
 static int connections_count;
 static int free_slots[SLOTS], free_count;
 static uint32_t rx_buffer;
+static uint64_t own_cid = 16, other_cid = HOST_CID;
 static const char *uds_path, *mode;
 static uint32_t size;
 static int wanted;
@@ -146,7 +150,7 @@ static int transmit(struct connection *c, int operation, uint32_t length, uint32
     }
     int slot = free_slots[--free_count];
     struct header *h = (void *)(memory + TX_BUFFERS + slot * TX_STRIDE);
-    *h = (struct header){ GUEST_CID, HOST_CID, c->local, c->remote, length, 1, operation, flags, BUFFER_BYTES, c->forwarded };
+    *h = (struct header){ own_cid, other_cid, c->local, c->remote, length, 1, operation, flags, BUFFER_BYTES, c->forwarded };
     c->told = c->forwarded;
     c->sent += length;
     rings[TX].descriptors[2 * slot].flags = length ? 1 : 0;
@@ -207,6 +211,7 @@ static void receive(struct header *h)
     switch (h->operation) {
     case RESPONSE:
         c->established = 1;
+        if (is("sibling-rr")) transmit(c, RW, size, 0);
         if (is("conn-guest")) transmit(c, SHUTDOWN, 0, 3), c->closing = 1;
         break;
     case RST:
@@ -229,7 +234,7 @@ static void receive(struct header *h)
     case RW:
         guest_bytes += h->length;
         c->forwarded += h->length;
-        if (is("rr")) {
+        if (is("rr") || is("sibling-rr") || is("sibling-echo")) {
             guest_events++;
             transmit(c, RW, h->length, 0);
         } else if (BUFFER_BYTES - (c->forwarded - c->told) < LOW_CREDIT)
@@ -299,6 +304,18 @@ static void turn(int sending, double deadline)
     publish(&rings[TX]);
     publish(&rings[RX]);
     if (!progress) wait_for_interrupt(deadline);
+}
+
+/* A guest that another one connects to, until our standard input is closed. */
+static void serve_sibling(void)
+{
+    printf("{\"ready\": true}\n");
+    fflush(stdout);
+    for (;;) {
+        struct pollfd end = { 0, POLLIN, 0 };
+        if (poll(&end, 1, 0)) exit(0);
+        turn(0, now() + 0.05);
+    }
 }
 
 /* ---- the host's programs ---- */
@@ -445,11 +462,18 @@ int main(int argc, char **argv)
     rx_buffer = atoi(argv[11]);
     stop_event = eventfd(0, EFD_CLOEXEC);
     setup_buffers();
+    if (!strncmp(mode, "sibling", 7)) other_cid = 17;
+    if (is("sibling-sink") || is("sibling-echo")) {
+        own_cid = 17, other_cid = 16;
+        serve_sibling();
+    }
 
-    int to_host = is("tx"), from_guest = to_host || is("conn-guest");
+    int siblings = is("sibling-tx") || is("sibling-rr");
+    int to_host = is("tx") || is("sibling-tx"), from_guest = to_host || is("conn-guest") || is("sibling-rr");
     void *(*program)(void *) = from_guest ? sink : is("rx") ? source : is("rr") ? ping : is("conn-host") ? dialler : idle_dialler;
     pthread_t thread;
-    if (pthread_create(&thread, NULL, program, NULL)) die("thread");
+    if (siblings) host_ready = 1;
+    else if (pthread_create(&thread, NULL, program, NULL)) die("thread");
     while (from_guest && !host_ready) sched_yield();
     if (from_guest)
         for (int i = 0; i < wanted; i++) open_connection(&connections[connections_count++]);
@@ -464,8 +488,8 @@ int main(int argc, char **argv)
     if (is("idle")) nothing_to_do();
 
     double begin = now(), deadline = begin + seconds, quiet = begin;
-    uint64_t before = to_host ? atomic_load(&host_bytes) : guest_bytes, last = 0;
-    uint64_t events_before = is("conn-guest") ? guest_events : atomic_load(&host_events);
+    uint64_t before = is("tx") ? atomic_load(&host_bytes) : guest_bytes, last = 0;
+    uint64_t events_before = is("conn-guest") || siblings ? guest_events : atomic_load(&host_events);
     int stalled = 0;
     for (double t = begin; t < deadline; t = now()) {
         turn(to_host, t + 0.05 < deadline ? t + 0.05 : deadline);
@@ -474,8 +498,8 @@ int main(int argc, char **argv)
         else if (t - quiet > 1.0) { stalled = 1; break; }
     }
     double took = now() - begin;
-    uint64_t after = to_host ? atomic_load(&host_bytes) : guest_bytes;
-    uint64_t events_after = is("conn-guest") ? guest_events : atomic_load(&host_events);
+    uint64_t after = is("tx") ? atomic_load(&host_bytes) : guest_bytes;
+    uint64_t events_after = is("conn-guest") || siblings ? guest_events : atomic_load(&host_events);
     printf("{\"seconds\": %.6f, \"bytes\": %llu, \"events\": %llu, \"rx_packets\": %llu, \"stalled\": %s}\n", took,
            (unsigned long long)(after - before), (unsigned long long)(events_after - events_before),
            (unsigned long long)rx_packets, stalled ? "true" : "false");

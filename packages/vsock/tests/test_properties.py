@@ -155,7 +155,7 @@ class AnyPeer(RuleBasedStateMachine):
     def forward(self, part: float) -> None:
         self.unsent = int(self.unsent * part)
         self.connection.forwarded(self.unsent)
-        news = self.connection.fwd_cnt - self.connection.last_fwd_cnt
+        news = self.connection.fwd_cnt + self.connection.window - self.connection.last_limit
         if news and news >= min(self.connection.buf_alloc, self.window) // 4:
             assert self.connection.pending & 1 << Op.CREDIT_UPDATE
 

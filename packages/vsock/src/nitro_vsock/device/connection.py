@@ -36,12 +36,16 @@ the bytes that it has taken out of that buffer so far. A sender may have ``buf_a
   whose many small packets exceed ``buf_alloc``. So we meter packets, too.
 * Older ones do not tell us when they have emptied a window that was full of small packets. So we ask again
   from time to time (`nitro_vsock.device.credit_wait`).
+
+Where the credit comes from that we give is said in one place, `Connection._follow_credit`: from the host
+program's socket, or from the guest at the other end (`nitro_vsock.device.lane`).
 """
 
 from collections import deque
 from typing import Final
 
 from nitro_vsock.addresses import SocketType
+from nitro_vsock.device.lane import Lane
 from nitro_vsock.device.packet import COUNTER_MASK, HEADER, Address, Op, Shutdown
 
 PEER_WINDOW_MAX: Final = 16 << 20
@@ -157,6 +161,7 @@ class Connection:
     """
 
     __slots__ = (
+        "accepted",
         "address",
         "buf_alloc",
         "fwd_cnt",
@@ -166,16 +171,20 @@ class Connection:
         "in_flight",
         "kind",
         "last_fwd_cnt",
+        "last_limit",
         "packets_in_flight",
         "peer_buf_alloc",
         "peer_fwd_cnt",
         "pending",
+        "receives",
         "rx_cnt",
+        "sends",
         "shutdown_sent",
         "socket_type",
         "state",
         "tails",
         "tx_cnt",
+        "window",
     )
 
     def __init__(
@@ -189,13 +198,24 @@ class Connection:
         self.state = state
         """A `State`. Read only: `_move` changes it."""
         self.buf_alloc = buf_alloc
+        self.sends: Lane | None = None
+        """How the guest's bytes get to a sibling; `None`: they go to a host program, or the sibling takes no
+        more."""
+        self.receives: Lane | None = None
+        """How a sibling's bytes get to the guest; `None`: they come from a host program."""
         # Our counters do not wrap. They are cut to 32 bits only where they go on the wire.
         self.rx_cnt = 0
         """Bytes received from the guest."""
+        self.accepted = 0
+        """Bytes of the guest that the host's socket has accepted."""
         self.fwd_cnt = 0
-        """Bytes of the guest that the host's socket has accepted (virtio: ``fwd_cnt``)."""
+        """Bytes of the guest that count as taken by the other end (virtio: ``fwd_cnt``)."""
+        self.window = buf_alloc
+        """How many bytes more than that the guest may send (virtio: ``buf_alloc``)."""
         self.last_fwd_cnt = 0
         """The ``fwd_cnt`` that the guest was told last."""
+        self.last_limit = buf_alloc
+        """``fwd_cnt`` plus ``window`` as the guest was told last: the end of what it may send."""
         self.tx_cnt = 0
         """Bytes sent to the guest."""
         self.in_flight = 0
@@ -256,7 +276,7 @@ class Connection:
             self.update_credit(buf_alloc, fwd_cnt)
         # Counted before it is checked, so that the caller can tell the two reasons for a refusal apart.
         self.rx_cnt = rx_cnt = self.rx_cnt + length
-        return self.guest_may_send and rx_cnt - self.fwd_cnt <= self.buf_alloc
+        return self.guest_may_send and rx_cnt - self.accepted <= self.buf_alloc
 
     def update_credit(self, buf_alloc: int, fwd_cnt: int) -> None:
         """Take in the guest's window.
@@ -274,6 +294,8 @@ class Connection:
             # little.
             while tails and tails[0][0] <= taken:
                 self.packets_in_flight -= tails.popleft()[1]
+        if self.receives is not None:
+            self.receives.report(self.tx_cnt - self.in_flight, buf_alloc)
 
     # What we send
 
@@ -287,6 +309,7 @@ class Connection:
     def end(self) -> None:
         """The connection is over for the guest, whatever the guest thinks of it."""
         self._move(Event.ENDED)
+        self.part()
 
     @property
     def credit(self) -> int:
@@ -307,6 +330,11 @@ class Connection:
             self.tails = deque()
         # One entry for the whole batch: an entry for each packet would cost more than the packet does.
         self.tails.append((self.tx_cnt, packets))
+        lane = self.receives
+        # A sibling waits to hear what the guest takes, and not every guest says so in time.
+        if lane is not None and self.tx_cnt - max(lane.asked, lane.taken) >= max(1, lane.enough):
+            lane.asked = self.tx_cnt
+            self.pending |= 1 << Op.CREDIT_REQUEST
 
     def forwarded(self, unsent: int, *, drained: bool = False) -> None:
         """Take note of how far the host is, and schedule a CREDIT_UPDATE if the guest should hear of it.
@@ -316,12 +344,75 @@ class Connection:
             drained: Bytes were held for a slow host before, and none are now. The guest may have stopped at
                 the end of its window, so it is told of any progress.
         """
-        self.fwd_cnt = self.rx_cnt - unsent
+        self.accepted = self.rx_cnt - unsent
+        self._follow_credit()
         # Not for every byte, because each CREDIT_UPDATE costs the guest an interrupt and a packet. Data on
         # its way to the guest brings the same news for nothing.
-        news = self.fwd_cnt - self.last_fwd_cnt
-        if news and (drained or news >= min(self.buf_alloc, self.peer_buf_alloc) // 4):
+        # Linux stops at the end of the window, or when its own buffer's size is under way.
+        news = max(self.fwd_cnt - self.last_fwd_cnt, self.fwd_cnt + self.window - self.last_limit)
+        if news > 0 and (drained or news >= self._worth_telling()):
             self.pending |= 1 << Op.CREDIT_UPDATE
+
+    def _follow_credit(self) -> None:
+        """Where the credit comes from that we give: from what the other end has taken, and has room for."""
+        lane = self.sends
+        if lane is None:
+            self.fwd_cnt, self.window = self.accepted, self.buf_alloc
+            return
+        taken, buf_alloc = lane.taken, lane.buf_alloc
+        if self.kind == SocketType.STREAM:
+            self.fwd_cnt = taken
+            # What is under way is ours to hold until the socket accepts it, and the sibling's to hold after.
+            self.window = min(buf_alloc, self.buf_alloc + self.accepted - taken)
+        else:
+            # No message may be longer than the window, and we have to hold one as a whole. So a larger buffer
+            # of the sibling does not make the window larger; instead, what fits there counts as taken.
+            self.window = min(buf_alloc, self.buf_alloc)
+            fits = min(taken + buf_alloc - self.window, max(self.accepted, taken))
+            self.fwd_cnt = max(self.fwd_cnt, fits)  # a buffer that becomes smaller takes nothing back
+
+    def _worth_telling(self) -> int:
+        """So many bytes of news are worth a packet of their own."""
+        return min(self.window, self.peer_buf_alloc) // 4
+
+    # Siblings
+
+    def join_sibling(self, sends: Lane, receives: Lane) -> None:
+        """The other end is a guest as well: have credit follow what that one and this one take."""
+        self.sends, self.receives = sends, receives
+        receives.report(0, self.peer_buf_alloc)
+
+    def follow_sibling(self) -> None:
+        """Take in what the sibling has taken, and schedule a CREDIT_UPDATE if that is any news."""
+        lane = self.sends
+        if lane is not None:
+            self._follow_credit()
+            # A smaller window is news as well: the guest should not send what the sibling has no room for.
+            if (self.fwd_cnt, self.fwd_cnt + self.window) != (self.last_fwd_cnt, self.last_limit):
+                self.pending |= 1 << Op.CREDIT_UPDATE
+
+    def _tell_news(self, lane: Lane) -> None:
+        """A packet is on its way to the guest, with the newest credit that the sibling gives."""
+        taken, buf_alloc = lane.taken, lane.buf_alloc
+        self._follow_credit()
+        # Twice as much as for a host program, because this news wakes another engine.
+        lane.note_told(taken, buf_alloc, 2 * self._worth_telling())
+        # Had the sibling changed it and changed it back before it saw what was told, it would not ring.
+        if lane.buf_alloc != buf_alloc:
+            self.pending |= 1 << Op.CREDIT_UPDATE
+
+    @property
+    def short_of_credit(self) -> bool:
+        """The guest has little credit left that we know of, and a sibling gives it."""
+        if self.sends is None:
+            return False
+        # Linux uses up the last byte, but never has more under way than its own buffer holds either.
+        left = min(self.window, self.peer_buf_alloc) - (self.rx_cnt - self.fwd_cnt)
+        return left < max(1, self._worth_telling())
+
+    def part(self) -> None:
+        """Credit has nothing to do with a sibling any more."""
+        self.sends = self.receives = None
 
     def shut_down(self, flags: int) -> None:
         """We will not send, not receive, or neither any more; schedule SHUTDOWN if that is news."""
@@ -334,9 +425,13 @@ class Connection:
 
     def header(self, op: int, length: int = 0, flags: int = 0) -> bytes:
         """A packet's header. It carries our newest credit, so no CREDIT_UPDATE is due any more."""
-        # The guest is about to read these counters, so this is the moment that counts for `forwarded`.
-        self.last_fwd_cnt = self.fwd_cnt
         self.pending &= ~(1 << Op.CREDIT_UPDATE)
+        lane = self.sends
+        if lane is not None:
+            self._tell_news(lane)
+        # The guest is about to read these numbers, so this is the moment that counts for `forwarded`.
+        self.last_fwd_cnt = self.fwd_cnt
+        self.last_limit = self.fwd_cnt + self.window
         guest_port, host_port, host_cid = self.address
         return HEADER.pack(
             host_cid,
@@ -347,7 +442,7 @@ class Connection:
             self.kind,
             op,
             flags,
-            self.buf_alloc,
+            self.window,
             self.fwd_cnt & COUNTER_MASK,
         )
 

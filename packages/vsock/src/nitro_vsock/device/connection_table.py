@@ -143,6 +143,7 @@ class ConnectionTable:
     def close_socket(self, connection: SocketConnection) -> None:
         """Close the connection's socket, if it has one, and forget what is held for it."""
         self.drop_backlog(connection)
+        connection.part()
         sock = connection.socket
         if sock is not None:
             self.by_fd.pop(connection.fd, None)

@@ -14,6 +14,7 @@ from nitro_vsock.device.endings import Endings
 from nitro_vsock.device.front_door import FrontDoor
 from nitro_vsock.device.packet import Shutdown
 from nitro_vsock.device.router import Sibling
+from nitro_vsock.device.sibling_credit import SiblingCredit
 from nitro_vsock.device.socket_connection import Doubt, SocketConnection
 from nitro_vsock.device.timers import Timers
 from nitro_vsock.host.sides import HostSide
@@ -48,13 +49,15 @@ class Connections:
         self.table = ConnectionTable(config, epoll, self.counters)
         self.credit_wait = CreditWait(self.table, self.timers)
         self.endings = Endings(config, self.table, self.timers)
-        self.delivery = Delivery(config, self.table, self.endings, self.counters)
+        self.sibling_credit = SiblingCredit(self.table, self.timers, post)
+        self.delivery = Delivery(config, self.table, self.endings, self.sibling_credit, self.counters)
         self.dialer = Dialer(
             config,
             self.table,
             self.endings,
             self.timers,
             self.counters,
+            sibling_credit=self.sibling_credit,
             host_side=host_side,
             services=services,
             find_sibling=find_sibling,

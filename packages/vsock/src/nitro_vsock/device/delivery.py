@@ -8,6 +8,7 @@ from nitro_vsock.device.connection_table import ConnectionTable
 from nitro_vsock.device.counters import Counters
 from nitro_vsock.device.endings import Endings
 from nitro_vsock.device.packet import Sequence, Shutdown
+from nitro_vsock.device.sibling_credit import SiblingCredit
 from nitro_vsock.device.socket_connection import Doubt, SocketConnection
 
 
@@ -18,13 +19,20 @@ class Delivery:
         config: How much may be held for host programs that do not read.
         table: The guest's connections.
         endings: What ends those that break a limit.
+        sibling_credit: Where connections wait for the credit of siblings.
         counters: Where what is held is counted.
     """
 
     def __init__(
-        self, config: VsockConfig, table: ConnectionTable, endings: Endings, counters: Counters
+        self,
+        config: VsockConfig,
+        table: ConnectionTable,
+        endings: Endings,
+        sibling_credit: SiblingCredit,
+        counters: Counters,
     ) -> None:
         self._table = table
+        self._sibling_credit = sibling_credit
         self._endings = endings
         self._counters = counters
         self._buffered_bytes_max = config.buffered_bytes_max
@@ -109,7 +117,7 @@ class Delivery:
         except OSError as error:
             # One that has closed its socket meanwhile shows by an event, and what it sent before comes first.
             if not _has_closed(sock):
-                connection.write_closed = True
+                connection.takes_no_more()
                 self._endings.host_refuses(connection, error)
 
     def pass_on_all(self) -> None:
@@ -133,6 +141,8 @@ class Delivery:
                 counters.budget_resets += 1
                 self._table.drop_backlog(connection)
                 self._endings.finish(connection, reset=True)
+        if connection.sends is not None:
+            self._sibling_credit.look_at(connection, connection.sends)
         if connection.pending and not connection.queued:
             self._table.queue(connection)
 

@@ -13,8 +13,10 @@ from nitro_vsock.device.connection import State
 from nitro_vsock.device.connection_table import ConnectionTable
 from nitro_vsock.device.counters import Counters
 from nitro_vsock.device.endings import Endings
+from nitro_vsock.device.lane import Lane, Lanes
 from nitro_vsock.device.packet import Address
 from nitro_vsock.device.router import Sibling
+from nitro_vsock.device.sibling_credit import SiblingCredit
 from nitro_vsock.device.socket_connection import SocketConnection
 from nitro_vsock.device.timers import Timers
 from nitro_vsock.host.handshake import take_line
@@ -43,7 +45,7 @@ class ConnectRequest:
         host_port: The port that it sees; `None`: a free one.
         on_result: Told whether the guest accepted.
         unread_line: Bytes at the front of ``sock`` that are not for the guest, see `take_line`.
-        records: Whether the other end is a guest of ours, see `SocketConnection.records`.
+        lanes: Where credit comes from if the other end is a guest of ours.
     """
 
     __slots__ = (
@@ -51,8 +53,8 @@ class ConnectRequest:
         "guest_port",
         "host_cid",
         "host_port",
+        "lanes",
         "on_result",
-        "records",
         "socket",
         "socket_type",
         "unread_line",
@@ -69,7 +71,7 @@ class ConnectRequest:
         host_port: int | None,
         on_result: ConnectResult | None,
         unread_line: int = 0,
-        records: bool = False,
+        lanes: Lanes | None = None,
     ) -> None:
         self.socket = sock
         self.guest_port = guest_port
@@ -79,7 +81,7 @@ class ConnectRequest:
         self.host_port = host_port
         self.on_result = on_result
         self.unread_line = unread_line
-        self.records = records
+        self.lanes = lanes
 
 
 class Dialer:
@@ -91,6 +93,7 @@ class Dialer:
         endings: What ends those that are not accepted.
         timers: What wakes those that wait too long.
         counters: Where everything is counted.
+        sibling_credit: What has credit follow the guest at the other end.
         host_side: What guest connections to the host are joined with; `None`: with services only.
         services: Handlers of the ports that the host side does not care for.
         find_sibling: Finds another guest by its CID.
@@ -105,6 +108,7 @@ class Dialer:
         timers: Timers,
         counters: Counters,
         *,
+        sibling_credit: SiblingCredit,
         host_side: HostSide | None,
         services: Mapping[int, Service],
         find_sibling: Callable[[int], Sibling | None],
@@ -113,6 +117,7 @@ class Dialer:
         self._table = table
         self._endings = endings
         self._timers = timers
+        self._sibling_credit = sibling_credit
         self._counters = counters
         self._host_side = host_side
         self._services = dict(services)
@@ -219,13 +224,14 @@ class Dialer:
         unix_type = UNIX_TYPES[connection.socket_type] | socket.SOCK_NONBLOCK
         ours, theirs = socket.socketpair(socket.AF_UNIX, unix_type)
         self._table.hold(connection, ours, unix=True)
-        connection.records = not connection.stream
+        lanes = Lanes(Lane(), Lane())
+        self._sibling_credit.join(connection, lanes.out, lanes.back)
         sibling.adopt(
             theirs,
             port,
             connection.socket_type,
             source=(self._guest_cid, guest_port),
-            records=connection.records,
+            lanes=lanes,
             on_result=lambda accepted: self._post(partial(self._sibling_answered, connection, accepted)),
         )
 
@@ -300,7 +306,9 @@ class Dialer:
         self._table.hold(connection, sock, unix=bool(request.unread_line) or sock.family == socket.AF_UNIX)
         self._counters.opened_by_host += 1
         connection.greeting, connection.on_result = request.greeting, on_result
-        connection.unread_line, connection.records = request.unread_line, request.records
+        connection.unread_line = request.unread_line
+        if request.lanes is not None:
+            self._sibling_credit.join(connection, request.lanes.back, request.lanes.out)
         self._timers.schedule(connection, self._connect_timeout_s, partial(self._give_up, connection))
         self._table.queue(connection)
 

@@ -69,7 +69,7 @@ class Endings:
 
     def sibling_receives_no_more(self, connection: SocketConnection) -> None:
         """The guest at the other end takes no more messages; it may still send some."""
-        connection.write_closed = True
+        connection.takes_no_more()
         if connection.state == State.ESTABLISHED:
             connection.shut_down(Shutdown.RECEIVE)
             self._after_shut_down(connection)

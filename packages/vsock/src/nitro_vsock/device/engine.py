@@ -31,6 +31,7 @@ from nitro_vsock.device.coalescing import EVENTS_MAX, Coalescing
 from nitro_vsock.device.connections import Connections
 from nitro_vsock.device.counters import Counters
 from nitro_vsock.device.dialing import ConnectRequest, ConnectResult, Service
+from nitro_vsock.device.lane import Lanes
 from nitro_vsock.device.rings import Pace, Rings, Vring, VsockState
 from nitro_vsock.device.router import Sibling, VsockRouter
 from nitro_vsock.errors import QueueError, UsageError
@@ -331,7 +332,7 @@ class VsockEngine:
         *,
         greeting: bytes = b"",
         source: tuple[int, int] | None = None,
-        records: bool = False,
+        lanes: Lanes | None = None,
         on_result: ConnectResult | None = None,
     ) -> None:
         """Join a connected socket, which the engine owns from now on, with the guest's ``guest_port``.
@@ -344,8 +345,9 @@ class VsockEngine:
             socket_type: What ``sock`` is.
             greeting: Written to ``sock`` when the guest accepts.
             source: CID and port that the guest sees; `None`: the host's CID, and a free port.
-            records: Whether messages on ``sock`` have a byte behind them that says whether they end a record.
-                Only engines that join two guests do that.
+            lanes: Where credit comes from if another guest is at the other end; only engines that join two
+                guests give them. Messages on ``sock`` then have a byte behind them that says whether they end
+                a record.
             on_result: Told whether the guest accepted, in the thread of `turn`.
         """
         cid, host_port = source or (self._dialer.source_cid, None)
@@ -357,7 +359,7 @@ class VsockEngine:
             host_cid=cid,
             host_port=host_port,
             on_result=on_result,
-            records=records,
+            lanes=lanes,
         )
         self._post(partial(self._dialer.connect_guest, request))
 

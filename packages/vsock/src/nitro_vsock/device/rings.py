@@ -133,6 +133,7 @@ class Rings:
             delivery=connections.delivery,
             endings=connections.endings,
             credit_wait=connections.credit_wait,
+            sibling_credit=connections.sibling_credit,
             counters=connections.counters,
             note_bad_chain=self._bad_chains.note,
         )

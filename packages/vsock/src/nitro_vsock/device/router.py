@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from nitro_vsock.addresses import SocketType
+from nitro_vsock.device.lane import Lanes
 from nitro_vsock.errors import UsageError
 
 
@@ -27,7 +28,7 @@ class Sibling(Protocol):
         socket_type: SocketType,
         *,
         source: tuple[int, int],
-        records: bool,
+        lanes: Lanes,
         on_result: Callable[[bool], None],
     ) -> None:
         """Join a socket with this guest's port; see `VsockEngine.adopt`."""

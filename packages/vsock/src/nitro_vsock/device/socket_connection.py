@@ -280,9 +280,9 @@ class SocketConnection(Connection):
     def note_forwarded(self, *, drained: bool = False) -> None:
         """Give the guest the credit back that the host program has made free.
 
-        For messages the guest gets it back when none is held, because then everything that has arrived is
-        with the host or belongs to one unfinished message. So what is held is bounded by the window and one
-        message.
+        For messages to a host program the guest gets it back when none is held, because then everything that
+        has arrived is with the program or belongs to one unfinished message. So what is held is bounded by
+        the window and one message.
         """
         if self.stream:
             self.forwarded(len(self.backlog), drained=drained)
@@ -290,13 +290,18 @@ class SocketConnection(Connection):
             self.forwarded(0, drained=drained)
 
     def _stop_writing(self) -> None:
-        self.write_closed = True
+        self.takes_no_more()
         self.drop_backlog()
         self.forwarded(0)
 
+    def takes_no_more(self) -> None:
+        """Nothing more goes to the other end, so its credit does not matter any more."""
+        self.write_closed = True
+        self.sends = None
+
     def close_write(self) -> None:
         """Let the host program see the end of what the guest sends."""
-        self.write_closed = True
+        self.takes_no_more()
         if self.socket is not None:
             with suppress(OSError):
                 self.socket.shutdown(socket.SHUT_WR)

@@ -17,6 +17,7 @@ from nitro_vsock.device.dialing import Dialer
 from nitro_vsock.device.endings import Endings
 from nitro_vsock.device.packet import HEADER, HEADER_BYTES, Address, Fields, Op
 from nitro_vsock.device.receive_ring import trim
+from nitro_vsock.device.sibling_credit import SiblingCredit
 from nitro_vsock.device.socket_connection import SocketConnection
 from nitro_vsock.errors import ChainError
 from nitro_vsock.virtio.split_queue import Chain, SplitQueue
@@ -36,6 +37,7 @@ class Transmitter:
         delivery: What passes data on.
         endings: What ends connections.
         credit_wait: Who waits for the credit that packets bring.
+        sibling_credit: Who waits for the credit of siblings.
         counters: Where everything is counted.
         note_bad_chain: Called for every chain that broke the rules.
     """
@@ -50,6 +52,7 @@ class Transmitter:
         delivery: Delivery,
         endings: Endings,
         credit_wait: CreditWait,
+        sibling_credit: SiblingCredit,
         counters: Counters,
         note_bad_chain: Callable[[], None],
     ) -> None:
@@ -59,6 +62,7 @@ class Transmitter:
         self._delivery = delivery
         self._endings = endings
         self._credit_wait = credit_wait
+        self._sibling_credit = sibling_credit
         self._counters = counters
         self._guest_cid = config.guest_cid
         self._note_bad_chain = note_bad_chain
@@ -115,7 +119,7 @@ class Transmitter:
                 continue
             if not connection.receive_data(length, buf_alloc, fwd_cnt):
                 # Either the guest ended its sending before, or it sent more than it had credit for.
-                over = connection.rx_cnt - connection.fwd_cnt > connection.buf_alloc
+                over = connection.rx_cnt - connection.accepted > connection.buf_alloc
                 self._counters.credit_violations += over
                 self._endings.finish(connection, reset=True)
                 continue
@@ -191,6 +195,11 @@ class Transmitter:
                 return
         if connection.stalled:
             self._credit_wait.unstall(connection)
+        lane = connection.sends
+        if lane is not None:
+            if op == Op.CREDIT_REQUEST:
+                self._sibling_credit.guest_asks(lane)
+            self._sibling_credit.look_at(connection, lane)  # its own buffer may have become smaller
         if connection.pending:
             self._table.queue(connection)
 
