@@ -35,6 +35,15 @@ EMPTY = ("/tmp", "/run")  # noqa: S108 - of the machine
 """What the command does not see of the host's files. They are in memory, and can be written to."""
 PASSED_ON = ("PATH", "VIRTUAL_ENV", "LANG", "NITRO_VMM_ACCELERATOR")
 """Variables that the command gets from here."""
+HOLD = """
+import fcntl, os, signal
+vm = fcntl.ioctl(os.open("/dev/kvm", os.O_RDWR), 0xAE01, 0)  # KVM_CREATE_VM
+fcntl.ioctl(vm, 0xAE60)  # KVM_CREATE_IRQCHIP
+processor = fcntl.ioctl(vm, 0xAE41, 0)  # KVM_CREATE_VCPU
+signal.pause()
+"""
+"""Keeps a machine of KVM's there for as long as the command runs. With the first and the last one Linux changes
+its scheduler's code, and QEMU's emulated processors sometimes run what stood there in between."""
 EXIT_LOST = 125
 """Of the command, when the machine ended before it did."""
 
@@ -208,7 +217,8 @@ def run_here(
     settings = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | variables
     settings |= {"HOME": "/tmp", "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis"}  # noqa: S108 - in there
     assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in settings.items())
-    line = f"cd {shlex.quote(str(Path.cwd()))} && {assignments} exec {shlex.join(command)}"
+    hold = shlex.join([sys.executable, "-I", "-S", "-c", HOLD])
+    line = f"{hold} & cd {shlex.quote(str(Path.cwd()))} && {assignments} exec {shlex.join(command)}"
     return run(line, processors=processors, memory_mib=memory_mib, timeout_s=timeout_s)
 
 
