@@ -8,6 +8,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from nitro_vmm.accel import EntryState, Exit, ExitReason, open_accelerator
 from nitro_vmm.accel.kvm import cpuid, ioctl, probe, structures
 from nitro_vmm.accel.kvm.collected import CollectedWrites
 from nitro_vmm.accel.kvm.ioctl import Request, System
+from nitro_vmm.accel.kvm.stops import Stops
 from nitro_vmm.accel.kvm.structures import CpuidEntry, Registers, Segment, SystemRegisters, Table
 from nitro_vmm.accel.kvm.vcpu import KvmVcpu
 from nitro_vmm.accel.kvm.vm import Kvm, KvmVm
@@ -350,6 +352,7 @@ NUMBERS = {
     "SET_SREGS": 0x4138_AE84,
     "GET_MSRS": 0xC008_AE88,
     "SET_MSRS": 0x4008_AE89,
+    "TRANSLATE": 0xC018_AE85,
     "SET_SIGNAL_MASK": 0x4004_AE8B,
     "GET_LAPIC": 0x8400_AE8E,
     "SET_LAPIC": 0x4400_AE8F,
@@ -513,6 +516,7 @@ class FakeFile:
 )
 def test_exits_that_end_a_guest_say_why(reason: int, details: bytes, exit_: Exit) -> None:
     file = FakeFile(reason, details)
-    vcpu = KvmVcpu(file, Bus(), threading.RLock(), lambda: True)  # type: ignore[arg-type]
+    vm: Any = None  # which is asked only for a page to watch
+    vcpu = KvmVcpu(file, Bus(), threading.RLock(), stops=Stops(vm, []), halted=lambda: True)  # type: ignore[arg-type]
 
     assert vcpu.run() == exit_

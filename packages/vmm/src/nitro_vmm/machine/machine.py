@@ -119,6 +119,11 @@ class Machine:
         self._paused = False
         self._at_page: Callable[[], None] = lambda: None
         self._first_program: Callable[[Program], None] | None = None
+        self._visited: StopsAtPrograms | None = None
+        """The processor that the thread runs in which the first program is looked at."""
+        self._offered: StopsAtPrograms | None = None
+        """One that has come to a program meanwhile, and that this thread should run instead."""
+        self._failure: BaseException | None = None
         self._running = 0
         """How many processors are within `Vcpu.run`."""
 
@@ -181,6 +186,8 @@ class Machine:
             for thread in threads:
                 thread.join()
             self._vm.close()
+        if self._failure is not None:
+            raise self._failure
         assert self._ending is not None  # noqa: S101 - `_finish` has set it
         return self._ending
 
@@ -269,26 +276,76 @@ class Machine:
     def _run_vcpu(self, vcpu: Vcpu) -> None:
         try:
             if isinstance(vcpu, StopsAtPrograms) and vcpu.program is not None:
-                self._visit_program(vcpu)
+                vcpu = self._stand_at_program(vcpu)
             while True:
                 reason = self._run_until_exit(vcpu).reason
                 if reason is ExitReason.PAGE:
                     self._at_page()
                 elif isinstance(vcpu, StopsAtPrograms):
-                    self._visit_program(vcpu)
+                    vcpu = self._stand_at_program(vcpu)
         except MachineOverError:
             pass
+        except BaseException as error:  # noqa: BLE001 - raised again by `run`
+            self._failure = error
+            self._finish(Ending(End.CRASHED, "a processor's thread failed"))
 
-    def _visit_program(self, vcpu: StopsAtPrograms) -> None:
-        function, self._first_program = self._first_program, None
+    def _stand_at_program(self, vcpu: StopsAtPrograms) -> StopsAtPrograms:
+        """A processor stands at a program; returns the one that this thread is to run from now on."""
+        with self._changed:
+            function, self._first_program = self._first_program, None
+            if function is not None:
+                self._visited = vcpu
         if function is None:
-            return
-        program = Program(vcpu, self._memory.guest, lambda: self._run_until_exit(vcpu))
-        function(program)
+            return self._hand_over(vcpu)
+        try:
+            function(Program(vcpu, self._memory.guest, self._go_on_to_program))
+        finally:
+            with self._changed:
+                vcpu, self._visited = self._visited or vcpu, None
+                self._changed.notify_all()
         vcpu.watch_programs(wanted=False)
+        return vcpu
+
+    def _go_on_to_program(self) -> StopsAtPrograms:
+        """Let the guest go on until a processor stands at a program; for the thread that looks at one."""
+        while True:
+            assert self._visited is not None  # noqa: S101 - this thread has set it
+            if self._run_until_exit(self._visited).reason is ExitReason.PROGRAM:
+                return self._visited
+            with self._changed:
+                if self._offered is not None:
+                    self._visited, self._offered = self._offered, None
+                    self._changed.notify_all()
+                    return self._visited
+
+    def _hand_over(self, vcpu: StopsAtPrograms) -> StopsAtPrograms:
+        """Exchange a processor that stands at a program for the one of the thread that looks at one.
+
+        After a system call the kernel may let a program go on, on another processor. That must not run away.
+
+        Returns:
+            The processor that this thread has now; its own one where nobody looks any more.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._offered is None or self._visited is None)
+            visited = self._visited
+            if visited is None:
+                return vcpu
+            self._offered = vcpu
+        visited.kick()
+        with self._changed:
+            self._changed.wait_for(lambda: self._offered is not vcpu or self._visited is None)
+            if self._offered is vcpu:
+                self._offered = None
+                self._changed.notify_all()
+                return vcpu
+            return visited
 
     def _run_until_exit(self, vcpu: Vcpu) -> Exit:
         """Run a processor until it stops for a reason that is not the machine's end.
+
+        Returns:
+            Why it has stopped: at a program or a page, or because another one is offered in its place.
 
         Raises:
             MachineOverError: The machine has ended.
@@ -305,6 +362,8 @@ class Machine:
                 self.on_debug_stop()
             elif exit_.reason is not ExitReason.KICKED:
                 self._finish(Ending(ENDS[exit_.reason], exit_.details))
+            elif self._offered is not None and vcpu is self._visited:
+                return exit_
         raise MachineOverError("the machine has ended")
 
     def _may_run(self) -> bool:

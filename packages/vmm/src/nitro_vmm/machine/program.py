@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from nitro_vmm.accel import Exit, ExitReason, ProgramState, StopsAtPrograms
+from nitro_vmm.accel import ProgramState, StopsAtPrograms
 from nitro_vmm.errors import GuestError, VmmError
 from nitro_vmm.machine.paging import ADDRESS, CR0_PAGING, PRESENT, USER, entries_in, translate
 from nitro_vsock import GuestMemory, GuestMemoryError
@@ -46,15 +46,18 @@ class Program:
     Args:
         vcpu: Stands before an instruction of the program.
         memory: The guest's.
-        run: Runs the processor until something happens; raises `MachineOverError` when the machine has ended.
+        go_on: Lets the guest go on until a processor stands at a program, and returns this processor; raises
+            `MachineOverError` when the machine has ended.
     """
 
-    def __init__(self, vcpu: StopsAtPrograms, memory: GuestMemory, run: Callable[[], Exit]) -> None:
+    def __init__(
+        self, vcpu: StopsAtPrograms, memory: GuestMemory, go_on: Callable[[], StopsAtPrograms]
+    ) -> None:
         state = vcpu.program
         assert state is not None  # noqa: S101 - the caller has seen it
         self._vcpu = vcpu
         self._memory = memory
-        self._run = run
+        self._go_on = go_on
         self._start: ProgramState = state
         self._scratch = state.general[RSP] & -PAGE_BYTES
         self._kept = self.read(self._scratch, SCRATCH_BYTES)
@@ -86,8 +89,8 @@ class Program:
         if not self._vcpu.enter_system_call():
             raise GuestError("the kernel takes no system calls of 64-bit programs")
         for _ in range(RETURNS_MAX):
-            exit_ = self._run()
-            now = self._vcpu.program if exit_.reason is ExitReason.PROGRAM else None
+            self._vcpu = self._go_on()  # the kernel may have moved the program to another one
+            now = self._vcpu.program
             # The low bits of CR3 number an address space, and are the kernel's affair.
             same = now is not None and not (now.page_tables ^ self._start.page_tables) & ADDRESS
             if now is not None and same and now.rip == self._start.rip:

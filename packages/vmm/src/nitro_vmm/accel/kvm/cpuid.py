@@ -18,6 +18,7 @@ TOPOLOGIES: Final = (0xB, 0x1F)
 EXTENDED: Final = 0x8000_0001
 ADDRESS_SIZES: Final = 0x8000_0008
 SVM: Final = 0x8000_000A
+NAMES: Final = (0x8000_0002, 0x8000_0003, 0x8000_0004)
 KVM_FEATURES: Final = 0x4000_0001
 ENCRYPTION: Final = 0x8000_001F
 
@@ -33,6 +34,18 @@ KVM_EAX_CLOCKS: Final = 1 << 0 | 1 << 3
 def offers_kvm_clock(supported: Iterable[CpuidEntry]) -> bool:
     """Whether a guest finds kvm-clock in these answers."""
     return any(entry.function == KVM_FEATURES and entry.eax & KVM_EAX_CLOCKS for entry in supported)
+
+
+def name(answers: Iterable[CpuidEntry]) -> str:
+    """The processor's name in these answers, for people."""
+    words = {
+        entry.function: b"".join(
+            value.to_bytes(4, "little") for value in (entry.eax, entry.ebx, entry.ecx, entry.edx)
+        )
+        for entry in answers
+    }
+    text = b"".join(words.get(leaf, b"") for leaf in NAMES)
+    return " ".join(text.decode("ascii", errors="replace").replace("\0", " ").split()) or "a processor"
 
 
 def for_guest(

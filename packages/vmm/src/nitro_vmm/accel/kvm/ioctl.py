@@ -39,6 +39,7 @@ from nitro_vmm.accel.kvm.structures import (
     RUN_EXIT_REASON,
     SIGNAL_MASK,
     SREGS_BYTES,
+    TRANSLATION,
     XCRS_BYTES,
     XSAVE_BYTES,
     CpuidEntry,
@@ -88,6 +89,7 @@ class Request(IntEnum):
     SET_SREGS = _request(0x84, WRITE, SREGS_BYTES)
     GET_MSRS = _request(0x88, READ | WRITE, MSRS_HEADER.size)
     SET_MSRS = _request(0x89, WRITE, MSRS_HEADER.size)
+    TRANSLATE = _request(0x85, READ | WRITE, TRANSLATION.size)
     SET_SIGNAL_MASK = _request(0x8B, WRITE, 4)
     GET_LAPIC = _request(0x8E, READ, LAPIC_BYTES)
     SET_LAPIC = _request(0x8F, WRITE, LAPIC_BYTES)
@@ -304,10 +306,21 @@ class VmFile(_File):
         super().__init__(fd)
         self._run_bytes = run_bytes
 
-    def set_memory(self, slot: int, address: int, memory: mmap.mmap) -> None:
-        """Make memory of this process RAM of the guest, at a guest-physical address; it must stay mapped."""
-        place = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        self._ask(Request.SET_USER_MEMORY_REGION, MEMORY_REGION.pack(slot, 0, address, len(memory), place))
+    def set_memory(
+        self, slot: int, address: int, memory: mmap.mmap, *, start: int = 0, length: int | None = None
+    ) -> None:
+        """Make memory of this process RAM of the guest, at a guest-physical address; it must stay mapped.
+
+        Args:
+            slot: The number of the piece of RAM; one that is there already goes away with a length of 0.
+            address: Guest-physical.
+            memory: The memory.
+            start: Where in it the piece begins.
+            length: Of the piece; all of the memory if it is left out.
+        """
+        place = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + start
+        size = len(memory) if length is None else length
+        self._ask(Request.SET_USER_MEMORY_REGION, MEMORY_REGION.pack(slot, 0, address, size, place))
 
     def set_tss_address(self, address: int) -> None:
         """Give KVM three pages for itself, which some processors of Intel's need.
@@ -456,6 +469,13 @@ class VcpuFile(_File):
             if done != len(asked):
                 return start + done
         return len(msrs)
+
+    def translate(self, address: int) -> int | None:
+        """Where a virtual address is in the guest's physical memory; `None` where nothing is mapped."""
+        answer = bytearray(TRANSLATION.pack(address, 0, 0))
+        self._ask(Request.TRANSLATE, answer)
+        _, physical, valid = TRANSLATION.unpack(answer)
+        return int(physical) if valid else None
 
     def mp_state(self) -> int:
         """Whether the processor runs, sleeps in HLT, or waits for its start (``MP_STATE_...``)."""

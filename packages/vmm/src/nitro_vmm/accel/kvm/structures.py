@@ -42,6 +42,8 @@ MSR_LIST_HEADER: Final = struct.Struct("<I")
 # struct kvm_msrs: nmsrs pad, then struct kvm_msr_entry: index reserved data
 MSRS_HEADER: Final = struct.Struct("<I4x")
 MSR_ENTRY: Final = struct.Struct("<I4xQ")
+# struct kvm_translation: linear_address physical_address valid, writeable usermode and padding
+TRANSLATION: Final = struct.Struct("<QQB7x")
 # struct kvm_irqchip: chip_id pad, its state
 IRQCHIP: Final = struct.Struct("<I4x512s")
 # struct kvm_clock_data: clock flags pad realtime host_tsc, padding
@@ -73,6 +75,7 @@ RUN_INTERNAL: Final = struct.Struct("<I4xQB15s")
 
 assert (MEMORY_REGION.size, IRQ_LEVEL.size, ROUTING_ENTRY.size, IOEVENTFD.size) == (32, 8, 48, 64)  # noqa: S101
 assert (MSR_ENTRY.size, IRQCHIP.size, CLOCK.size, EVENTS_FLAGS.size) == (16, 520, 48, 24)  # noqa: S101
+assert TRANSLATION.size == 24  # noqa: S101
 assert (CPUID_ENTRY.size, REGS.size, SEGMENT.size, TABLE.size, SREGS_BYTES) == (40, 144, 24, 16, 312)  # noqa: S101
 
 

@@ -8,22 +8,26 @@ is SIGURG, because it does no harm to a thread that does not expect it.
 **HLT with interrupts off.** The kernel lets a processor sleep in HLT without telling, even if nothing can
 wake it any more. `look_for_halt` interrupts a processor that has been quiet for a while, to see whether that
 is so.
+
+**Accesses that end a run** (see `stops`). The kernel has to finish an access before the processor's state is
+one to be looked at. So the thread sends itself the signal: the next run finishes the access, and no more.
 """
 
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Final
 
 from nitro_vmm.accel import Bus
-from nitro_vmm.accel.kvm import ioctl, structures
+from nitro_vmm.accel.kvm import ioctl, programs, structures
 from nitro_vmm.accel.kvm.ioctl import VcpuFile
 from nitro_vmm.accel.kvm.state import VcpuState, restore_vcpu, save_vcpu
+from nitro_vmm.accel.kvm.stops import PORT, Return, Stops
 from nitro_vmm.accel.kvm.structures import Registers, Segment, Table
-from nitro_vmm.accel.state import EntryState, Exit, ExitReason
+from nitro_vmm.accel.state import EntryState, Exit, ExitReason, ProgramState
 
 KICK: Final = signal.SIGURG
 
@@ -52,6 +56,7 @@ OTHER: Final = "others"
 KINDS: Final = (PORT_READ, PORT_WRITE, DEVICE_READ, DEVICE_WRITE, INTERRUPTED, OTHER)
 """Why the guest was left: what `KvmVcpu.exits` counts."""
 
+NO_RETURNS: Final = "the instructions are not found by which this kernel returns to programs"
 INTERNAL_ERRORS: Final = {
     1: "an instruction that KVM cannot emulate",
     2: "an exception while another one was delivered, which KVM cannot emulate",
@@ -68,6 +73,7 @@ class KvmVcpu:
         file: The kernel's side of it.
         bus: Everything that is not RAM.
         lock: The bus lock.
+        stops: Where it has to stop.
         halted: Says whether all processors have halted for good; asked when this one seems to.
         collected: Called when the kernel has come back, before its reason is looked at: to carry out writes
             that it has collected.
@@ -78,6 +84,8 @@ class KvmVcpu:
         file: VcpuFile,
         bus: Bus,
         lock: AbstractContextManager[bool],
+        *,
+        stops: Stops,
         halted: Callable[[], bool],
         collected: Callable[[], None] = lambda: None,
     ) -> None:
@@ -89,10 +97,13 @@ class KvmVcpu:
         self._file = file
         self._bus = bus
         self._lock = lock
+        self._stops = stops
         self._halted = halted
         self._collected = collected
         self._asked = threading.Lock()
         self._kicked = False
+        self._pending: Callable[[], Exit | None] | None = None
+        """What is to be done when the kernel has finished an access that ends the run."""
         self._thread: int | None = None
         file.set_signals(set(range(1, 65)) - {KICK})
 
@@ -130,19 +141,24 @@ class KvmVcpu:
             if self._kicked:
                 signal.pthread_kill(self._thread, KICK)  # for a kick that came when nothing ran
         try:
+            prepares = True
             while True:
+                if prepares and not self._stops.prepare(self._file):
+                    return self._crash(NO_RETURNS)
+                prepares = True
                 try:
                     reason = self._file.run()
                 except InterruptedError:
                     self.exits[INTERRUPTED] += 1
                     self._collected()
-                    if (exit_ := self._interrupted()) is not None:
+                    if (exit_ := self._finish_access() or self._interrupted()) is not None:
                         return exit_
                     continue
                 self.looks_asleep = 0
                 self._collected()
                 if reason == ioctl.EXIT_IO:
-                    self._access_port()
+                    # While a kernel prints, looking each time whether it is ready would take long.
+                    prepares = self._access_port() == ioctl.IO_OUT
                 elif reason == ioctl.EXIT_MMIO:
                     self._access_memory()
                 elif (exit_ := self._ended(reason)) is not None:
@@ -158,6 +174,30 @@ class KvmVcpu:
         with self._asked:
             self._kicked = True
             self._interrupt()
+
+    # Programs of the guest; see `StopsAtPrograms`.
+
+    def watch_programs(self, *, wanted: bool) -> bool:
+        """See `StopsAtPrograms`; for all processors of the machine."""
+        self._stops.want_programs(wanted=wanted)
+        return True
+
+    def watch_page(self, address: int) -> bool:
+        """See `StopsAtPrograms`; for all processors of the machine."""
+        return self._stops.watch_page(address)
+
+    @property
+    def program(self) -> ProgramState | None:
+        """See `StopsAtPrograms`."""
+        return programs.program_of(self._file)
+
+    def set_general(self, values: Sequence[int]) -> None:
+        """See `StopsAtPrograms`."""
+        programs.set_general(self._file, values)
+
+    def enter_system_call(self) -> bool:
+        """See `StopsAtPrograms`."""
+        return programs.enter_system_call(self._file)
 
     def look_for_halt(self) -> None:
         """Let `run` see whether the guest sleeps for good; from any thread, now and then."""
@@ -193,10 +233,15 @@ class KvmVcpu:
         self.looks_asleep = self.looks_asleep + 1 if asleep else 0
         return Exit(ExitReason.HALTED) if asleep and self._halted() else None
 
-    def _access_port(self) -> None:
-        """IN or OUT, of one element or, with REP, of several."""
+    def _access_port(self) -> int:
+        """IN or OUT, of one element or, with REP, of several; returns which."""
         shared, bus = self._file.shared, self._bus
         direction, size, port, count, start = structures.RUN_IO.unpack_from(shared, structures.RUN_EXIT)
+        if port == PORT and direction == ioctl.IO_OUT:
+            kind = self._stops.return_at(self._file.registers().rip)
+            if kind is not None:
+                self._end_run_by(lambda: self._return(kind))
+                return ioctl.IO_OUT
         self.exits[PORT_WRITE if direction == ioctl.IO_OUT else PORT_READ] += 1
         for place in range(start, start + size * count, size):
             if direction == ioctl.IO_OUT:
@@ -208,11 +253,15 @@ class KvmVcpu:
                 with self._lock:
                     value = bus.read_port(port, size)
                 shared[place : place + size] = value.to_bytes(size, "little")
+        return int(direction)
 
     def _access_memory(self) -> None:
         shared = self._file.shared
         address, data, size, is_write = structures.RUN_MMIO.unpack_from(shared, structures.RUN_EXIT)
         self.exits[DEVICE_WRITE if is_write else DEVICE_READ] += 1
+        if (memory := self._stops.page_at(address, size)) is not None:
+            self._access_page(memory, data, is_write=is_write)
+            return
         with self._lock:
             if is_write:
                 self._bus.write_memory(address, size, int.from_bytes(data[:size], "little"))
@@ -220,6 +269,39 @@ class KvmVcpu:
             value = self._bus.read_memory(address, size)
         place = structures.RUN_MMIO_DATA
         shared[place : place + size] = value.to_bytes(size, "little")
+
+    def _access_page(self, memory: memoryview, data: bytes, *, is_write: bool) -> None:
+        if is_write:
+            memory[:] = data[: len(memory)]
+        else:
+            place = structures.RUN_MMIO_DATA
+            self._file.shared[place : place + len(memory)] = bytes(memory)
+        if self._stops.touched(self._file):
+            self._end_run_by(self._at_page)
+
+    def _at_page(self) -> Exit:
+        # A machine whose programs are not noticed later must not be saved.
+        return Exit(ExitReason.PAGE) if self._stops.finds_returns(self._file) else self._crash(NO_RETURNS)
+
+    def _end_run_by(self, function: Callable[[], Exit | None]) -> None:
+        self._pending = function
+        with self._asked:
+            self._interrupt()
+
+    def _finish_access(self) -> Exit | None:
+        function, self._pending = self._pending, None
+        return None if function is None else function()
+
+    def _return(self, kind: Return) -> Exit | None:
+        """Do what the kernel's instructions would have done by which it returns."""
+        try:
+            if kind is Return.SYSTEM_CALL:
+                programs.system_return(self._file)
+            else:
+                programs.interrupt_return(self._file, self._stops.memory)
+        except programs.NoReturnError as error:
+            return self._crash(str(error))
+        return None if self.program is None else Exit(ExitReason.PROGRAM)
 
     def _ended(self, reason: int) -> Exit | None:
         """What an exit means that is no access."""

@@ -1,5 +1,6 @@
 """A virtual machine on KVM: the host's processor, and the interrupt controllers of the host's kernel."""
 
+import hashlib
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from nitro_vmm.accel.kvm.state import (
     save_clock,
     save_controllers,
 )
-from nitro_vmm.accel.kvm.structures import CPUID_ENTRY
+from nitro_vmm.accel.kvm.stops import Stops
+from nitro_vmm.accel.kvm.structures import CPUID_ENTRY, CpuidEntry
 from nitro_vmm.accel.kvm.vcpu import INTERRUPTED, KvmVcpu
 from nitro_vmm.accel.state import VmState
 from nitro_vmm.address_map import COM1, IO_APIC_PINS, PROCESSORS_MAX
@@ -50,8 +52,17 @@ class Kvm:
     """As many as an enclave on Nitro gets at least: one core with its two threads."""
     processors_max: Final = PROCESSORS_MAX
 
+    vm_state: type[VmState] = KvmState
+    """See `SavesMachines.vm_state`."""
+
     def __init__(self, system: System | None = None) -> None:
         self._system = system or System()
+
+    @property
+    def processor(self) -> str:
+        """See `SavesMachines.processor`: its name, and a digest of all that CPUID answers."""
+        entries = _entries(self._system, processors=1)
+        return f"{cpuid.name(entries)} (CPUID {hashlib.sha256(_table(entries)).hexdigest()[:16]})"
 
     def create_vm(self, ram: Ram, bus: Bus, *, processors: int = 1) -> "KvmVm":
         """See `Accelerator.create_vm`.
@@ -104,25 +115,29 @@ class KvmVm:
         vm.route_to_io_apic(IO_APIC_PINS)
         for slot, (place, memory) in enumerate(ram):
             vm.set_memory(slot, place.address, memory)
-        supported = system.supported_cpuid()
-        self.kvm_clock = cpuid.offers_kvm_clock(supported)
+        self.kvm_clock = cpuid.offers_kvm_clock(system.supported_cpuid())
         """Whether the guest has kvm-clock."""
-        tsc_deadline = bool(system.extension(ioctl.CAP_TSC_DEADLINE_TIMER))
+        self._stops = Stops(vm, ram)
         for number in range(processors):
             file = vm.create_vcpu(number)
-            vcpu = KvmVcpu(file, self._bus, self._lock, self._all_sleep, self._carry_out_collected)
+            vcpu = KvmVcpu(
+                file,
+                self._bus,
+                self._lock,
+                stops=self._stops,
+                halted=self._all_sleep,
+                collected=self._carry_out_collected,
+            )
             self.vcpus.append(vcpu)
             if not number and system.extension(ioctl.CAP_COALESCED_PIO):
                 # What the guest prints. Without this, each byte would take an exit of its own.
                 vm.collect_writes(COM1)
                 page = system.extension(ioctl.CAP_COALESCED_MMIO)
                 self._collected = CollectedWrites(file.shared, page * PAGE_BYTES)
-            entries = list(
-                cpuid.for_guest(supported, apic_id=number, processors=processors, tsc_deadline=tsc_deadline)
-            )
+            entries = _entries(system, processors=processors, number=number)
             file.set_cpuid(entries)
             if not number:
-                self._cpuid = b"".join(CPUID_ENTRY.pack(*entry) for entry in entries)
+                self._cpuid = _table(entries)
             self.tsc_hz = file.tsc_khz() * 1000
             """The frequency of the guest's time stamp counter."""
         self._msrs = system.msrs()
@@ -161,6 +176,7 @@ class KvmVm:
 
     def state(self) -> VmState:
         """See `Vm.state`."""
+        self._stops.remove()  # because the guest's memory is saved as well
         # The processors first, because the kernel delivers what is on its way to them when it is asked.
         vcpus = tuple(vcpu.state(self._msrs, self._xsave_bytes) for vcpu in self.vcpus)
         return KvmState(
@@ -186,6 +202,7 @@ class KvmVm:
             for number, (vcpu, saved) in enumerate(zip(self.vcpus, state.vcpus, strict=True)):
                 vcpu.restore(saved, is_first=not number)
             restore_clock(self._file, state.clock_ns)
+            self._stops.kernel_is_up = True
         except HostError as error:
             raise StateError(f"KVM does not take the saved machine: {error}") from error
 
@@ -228,3 +245,14 @@ class KvmVm:
                 look_s, quiet_s = min(2 * look_s, LOOK_S_MAX), 0.0
                 for vcpu in self.vcpus:
                     vcpu.look_for_halt()
+
+
+def _entries(system: System, *, processors: int, number: int = 0) -> list[CpuidEntry]:
+    """What CPUID answers on one of a guest's processors."""
+    tsc_deadline = bool(system.extension(ioctl.CAP_TSC_DEADLINE_TIMER))
+    supported = system.supported_cpuid()
+    return list(cpuid.for_guest(supported, apic_id=number, processors=processors, tsc_deadline=tsc_deadline))
+
+
+def _table(entries: list[CpuidEntry]) -> bytes:
+    return b"".join(CPUID_ENTRY.pack(*entry) for entry in entries)
