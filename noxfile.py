@@ -49,8 +49,10 @@ NOT_COUNTED = ["*/accel/kvm/*"]
 KVM_TESTS = [
     "packages/vmm/tests/accel/test_kvm.py",
     "packages/vmm/tests/accel/test_kvm_state.py",
+    "packages/vmm/tests/accel/test_kvm_programs.py",
     "integration-tests/test_kvm.py",
     "integration-tests/test_kvm_saved.py",
+    "integration-tests/test_kvm_snapshots.py",
     "integration-tests/test_enclave.py",
 ]
 """What `kvm` runs if nothing else is asked. A start of Python takes seconds there, so tests that run commands

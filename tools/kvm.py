@@ -42,8 +42,8 @@ fcntl.ioctl(vm, 0xAE60)  # KVM_CREATE_IRQCHIP
 processor = fcntl.ioctl(vm, 0xAE41, 0)  # KVM_CREATE_VCPU
 signal.pause()
 """
-"""Keeps a machine of KVM's there for as long as the command runs. With the first and the last one Linux changes
-its scheduler's code, and QEMU's emulated processors sometimes run what stood there in between."""
+"""Keeps a machine of KVM's there for as long as the command runs. With the first and the last one Linux
+changes its scheduler's code, and QEMU's emulated processors sometimes run what stood there in between."""
 EXIT_LOST = 125
 """Of the command, when the machine ended before it did."""
 

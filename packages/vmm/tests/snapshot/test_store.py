@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nitro_vmm.accel.kvm.state import KvmState
 from nitro_vmm.accel.unicorn.vm import UnicornState
 from nitro_vmm.address_map import GIB, HOLE_END, HOLE_START, MIB
 from nitro_vmm.errors import HostError, StateError
@@ -39,7 +40,17 @@ def saved_file(memory: Memory) -> BinaryIO:
 
 
 def reread(file: BinaryIO) -> Saved:
-    return read(file, UnicornState)
+    return read(file, "unicorn", UnicornState)
+
+
+def test_a_machine_of_another_accelerator_is_named() -> None:
+    with (
+        saved_file(Memory(MEMORY_BYTES)) as file,
+        pytest.raises(StateError, match="ran on unicorn, not kvm") as caught,
+    ):
+        read(file, "kvm", KvmState)
+
+    assert caught.value.hint == "--accel unicorn"
 
 
 @settings(max_examples=50, deadline=None)

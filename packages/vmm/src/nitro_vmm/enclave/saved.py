@@ -37,7 +37,7 @@ def saving(accelerator: Accelerator) -> SavesMachines:
     if not isinstance(accelerator, SavesMachines):
         raise HostError(
             f"the accelerator {accelerator.name} does not save machines here",
-            hint="use --accel unicorn, with its native part",
+            hint="use --accel kvm, or --accel unicorn with its native part",
         )
     return accelerator
 
@@ -100,7 +100,7 @@ def find(
         return None
     resources.callback(file.close)
     try:
-        saved = read(file, accelerator.vm_state, proceed)
+        saved = read(file, accelerator.name, accelerator.vm_state, proceed)
     except (StateError, OSError):
         forget(parameters)
         return None
@@ -131,7 +131,7 @@ def open_given(
             raise StateError(f"{path} is no saved machine, but a directory, a device or a pipe")
         file = path.open("rb")
         resources.callback(file.close)
-        saved = read(file, opened.vm_state, proceed)
+        saved = read(file, opened.name, opened.vm_state, proceed)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", hint="vmm snapshot makes one") from error
     found = saved.description.parameters

@@ -40,13 +40,31 @@ def decode(data: bytes, kind: type[T], *, extended: Mapping[type, type] | None =
     Raises:
         StateError: They are not such a value.
     """
+    return made(parsed(data), kind, extended=extended)
+
+
+def parsed(data: bytes) -> object:
+    """The plain values in bytes that may be anybody's, for `made`.
+
+    Raises:
+        StateError: They are not CBOR.
+    """
     stream = io.BytesIO(data)
     try:
-        plain = cbor2.CBORDecoder(stream).decode()
+        plain: object = cbor2.CBORDecoder(stream).decode()
     except Exception as error:  # cbor2 lets errors of many kinds out
         raise StateError(f"the saved state is damaged: {type(error).__name__}") from error
     if stream.tell() != len(data):
         raise StateError("the saved state is damaged: something follows it")
+    return plain
+
+
+def made(plain: object, kind: type[T], *, extended: Mapping[type, type] | None = None) -> T:
+    """A dataclass of plain values; see `decode`.
+
+    Raises:
+        StateError: They are not its fields.
+    """
     try:
         value = _made(plain, kind, extended or {}, kind.__name__)
     except (UsageError, VsockError) as error:

@@ -14,7 +14,7 @@ from nitro_vmm.accel import VmState
 from nitro_vmm.boot.ram import COPY_BYTES, Proceed, nothing
 from nitro_vmm.errors import HostError, StateError
 from nitro_vmm.machine.memory import Memory
-from nitro_vmm.snapshot.codec import decode, encode
+from nitro_vmm.snapshot.codec import encode, made, parsed
 from nitro_vmm.snapshot.layout import (
     DIGEST,
     DIGESTED_FROM,
@@ -22,6 +22,7 @@ from nitro_vmm.snapshot.layout import (
     PAGE_BYTES,
     Description,
     Header,
+    Parameters,
     check_pages,
     make_header,
     pack_header,
@@ -106,16 +107,19 @@ class Saved(NamedTuple):
                 raise HostError(f"the saved machine's memory: {error.strerror}") from error
 
 
-def read(file: BinaryIO, vm_state: type[VmState], proceed: Proceed = nothing) -> Saved:
+def read(
+    file: BinaryIO, accelerator: str, vm_state: type[VmState], proceed: Proceed = nothing
+) -> Saved:
     """Read a saved machine, and see that it is whole.
 
     Args:
         file: The file; only its owner may write it, because a guest goes on from what is in it.
-        vm_state: The class of the accelerator's state.
+        accelerator: The name of the one that is to run it.
+        vm_state: The class of its state.
         proceed: See `Proceed`.
 
     Raises:
-        StateError: It is none, is damaged, or others may write it.
+        StateError: It is none, is damaged, of another accelerator, or others may write it.
         OSError: It cannot be read.
     """
     status = os.fstat(file.fileno())
@@ -134,7 +138,14 @@ def read(file: BinaryIO, vm_state: type[VmState], proceed: Proceed = nothing) ->
             raise StateError("the saved machine is damaged: its digest is not the one that it says")
         encoded = data[HEADER.size : HEADER.size + header.description_bytes]
     extended: Mapping[type, type] = {VmState: vm_state}
-    description = decode(encoded, Description, extended=extended)
+    plain = parsed(encoded)
+    if isinstance(plain, dict):  # else it is refused below
+        ran_on = made(plain.get("parameters"), Parameters).accelerator
+        if ran_on != accelerator:
+            raise StateError(
+                f"the saved machine ran on {ran_on}, not {accelerator}", hint=f"--accel {ran_on}"
+            )
+    description = made(plain, Description, extended=extended)
     check_pages(header, description)
     return Saved(file, header, description)
 

@@ -1,0 +1,351 @@
+"""Where a guest on KVM is stopped, and the instructions that are carried out for it; no KVM is needed."""
+
+import mmap
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nitro_vmm.accel.kvm import programs, stops
+from nitro_vmm.accel.kvm.ioctl import Request, VcpuFile, VmFile
+from nitro_vmm.accel.kvm.programs import (
+    MSR_FMASK,
+    MSR_KERNEL_GS_BASE,
+    MSR_LSTAR,
+    MSR_STAR,
+    NoReturnError,
+)
+from nitro_vmm.accel.kvm.stops import OUT, Return, Stops, find_returns
+from nitro_vmm.accel.kvm.structures import Registers, Segment, SystemRegisters, Table
+from nitro_vmm.address_map import MIB, RamRange
+from nitro_vsock import GuestMemory
+
+ENTRY, STACK, GDT = 0x8000, 0x6000, 0x4000
+KERNEL_CODE, KERNEL_STACK, USER_STACK, USER_CODE = 0x10, 0x18, 0x2B, 0x33
+SYSRET, SWAPGS, IRET = bytes.fromhex("480f07"), bytes.fromhex("0f01f8"), bytes.fromhex("48cf")
+# As Linux has them: swapgs, seven bytes that do nothing or clear buffers, testb $3,8(%rsp), jne to iretq.
+LINUX = (
+    bytes(0x180)
+    + SWAPGS
+    + bytes(7)
+    + SYSRET
+    + bytes(0x1000)
+    + SWAPGS
+    + bytes(7)
+    + bytes.fromhex("f644240803 0f8510000000")
+    + bytes(16)
+    + IRET
+)
+SYSRET_AT, SWAPGS_AT = 0x18A, 0x118D
+TIMER_OFF, TIMER_ON = 1 << 16 | 0xEC, 0xEC
+
+
+class Vcpu(VcpuFile):
+    """The kernel's side of a processor: registers, and an identity map of 1 MiB."""
+
+    def __init__(self) -> None:
+        self.memory = mmap.mmap(-1, MIB)
+        self.guest = GuestMemory([(0, memoryview(self.memory))])
+        self.lapic = bytearray(Request.GET_LAPIC.size)
+        self.timer(TIMER_OFF)
+        self.msr = {
+            MSR_STAR: 0x23_0010 << 32,
+            MSR_LSTAR: ENTRY,
+            MSR_FMASK: 1 << 9 | 1 << 10,
+            MSR_KERNEL_GS_BASE: 0x7777_0000,
+        }
+        self.general = Registers(rip=ENTRY, rsp=STACK, rflags=2)
+        nothing = Segment(unusable=1)
+        code = Segment(0, 0xFFFF_FFFF, KERNEL_CODE, 0xB, present=1, s=1, l=1, g=1)
+        gs = nothing._replace(base=0xFFFF_8880_0000_0000)
+        self.system = SystemRegisters(
+            (code, nothing, nothing, nothing, gs, nothing, nothing, nothing),
+            gdt=Table(GDT, 0x7F),
+            idt=Table(),
+            cr0=0x8000_0011,
+            cr2=0,
+            cr3=0xA000,
+            cr4=0x20,
+            cr8=0,
+            efer=0xD01,
+            apic_base=0xFEE0_0900,
+            pending=bytes(32),
+        )
+        # Linux's table: code and data of the kernel, 32-bit code, data and code of programs.
+        for selector, descriptor in (
+            (KERNEL_CODE, 0x00AF_9B00_0000_FFFF),
+            (KERNEL_STACK, 0x00CF_9300_0000_FFFF),
+            (0x23, 0x00CF_FB00_0000_FFFF),
+            (USER_STACK, 0x00CF_F300_0000_FFFF),
+            (USER_CODE, 0x00AF_FB00_0000_FFFF),
+        ):
+            struct.pack_into("<Q", self.memory, GDT + (selector & ~7), descriptor)
+
+    def timer(self, entry: int) -> None:
+        struct.pack_into("<I", self.lapic, 0x320, entry)
+
+    def frame(self, *words: int) -> None:
+        struct.pack_into(f"<{len(words)}Q", self.memory, self.general.rsp, *words)
+
+    def get(self, request: Request) -> bytes:
+        assert request is Request.GET_LAPIC
+        return bytes(self.lapic)
+
+    def translate(self, address: int) -> int | None:
+        return address if address < MIB else None
+
+    def registers(self) -> Registers:
+        return self.general
+
+    def set_registers(self, registers: Registers) -> None:
+        self.general = registers
+
+    def system_registers(self) -> SystemRegisters:
+        return self.system
+
+    def set_system_registers(self, registers: SystemRegisters) -> None:
+        self.system = registers
+
+    def msrs(self, numbers: Iterable[int]) -> tuple[tuple[int, int], ...]:
+        return tuple((number, self.msr[number]) for number in numbers)
+
+    def set_msrs(self, msrs: Sequence[tuple[int, int]]) -> int:
+        self.msr.update(msrs)
+        return len(msrs)
+
+
+class Vm(VmFile):
+    """The kernel's side of a machine, which remembers its memory."""
+
+    def __init__(self) -> None:
+        self.slots: dict[int, tuple[int, int, int]] = {}
+
+    def set_memory(
+        self, slot: int, address: int, memory: mmap.mmap, *, start: int = 0, length: int | None = None
+    ) -> None:
+        assert length is not None
+        assert start + length <= len(memory)
+        self.slots[slot] = address, start, length
+
+
+@pytest.fixture
+def vcpu() -> Vcpu:
+    return Vcpu()
+
+
+@pytest.fixture
+def vm() -> Vm:
+    return Vm()
+
+
+def stops_of(vm: Vm, vcpu: Vcpu) -> Stops:
+    return Stops(vm, [(RamRange(0, MIB), vcpu.memory)])
+
+
+def put(vcpu: Vcpu, code: bytes) -> None:
+    vcpu.memory[ENTRY : ENTRY + len(code)] = code
+
+
+def test_sysret_goes_to_the_program_as_it_was(vcpu: Vcpu) -> None:
+    vcpu.general = Registers(rcx=0x40_1000, r11=0x246 | 1 << 16, rsp=0x7FFF_0000, rip=ENTRY, rax=5)
+
+    programs.system_return(vcpu)
+
+    assert vcpu.general._replace(r11=0) == Registers(
+        rax=5, rcx=0x40_1000, rsp=0x7FFF_0000, rip=0x40_1000, rflags=0x246
+    )
+    code, stack = vcpu.system.segments[0], vcpu.system.segments[5]
+    assert (code.selector, code.dpl, code.l) == (USER_CODE, 3, 1)
+    assert (stack.selector, stack.dpl) == (USER_STACK, 3)
+    assert programs.program_of(vcpu) is not None
+
+
+def test_swapgs_and_iret_go_to_the_program(vcpu: Vcpu) -> None:
+    vcpu.frame(0x40_1234, USER_CODE, 0x1_0202, 0x7FFF_1000, USER_STACK)
+
+    programs.interrupt_return(vcpu, vcpu.guest)
+
+    assert vcpu.general == Registers(rip=0x40_1234, rsp=0x7FFF_1000, rflags=0x1_0202)
+    code, stack = vcpu.system.segments[0], vcpu.system.segments[5]
+    assert code == Segment(0, 0xFFFF_FFFF, USER_CODE, 0xB, present=1, dpl=3, s=1, l=1, g=1)
+    assert stack == Segment(0, 0xFFFF_FFFF, USER_STACK, 3, present=1, dpl=3, db=1, s=1, g=1)
+    assert vcpu.system.segments[4].base == 0x7777_0000
+    assert vcpu.msr[MSR_KERNEL_GS_BASE] == 0xFFFF_8880_0000_0000
+
+
+def test_a_program_with_32_bits_is_none_to_look_at(vcpu: Vcpu) -> None:
+    vcpu.frame(0x40_1234, 0x23, 0x202, 0x7FFF_1000, USER_STACK)
+
+    programs.interrupt_return(vcpu, vcpu.guest)
+
+    assert vcpu.general.rip == 0x40_1234
+    assert programs.program_of(vcpu) is None
+
+
+@pytest.mark.parametrize(
+    ("rsp", "code"), [(MIB, USER_CODE), (MIB - 16, USER_CODE), (STACK, 0), (STACK, 0x37), (STACK, 0xFFFB)]
+)
+def test_a_return_to_nowhere_is_an_error(vcpu: Vcpu, rsp: int, code: int) -> None:
+    vcpu.frame(0x40_1234, code, 0x202, 0x7FFF_1000, USER_STACK)
+    vcpu.general = vcpu.general._replace(rsp=rsp)
+    vcpu.system = replace(vcpu.system, gdt=Table(MIB - 0x80, 0x7F))
+
+    with pytest.raises(NoReturnError):
+        programs.interrupt_return(vcpu, vcpu.guest)
+
+
+general = st.lists(st.integers(0, (1 << 64) - 1), min_size=16, max_size=16)
+
+
+@given(general, st.integers(0, (1 << 47) - 1))
+def test_a_system_call_and_its_return_change_nothing_but_rcx_and_r11(values: list[int], rip: int) -> None:
+    vcpu = Vcpu()
+    vcpu.general = Registers(rip=rip, rcx=rip, r11=0x202)
+    programs.system_return(vcpu)
+    programs.set_general(vcpu, values)
+    before = programs.program_of(vcpu)
+
+    entered = programs.enter_system_call(vcpu)
+    in_kernel = vcpu.general
+    nobody = programs.program_of(vcpu)
+    programs.system_return(vcpu)
+
+    after = programs.program_of(vcpu)
+    assert entered
+    assert nobody is None
+    assert (in_kernel.rip, in_kernel.rcx, in_kernel.rflags) == (ENTRY, rip, 2)
+    assert before is not None
+    assert after == replace(before, general=(values[0], rip, *values[2:11], 0x202, *values[12:]))
+
+
+def test_there_are_no_system_calls_of_the_kernel_or_without_their_being_on(vcpu: Vcpu) -> None:
+    of_the_kernel = programs.enter_system_call(vcpu)
+    programs.system_return(vcpu)
+    vcpu.system = replace(vcpu.system, efer=0xD00)
+
+    assert not of_the_kernel
+    assert not programs.enter_system_call(vcpu)
+
+
+def test_linuxs_ways_back_are_found() -> None:
+    assert find_returns(LINUX) == {Return.SYSTEM_CALL: SYSRET_AT, Return.INTERRUPT: SWAPGS_AT}
+
+
+@pytest.mark.parametrize("jump", ["e9 04000000", "eb 04", "75 04"])
+def test_older_kernels_jump_otherwise(jump: str) -> None:
+    code = SYSRET + SWAPGS + bytes.fromhex(jump) + bytes(4) + bytes.fromhex("f644242004 7507") + IRET
+
+    assert find_returns(code) == {Return.SYSTEM_CALL: 0, Return.INTERRUPT: 3}
+
+
+@pytest.mark.parametrize(
+    "code", [b"", SYSRET, LINUX[:-1], LINUX[0x200:], SYSRET + SWAPGS + b"\xe9\xff\xff\xff\x7f", SWAPGS + IRET]
+)
+def test_other_code_has_no_ways_back(code: bytes) -> None:
+    assert find_returns(code) == {}
+
+
+@given(st.binary(max_size=64), st.lists(st.sampled_from([SYSRET, SWAPGS, IRET, b"\xeb", b"\xe9"])))
+def test_any_code_can_be_looked_at(code: bytes, pieces: list[bytes]) -> None:
+    for kind, offset in find_returns(code.join(pieces)).items():
+        assert code.join(pieces)[offset:].startswith(kind.value)
+
+
+def test_the_kernel_is_changed_when_its_timer_runs_and_put_back(vcpu: Vcpu, vm: Vm) -> None:
+    watched = stops_of(vm, vcpu)
+    put(vcpu, LINUX)
+    watched.want_programs(wanted=True)
+
+    early = watched.prepare(vcpu), bytes(vcpu.memory[ENTRY : ENTRY + len(LINUX)])
+    vcpu.timer(TIMER_ON)
+    prepared = watched.prepare(vcpu)
+    places = [vcpu.memory[ENTRY + at : ENTRY + at + 3] for at in (SYSRET_AT, SWAPGS_AT)]
+    watched.remove()
+    removed = bytes(vcpu.memory[ENTRY : ENTRY + len(LINUX)])
+    again = watched.prepare(vcpu), vcpu.memory[ENTRY + SYSRET_AT : ENTRY + SYSRET_AT + 2]
+    watched.want_programs(wanted=False)
+
+    assert early == (True, LINUX)
+    assert prepared
+    assert places == [OUT + SYSRET[2:], OUT + SWAPGS[2:]]
+    assert removed == LINUX
+    assert again == (True, OUT)
+    assert vcpu.memory[ENTRY : ENTRY + len(LINUX)] == LINUX
+    assert watched.return_at(ENTRY + SYSRET_AT) is Return.SYSTEM_CALL
+    assert watched.return_at(ENTRY + SWAPGS_AT + len(OUT)) is Return.INTERRUPT
+    assert watched.return_at(ENTRY) is None
+
+
+def test_a_saved_kernel_need_not_switch_its_timer_on_again(vcpu: Vcpu, vm: Vm) -> None:
+    watched = stops_of(vm, vcpu)
+    put(vcpu, LINUX)
+    watched.kernel_is_up = True
+    watched.want_programs(wanted=True)
+    vcpu.msr[MSR_LSTAR] = 0
+
+    waits = watched.prepare(vcpu), watched.return_at(ENTRY + SYSRET_AT)
+    vcpu.msr[MSR_LSTAR] = ENTRY
+    watched.prepare(vcpu)
+
+    assert waits == (True, None)
+    assert watched.return_at(ENTRY + SYSRET_AT) is Return.SYSTEM_CALL
+
+
+def test_a_kernel_that_is_not_known_cannot_be_watched(vcpu: Vcpu, vm: Vm) -> None:
+    watched = stops_of(vm, vcpu)
+    vcpu.timer(TIMER_ON)
+    unwatched = watched.prepare(vcpu)
+    watched.want_programs(wanted=True)
+
+    assert unwatched
+    assert not watched.prepare(vcpu)
+    assert not watched.finds_returns(vcpu)
+
+
+def test_an_instruction_at_the_end_of_a_page_is_not_replaced(vcpu: Vcpu, vm: Vm) -> None:
+    watched = stops_of(vm, vcpu)
+    vcpu.msr[MSR_LSTAR] = stops.PAGE_BYTES - SYSRET_AT - 1
+    start = vcpu.msr[MSR_LSTAR]
+    vcpu.memory[start : start + len(LINUX)] = LINUX
+
+    assert not watched.finds_returns(vcpu)
+
+
+def test_code_beyond_memory_is_no_code(vcpu: Vcpu, vm: Vm) -> None:
+    watched = stops_of(vm, vcpu)
+    vcpu.msr[MSR_LSTAR] = MIB - 0x200
+
+    assert not watched.finds_returns(vcpu)
+
+
+def test_a_page_is_missing_until_it_is_touched_after_the_timer_runs(vcpu: Vcpu, vm: Vm) -> None:
+    watched = stops_of(vm, vcpu)
+    vcpu.memory[0x5000:0x5004] = b"page"
+
+    found = watched.watch_page(0x5000)
+    hole = dict(vm.slots)
+    early = watched.touched(vcpu)
+    vcpu.timer(TIMER_ON)
+    later = watched.touched(vcpu), watched.touched(vcpu)
+
+    assert found
+    assert hole == {0: (0, 0, 0x5000), 1: (0x6000, 0x6000, MIB - 0x6000)}
+    assert not early
+    assert later == (True, False)
+    assert vm.slots[2] == (0x5000, 0x5000, 0x1000)
+    piece = watched.page_at(0x5000, 4)
+    assert piece is not None
+    assert bytes(piece) == b"page"
+    assert bytes(watched.page_at(0x5FFE, 8) or b"") == bytes(2)
+    assert watched.page_at(0x6000, 1) is None
+
+
+@pytest.mark.parametrize("address", [MIB, 0x5001, MIB - 0x800])
+def test_what_is_no_page_of_memory_cannot_be_watched(vcpu: Vcpu, vm: Vm, address: int) -> None:
+    watched = stops_of(vm, vcpu)
+
+    assert not watched.watch_page(address)
+    assert vm.slots == {}
