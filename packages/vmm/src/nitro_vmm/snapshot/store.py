@@ -107,9 +107,7 @@ class Saved(NamedTuple):
                 raise HostError(f"the saved machine's memory: {error.strerror}") from error
 
 
-def read(
-    file: BinaryIO, accelerator: str, vm_state: type[VmState], proceed: Proceed = nothing
-) -> Saved:
+def read(file: BinaryIO, accelerator: str, vm_state: type[VmState], proceed: Proceed = nothing) -> Saved:
     """Read a saved machine, and see that it is whole.
 
     Args:
