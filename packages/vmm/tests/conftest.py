@@ -17,6 +17,15 @@ SAY_HI_AND_SPIN = SAY_HI_AND_HALT[:-2] + bytes.fromhex("ebfe")
 SECTION_HEADER_BYTES = 12
 VAST_BYTES = 1 << 40
 
+# mov eax,[0xd0000000], the first virtio device's first register; mov dx,0x602; mov al,1; out dx,al, a reset.
+LOOK_AND_RESET = bytes.fromhex("a1000000d000000000 66ba0206 b001ee f4")
+
+
+@pytest.fixture
+def looking_image(image: Path) -> Path:
+    """An image that looks for a virtio device at once, and then resets the machine."""
+    return make_image(image.with_name("looking.eif"), LOOK_AND_RESET)
+
 
 @pytest.fixture
 def spinning_image(image: Path) -> Path:

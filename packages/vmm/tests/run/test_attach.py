@@ -2,14 +2,17 @@
 
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
 from nitro_vmm import EnclaveConfig, Outcome, UsageError
 from nitro_vmm.accel import Exit, ExitReason
 from nitro_vmm.enclave.image import PlainMachine
+from nitro_vmm.machine.board import _Reserved
 from nitro_vmm.run.attach import attach
 from nitro_vmm.run.foreground import HIDDEN
 from nitro_vmm.testing import FakeAccelerator, FakeVcpu
@@ -204,3 +207,23 @@ def test_a_guest_may_end_before_its_devices_are_there(image: Path) -> None:
     attached = attach(load_config, machine=PlainMachine(image, accelerator="unicorn"))
 
     assert attached.result.outcome is Outcome.ENDED
+
+
+def test_a_guest_may_look_for_its_devices_before_they_are_there(looking_image: Path) -> None:
+    def load_config() -> EnclaveConfig:
+        while not any(waits_for_device(frame) for frame in sys._current_frames().values()):
+            pass
+        return EnclaveConfig(eif_path=looking_image, accelerator="unicorn")
+
+    attached = attach(load_config, machine=PlainMachine(looking_image, accelerator="unicorn"))
+
+    assert attached.result.outcome is Outcome.ENDED
+
+
+def waits_for_device(frame: FrameType | None) -> bool:
+    """Whether a thread waits for a device in a reserved slot."""
+    while frame is not None:
+        if frame.f_code is _Reserved.read.__code__:
+            return True
+        frame = frame.f_back
+    return False

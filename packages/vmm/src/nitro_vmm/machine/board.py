@@ -123,7 +123,8 @@ class Board:
     def reserve_virtio(self, name: str) -> None:
         """Keep the next virtio slot for a device that `add_virtio` brings later, while the guest runs.
 
-        Whoever accesses its registers before that waits.
+        Whoever accesses its registers before that waits, and holds the bus lock meanwhile. So what makes the
+        device must not want that lock.
 
         Args:
             name: What `add_virtio` will call it.

@@ -55,7 +55,7 @@ class Interrupts:
         self._beside: tuple[Attended, select.poll] | None = None
         self._timer = threading.Condition(self._lock)
         self._sleeps_until_ns: float = 0
-        self._closed = self._kicked = self._masked = False
+        self._closed = self._released = self._kicked = self._masked = False
         self._timer_thread = threading.Thread(target=self._run_timer, name="local APIC timer", daemon=True)
 
     def attach(self, cpu: Cpu) -> None:
@@ -66,13 +66,11 @@ class Interrupts:
     def attend(self, device: Attended) -> None:
         """Serve this device while the processor waits in HLT, from its next wait on.
 
-        Nothing happens after `close`: a guest may have ended before its devices were there.
+        It takes no lock, because a guest that runs already may hold the bus lock until the device is there.
         """
-        with self._lock:
-            if not self._closed:
-                poll = self._make_poll()
-                poll.register(device.work_fileno(), select.POLLIN)
-                self._beside = device, poll
+        poll = self._make_poll()
+        poll.register(device.work_fileno(), select.POLLIN)
+        self._beside = device, poll
 
     def _make_poll(self) -> select.poll:
         poll = select.poll()
@@ -87,9 +85,9 @@ class Interrupts:
         if self._timer_thread.is_alive():
             self._timer_thread.join()
         with self._lock:
-            if self._wake_fd >= 0:
+            if not self._released:
+                self._released = True
                 os.close(self._wake_fd)
-                self._wake_fd = -1
 
     def enter(self) -> None:
         """Begin an access of the guest, in the processor's thread: the guest stands still."""
