@@ -105,6 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.FAILED
     except OSError as error:  # of the answer itself: commands explain their own
         give_up(sys.stdout.fileno())
+        if error.errno in {errno.EMFILE, errno.ENFILE}:  # before the command could begin
+            hint, name = "raise the limit of open files (ulimit -n)", codes.LIMITS[error.errno]
+            return complain(error, hint=hint, code=ExitCode.HOST, name=name)
         return complain(f"standard output: {error.strerror}", code=ExitCode.HOST, name=codes.OUTPUT)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED

@@ -34,9 +34,11 @@ def open_closed_streams() -> None:
 
 def give_up(stream_fd: int) -> None:
     """Let nothing come of a stream from now on, so that Python does not fail on it once more at its end."""
+    os.close(stream_fd)  # first, because there may be no room for another descriptor
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, stream_fd)
-    os.close(null)
+    if null != stream_fd:
+        os.dup2(null, stream_fd)
+        os.close(null)
 
 
 _as_json = False
