@@ -128,6 +128,12 @@ def refuse(data: bytes) -> str:
         return str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["", "."])
+def test_a_directory_is_not_written(name: str) -> None:
+    with pytest.raises(HostError, match="is a directory"), new_file(Path(name)):
+        pytest.fail("it was opened")
+
+
 def test_a_file_that_is_cut_short_anywhere_is_refused(whole: bytes) -> None:
     rng = random.Random(1)
     lengths = {*range(HEADER.size + 2), *rng.sample(range(len(whole)), 300), len(whole) - 1}

@@ -69,6 +69,8 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         HostError: It cannot be written.
     """
+    if path.is_dir():  # the empty path is one, too, and has no name
+        raise HostError(f"{path} is a directory", hint="give the path of a file")
     new = path.with_name(f".{path.name}.new-{os.getpid()}")
     try:
         fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
