@@ -333,12 +333,17 @@ def forwarding(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("script", list(BENCHES.values()), ids=list(BENCHES))
 def bench(session: nox.Session, script: str) -> None:
-    """Measure the launch, and each package against its peers; ``nox -s 'bench(launch)' -- --runs 20``."""
+    """Measure the launch, and each package against its peers; ``nox -s 'bench(launch)' -- --runs 20``.
+
+    What is found is printed, kept in ``.cache/bench`` and drawn there in ``figures.svg``.
+    """
     if script == BENCHES["vsock"] and can_compile():
         install_compiled(session)
     else:
         session.install(*local("vmm"), *group("test"))
-    session.run("python", script, *session.posargs, success_codes=[0, BENCH_SKIPPED])
+    (name,) = (name for name, path in BENCHES.items() if path == script)
+    command = ["python", "tools/bench.py", name, script, *session.posargs]
+    session.run(*command, success_codes=[0, BENCH_SKIPPED])
 
 
 @nox.session

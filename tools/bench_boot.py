@@ -2,29 +2,30 @@
 
 The heartbeat is taken by a socket of our own, as a parent program would, so that the machine's own word is
 not what is measured. Processor time counts all threads of the process. Where QEMU is installed, its microvm
-boots the same image in turns with ours, without KVM and with vsock from our daemon, which is not counted; the
-ratio of the two says more than seconds on a machine where other programs run, too.
+boots the same image in turns with ours, without KVM and with vsock from our daemon, which is not counted; so
+does a QEMU with the machine ``nitro-enclave``, if one is given. The ratio of the two says more than seconds
+on a machine where other programs run, too.
 """
 
 import argparse
 import json
+import re
 import shutil
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import figures
 import images
 from debian import say
-from nitro_eif import Contents, Eif, write_eif
-from nitro_vmm.testing import tiny_kernel
+from nitro_eif import Eif
 
 HEARTBEAT_PORT = 9000
 TIMEOUT_S = 120.0
@@ -39,10 +40,14 @@ class Launch:
     wall_s: float
     cpu_s: float
     rss_mib: float
+    guest_s: float | None = None
+    """Of the wall clock, what passed while the guest ran; only ours says it."""
 
 
 SAVED = {"kernel": ["--kernel"], "image": []}
 """Which machines are saved, and the options of ``vmm snapshot`` that do it."""
+COLD, MICROVM, NITRO = "cold", "QEMU microvm", "QEMU nitro-enclave"
+"""Machines that are launched, besides those of `SAVED`."""
 
 
 class LaunchError(Exception):
@@ -111,8 +116,12 @@ def launch_ours(image: Path, memory_mib: int, *more: str) -> Launch:
         LaunchError: there was no heartbeat.
     """
     with tempfile.TemporaryDirectory() as scratch:
+        timeline = Path(scratch, "timeline.json")
         options = ["--memory-mib", str(memory_mib), "--vsock-path", f"{scratch}/vsock", *more]
-        return launch([images.command("vmm"), "run", "--console", str(image), *options], Path(scratch))
+        options += ["--timeline", str(timeline), "--console"]
+        one = launch([images.command("vmm"), "run", str(image), *options], Path(scratch))
+        moments = {moment["name"]: moment["at_s"] for moment in json.loads(timeline.read_text())["moments"]}
+    return replace(one, guest_s=moments["heartbeat"] - moments["guest starts"])
 
 
 def launch_saved(path: Path, image: Path, memory_mib: int) -> Launch:
@@ -135,7 +144,7 @@ def save(image: Path, memory_mib: int, path: Path, *more: str) -> None:
         raise LaunchError("the machine cannot be saved, see the message above")
 
 
-def launch_qemu(image: Path, memory_mib: int, *, qemu: str = QEMU) -> Launch:
+def launch_qemu(image: Path, memory_mib: int, *, qemu: str = QEMU, acpi: bool = False) -> Launch:
     """One run of QEMU's microvm.
 
     Raises:
@@ -143,14 +152,76 @@ def launch_qemu(image: Path, memory_mib: int, *, qemu: str = QEMU) -> Launch:
     """
     with (
         tempfile.TemporaryDirectory() as scratch,
-        qemu_command(image, memory_mib, scratch, qemu) as (command, _),
+        qemu_command(image, memory_mib, scratch, qemu, acpi=acpi) as (command, _),
     ):
         return launch(command, Path(scratch))
 
 
+def launch_nitro(image: Path, memory_mib: int, *, qemu: str) -> Launch:
+    """One run of QEMU's machine ``nitro-enclave``, which reads the image itself.
+
+    Raises:
+        LaunchError: there was no heartbeat.
+    """
+    with tempfile.TemporaryDirectory() as scratch, vsock_daemon(scratch) as (socket_path, _):
+        command = [
+            *(qemu, "-M", "nitro-enclave,vsock=vhost", "-accel", "tcg", "-no-reboot"),
+            *("-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"),
+            *("-chardev", f"socket,id=vhost,path={socket_path}", "-m", str(memory_mib)),
+            # It has no keyboard controller either, and adds this to the image's own command line.
+            *("-kernel", str(image), "-append", "reboot=t"),
+        ]
+        return launch(command, Path(scratch))
+
+
+def lacks_nitro(qemu: str) -> str:
+    """Why a QEMU has no machine ``nitro-enclave``; empty if it has."""
+    if shutil.which(qemu) is None:
+        return f"there is no program {qemu}"
+    machines = subprocess.run([qemu, "-M", "help"], capture_output=True, text=True, check=False).stdout
+    if "nitro-enclave" in machines:
+        return ""
+    return f"{qemu} has no machine nitro-enclave; QEMU 9.2 and later have it if built with libcbor and gnutls"
+
+
 @contextmanager
-def qemu_command(image: Path, memory_mib: int, scratch: str, qemu: str) -> Iterator[tuple[list[str], int]]:
+def vsock_daemon(scratch: str) -> Iterator[tuple[str, int]]:
+    """Our vsock daemon for one guest of QEMU: its socket and its pid.
+
+    Raises:
+        LaunchError: it does not start.
+    """
+    socket_path = f"{scratch}/vhost"
+    vsock = f"--vm=guest-cid=16,socket={socket_path},uds-path={scratch}/vsock"
+    with subprocess.Popen([images.command("vhost-user-vsock"), vsock, "--log-level=error"]) as daemon:
+        try:
+            while not Path(socket_path).exists():
+                if daemon.poll() is not None:
+                    raise LaunchError("the vsock daemon did not start, see its message above")
+                time.sleep(0.01)
+            yield socket_path, daemon.pid
+        finally:
+            daemon.terminate()
+
+
+def counter_khz() -> int:
+    """How fast this machine's processor says that it counts; QEMU hands the counter on."""
+    (mhz,) = re.findall(r"^cpu MHz\s*: ([\d.]+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:1]
+    return int(float(mhz) * 1000)
+
+
+@contextmanager
+def qemu_command(
+    image: Path, memory_mib: int, scratch: str, qemu: str, *, acpi: bool = False
+) -> Iterator[tuple[list[str], int]]:
     """What starts QEMU's microvm, which its machine ``nitro-enclave`` is made of, and our vsock daemon's pid.
+
+    Args:
+        image: what it boots.
+        memory_mib: its memory.
+        scratch: a directory for sockets and files.
+        qemu: the program.
+        acpi: whether devices are told by ACPI, as a distribution's kernel wants it, not by the command line.
 
     Raises:
         LaunchError: the daemon does not start.
@@ -161,143 +232,145 @@ def qemu_command(image: Path, memory_mib: int, scratch: str, qemu: str) -> Itera
         kernel.write_bytes(eif.kernel)
         # It has no keyboard controller to reset it; a triple fault ends it.
         cmdline = bytes(eif.cmdline).decode().replace("reboot=k", "reboot=t")
-        socket_path = f"{scratch}/vhost"
-        vsock = f"--vm=guest-cid=16,socket={socket_path},uds-path={scratch}/vsock"
-        with subprocess.Popen([images.command("vhost-user-vsock"), vsock, "--log-level=error"]) as daemon:
-            try:
-                while not Path(socket_path).exists():
-                    if daemon.poll() is not None:
-                        raise LaunchError("the vsock daemon did not start, see its message above")
-                    time.sleep(0.01)
-                command = [
-                    *(qemu, "-M", "microvm,acpi=off,memory-backend=memory", "-accel", "tcg", "-no-reboot"),
-                    *("-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"),
-                    *("-global", "virtio-mmio.force-legacy=off", "-m", str(memory_mib)),
-                    *("-object", f"memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
-                    *("-chardev", f"socket,id=vhost,path={socket_path}"),
-                    *("-device", "vhost-user-vsock-device,chardev=vhost"),
-                    *("-kernel", str(kernel), "-initrd", str(initrd), "-append", cmdline),
-                ]
-                yield command, daemon.pid
-            finally:
-                daemon.terminate()
+    legacy = "acpi=off"
+    if acpi:
+        legacy = "acpi=on,pit=on,pic=on,rtc=on"
+        # On a busy machine the kernel cannot tell how fast the processor's counter is, and hangs.
+        cmdline += f" tsc_early_khz={counter_khz()}"
+    with vsock_daemon(scratch) as (socket_path, daemon_pid):
+        command = [
+            *(qemu, "-M", f"microvm,{legacy},memory-backend=memory", "-accel", "tcg", "-no-reboot"),
+            *("-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"),
+            *("-global", "virtio-mmio.force-legacy=off", "-m", str(memory_mib)),
+            *("-object", f"memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
+            *("-chardev", f"socket,id=vhost,path={socket_path}"),
+            *("-device", "vhost-user-vsock-device,chardev=vhost"),
+            *("-kernel", str(kernel), "-initrd", str(initrd), "-append", cmdline),
+        ]
+        yield command, daemon_pid
 
 
-def first_instruction(image: Path, memory_mib: int) -> Launch:
-    """One run of ``vmm run`` with a kernel that says one letter; what is measured is up to that.
+def rows(kernel: str, launches: dict[str, list[Launch]]) -> list[figures.Row]:
+    """What all runs of one image say: each of our machines beside each of QEMU's, and our guest's part.
 
-    All but the kernel is as in ``image``. The rest of a launch is the guest's part, and the unpacking of the
-    real kernel.
+    Args:
+        kernel: what the rows are called by.
+        launches: all runs of each machine; those of QEMU are called `MICROVM` and `NITRO`.
+    """
+    peers = [name for name in (MICROVM, NITRO) if name in launches] or [""]
+    found = []
+    for peer in peers:
+        theirs = launches.get(peer, [])
+        for name, ours in launches.items():
+            if name in (MICROVM, NITRO):
+                continue
+            found.append(
+                figures.paired(
+                    f"launch to heartbeat, {kernel}, {name}",
+                    "s",
+                    [one.wall_s for one in ours],
+                    [one.wall_s for one in theirs],
+                    peer=peer,
+                    cpu_s=([one.cpu_s for one in ours], [one.cpu_s for one in theirs]),
+                )
+            )
+        found.append(
+            figures.paired(
+                f"the guest's part of it, {kernel}, cold",
+                "s",
+                [one.guest_s for one in launches[COLD] if one.guest_s is not None],
+                [one.wall_s for one in theirs],
+                peer=f"{peer}'s whole",
+            )
+        )
+    found.append(
+        figures.paired(
+            f"memory at the heartbeat, {kernel}",
+            "MiB",
+            [one.rss_mib for one in launches[COLD]],
+            [one.rss_mib for one in launches.get(peers[0], [])],
+            peer=peers[0],
+        )
+    )
+    return found
+
+
+def measure(kernel: str, image: Path, options: argparse.Namespace, nitro: str | None) -> list[figures.Row]:
+    """Run all machines in turns with one image.
+
+    Args:
+        kernel: what the rows are called by, and, if it is one of `images.KERNELS`, how QEMU tells of devices.
+        image: what is launched.
+        options: of the command line.
+        nitro: a QEMU that has the machine ``nitro-enclave``.
 
     Raises:
-        LaunchError: there was no letter.
+        LaunchError: there was no heartbeat, or a machine cannot be saved.
     """
-    code = bytes.fromhex("66baf803 b053 ee 66ba0206 b001 ee f4")  # the console; then a reset
-    with tempfile.TemporaryDirectory() as scratch, Eif.open(image) as eif:
-        ramdisks = [bytes(ramdisk) for ramdisk in eif.ramdisks]
-        contents = Contents(
-            kernel=tiny_kernel(code),
-            cmdline=bytes(eif.cmdline),
-            ramdisks=ramdisks,
-            metadata=bytes(eif.metadata or b""),
-        )
-        write_eif(contents, Path(scratch, "letter.eif"))
-        command = [
-            images.command("vmm"),
-            "run",
-            "--console",
-            f"{scratch}/letter.eif",
-            "--memory-mib",
-            str(memory_mib),
-        ]
-        command += ["--vsock-path", f"{scratch}/vsock"]
-        started = time.monotonic()
-        with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as machine:
-            assert machine.stdout is not None  # noqa: S101 - it is a pipe
-            letter = machine.stdout.read(1)
-            wall_s, cpu_s = time.monotonic() - started, time.clock_gettime(cpu_clock(machine.pid))
-    if letter != b"S":
-        raise LaunchError("the kernel of one letter did not say it")
-    return Launch(wall_s, cpu_s, 0)
-
-
-def medians(launches: list[Launch]) -> dict[str, float]:
-    """The median of each figure."""
-    return {name: statistics.median(getattr(one, name) for one in launches) for name in Launch.__slots__}
-
-
-def guest_part(launches: dict[str, list[Launch]]) -> dict[str, float]:
-    """What of our launch is the guest's, as a share of QEMU's whole launch: medians of the rounds' ratios."""
-    if "qemu" not in launches:
-        return {}
-    ours, first, qemu = launches["vmm"], launches["vmm, to the first instruction"], launches["qemu"]
-    return {
-        what: statistics.median(
-            (getattr(one, name) - getattr(two, name)) / getattr(three, name)
-            for one, two, three in zip(ours, first, qemu, strict=True)
-        )
-        for what, name in (("wall clock", "wall_s"), ("processor", "cpu_s"))
-    }
+    machines: dict[str, Callable[[Path, int], Launch]] = {COLD: launch_ours}
+    with tempfile.TemporaryDirectory() as saved:
+        for kind, more in SAVED.items() if options.saved else ():
+            save(image, options.memory_mib, Path(saved, kind), *more)
+            machines[f"{kind} saved"] = partial(launch_saved, Path(saved, kind))
+        if shutil.which(options.qemu):
+            machines[MICROVM] = partial(launch_qemu, qemu=options.qemu, acpi=kernel == "debian")
+        if nitro is not None and kernel != "debian":
+            machines[NITRO] = partial(launch_nitro, qemu=nitro)
+        launches: dict[str, list[Launch]] = {name: [] for name in machines}
+        for number in range(options.runs):
+            for name, machine in machines.items():
+                one = machine(image, options.memory_mib)
+                launches[name].append(one)
+                say(
+                    f"  {kernel} {number + 1}/{options.runs} {name}: {one.wall_s:.2f} s,"
+                    f" processor {one.cpu_s:.2f} s"
+                )
+    return rows(kernel, launches)
 
 
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(
         description="Measure the time from the launch of an enclave to its heartbeat.",
-        epilog="example: nox -s bench -- --runs 5 --json",
+        epilog="example: nox -s 'bench(launch)' -- --runs 5 --saved",
     )
     parser.add_argument("--runs", type=int, default=10, help="per image (default: %(default)s)")
-    parser.add_argument("--kernel", choices=images.KERNELS, default="nitro", help="default: %(default)s")
-    parser.add_argument("--image", type=Path, help="an image to launch instead of the hello image")
+    parser.add_argument("--kernel", choices=images.KERNELS, help="default: all, one after the other")
+    parser.add_argument("--image", type=Path, help="an image to launch instead of the hello images")
     parser.add_argument("--memory-mib", type=int, default=512, help="default: %(default)s")
     parser.add_argument("--qemu", default=QEMU, metavar="COMMAND", help="default: %(default)s")
+    parser.add_argument(
+        "--nitro-qemu",
+        metavar="COMMAND",
+        help="a QEMU with the machine nitro-enclave, to compare with as well",
+    )
     parser.add_argument("--quiet", action="store_true", help="add quiet to the kernel's command line")
     parser.add_argument(
         "--saved",
         action="store_true",
         help="launch from saved machines as well, the kernel's and the image's",
     )
-    parser.add_argument("--json", action="store_true", help="print all figures as JSON")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     options = parser.parse_args()
-    machines: dict[str, Callable[[Path, int], Launch]] = {
-        "vmm": launch_ours,
-        "vmm, to the first instruction": first_instruction,
-    }
-    saved = tempfile.TemporaryDirectory()
-    for kind in SAVED if options.saved else ():
-        machines[f"vmm, {kind} saved"] = partial(launch_saved, Path(saved.name, kind))
-    if options.kernel == "nitro" and shutil.which(options.qemu):
-        machines["qemu"] = partial(launch_qemu, qemu=options.qemu)
-    launches: dict[str, list[Launch]] = {name: [] for name in machines}
+    skipped, nitro, found = [], options.nitro_qemu, []
+    if not shutil.which(options.qemu):
+        skipped.append(f"{MICROVM}: there is no program {options.qemu}")
+    if nitro is None:
+        skipped.append(f"{NITRO}: no program is given; --nitro-qemu names one")
+    elif reason := lacks_nitro(nitro):
+        skipped.append(f"{NITRO}: {reason}")
+        nitro = None
+    cmdline = ["--cmdline", QUIET_CMDLINE] if options.quiet else []
     try:
-        cmdline = ["--cmdline", QUIET_CMDLINE] if options.quiet else []
-        image = options.image or images.hello(options.kernel, *cmdline)
-        for kind, more in SAVED.items() if options.saved else ():
-            save(image, options.memory_mib, Path(saved.name, kind), *more)
-        for number in range(options.runs):
-            for name, machine in machines.items():
-                one = machine(image, options.memory_mib)
-                launches[name].append(one)
-                say(f"  {number + 1}/{options.runs} {name}: {one.wall_s:.2f} s, processor {one.cpu_s:.2f} s")
+        if options.image is not None:
+            found = measure(options.image.name, options.image, options, nitro)
+        else:
+            for kernel in [options.kernel] if options.kernel else images.KERNELS:
+                found += measure(kernel, images.hello(kernel, *cmdline), options, nitro)
     except (LaunchError, *images.ERRORS) as error:
         say(f"error: {error}")
         return 1
-    if options.json:
-        report = {
-            name: {"median": medians(runs), "runs": [asdict(one) for one in runs]}
-            for name, runs in launches.items()
-        }
-        ratios = guest_part(launches)
-        print(json.dumps({"image": image.name, "launches": report, "guest's part": ratios}, indent=2))
-    else:
-        print(f"{image.name}: launch to heartbeat, medians of {options.runs} runs")
-        for name, runs in launches.items():
-            of = medians(runs)
-            print(f"  {name}: {of['wall_s']:.2f} s, processor {of['cpu_s']:.2f} s, {of['rss_mib']:.0f} MiB")
-        for which, ratio in guest_part(launches).items():
-            print(f"  the guest's part to QEMU's whole launch, {which}: {ratio:.2f}")
+    figures.report(found, skipped, as_json=options.json)
     return 0
 
 

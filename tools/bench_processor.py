@@ -7,10 +7,8 @@ says more than seconds on a machine where other programs run, too.
 """
 
 import argparse
-import json
 import mmap
 import shutil
-import statistics
 import struct
 import subprocess
 import sys
@@ -21,8 +19,9 @@ from tempfile import TemporaryDirectory
 
 import images
 import userland
-from bench_boot import QEMU, cpu_clock
+from bench_boot import MICROVM, QEMU, cpu_clock
 from debian import say
+from figures import Row, paired, report
 from nitro_eif import BuildMetadata, Contents, Metadata, Node, read_rootfs, write_cpio, write_eif
 from nitro_vmm.accel import EntryState, ExitReason, open_accelerator
 from nitro_vmm.address_map import BOOT_GDT, BOOT_PAGE_TABLES, MIB, RamRange
@@ -135,12 +134,13 @@ class BenchError(Exception):
     """A machine did not come to its end; the message has what it said."""
 
 
-def events(rounds: int) -> dict[str, float]:
-    """Microseconds of an exception and of a SYSCALL beyond the guest's own work, medians."""
-    seconds = {
-        name: statistics.median(loop_seconds(body) for _ in range(rounds)) for name, body in LOOPS.items()
+def events(rounds: int) -> dict[str, list[float]]:
+    """Seconds of an exception and of a SYSCALL beyond the guest's own work, once for each round."""
+    seconds = {name: [loop_seconds(body) for _ in range(rounds)] for name, body in LOOPS.items()}
+    return {
+        kind: [one - two for one, two in zip(seconds[kind], seconds[f"{kind} by hand"], strict=True)]
+        for kind in ("exception", "system call")
     }
-    return {kind: 1e6 * (seconds[kind] - seconds[f"{kind} by hand"]) for kind in ("exception", "system call")}
 
 
 def image(directory: Path, *, python: bool) -> tuple[Path, Path, Path]:
@@ -207,18 +207,18 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(
         description="Measure what the processor's work costs, against QEMU.",
-        epilog="example: nox -s 'bench(processor)' -- --rounds 5 --json",
+        epilog="example: nox -s 'bench(processor)' -- --runs 5",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="medians of so many (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=3, help="medians of so many (default: %(default)s)")
     parser.add_argument(
         "--python", action="store_true", help="work in CPython and OpenSSL as well, in a Debian user space"
     )
     parser.add_argument("--qemu", default=QEMU, metavar="COMMAND", help="default: %(default)s")
-    parser.add_argument("--json", action="store_true", help="print all figures as JSON")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     options = parser.parse_args()
     figures: dict[str, list[dict[str, float]]] = {"vmm": [], "qemu": []}
     try:
-        costs = events(options.rounds)
+        costs = events(options.runs)
         with TemporaryDirectory() as scratch:
             eif, kernel, initrd = image(Path(scratch), python=options.python)
             memory_mib = MEMORY_MIB + (PYTHON_MEMORY_MIB if options.python else 0)
@@ -247,45 +247,30 @@ def main() -> int:
                 microvm += ["-no-user-config", "-display", "none", "-serial", "stdio", "-m", str(memory_mib)]
                 microvm += ["-kernel", str(kernel), "-initrd", str(initrd), "-append", f"{CMDLINE} reboot=t"]
                 machines["qemu"] = microvm
-            for number in range(options.rounds):
+            for number in range(options.runs):
                 for name, command in machines.items():
                     figures[name].append(work(command))
-                    say(f"  {number + 1}/{options.rounds} {name}: {sum(figures[name][-1].values()):.1f} s")
+                    say(f"  {number + 1}/{options.runs} {name}: {sum(figures[name][-1].values()):.1f} s")
     except images.ERRORS as error:
         say(f"skipped: {error}")
         return SKIPPED
     except BenchError as error:
         say(f"error: {error}")
         return 1
-    ratios = _ratios(figures["vmm"], figures["qemu"])
-    report = {
-        "microseconds": {name: round(value, 3) for name, value in costs.items()},
-        "seconds": {name: _medians(rounds) for name, rounds in figures.items() if rounds},
-        "ratio": ratios,
-    }
-    if options.json:
-        print(json.dumps(report, indent=2))
-    else:
-        for name, value in costs.items():
-            print(f"{name}: {value:.2f} us beyond the guest's own work")
-        for kind, seconds in _medians(figures["vmm"]).items():
-            ratio = ratios.get(kind)
-            print(f"{kind:16} {seconds:6.2f} s" + ("" if ratio is None else f", {ratio:.2f} times QEMU's"))
+    skipped = [] if figures["qemu"] else [f"{MICROVM}: there is no program {options.qemu}"]
+    report(rows(costs, figures["vmm"], figures["qemu"]), skipped, as_json=options.json)
     return 0
 
 
-def _medians(rounds: list[dict[str, float]]) -> dict[str, float]:
-    return {kind: round(statistics.median(one[kind] for one in rounds), 3) for kind in rounds[0]}
-
-
-def _ratios(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> dict[str, float]:
-    """Medians of the ratios of each round, in which both machines ran one after the other."""
-    if not theirs:
-        return {}
-    pairs = list(zip(ours, theirs, strict=True))
-    return {
-        kind: round(statistics.median(one[kind] / two[kind] for one, two in pairs), 3) for kind in ours[0]
-    }
+def rows(
+    costs: dict[str, list[float]], ours: list[dict[str, float]], theirs: list[dict[str, float]]
+) -> list[Row]:
+    """What was found: the two events, and each kind of work beside QEMU's, which did it next."""
+    found = [paired(f"{name}, beyond the guest's own work", "s", values) for name, values in costs.items()]
+    for kind in ours[0]:
+        values = [[one[kind] for one in rounds] for rounds in (ours, theirs)]
+        found.append(paired(kind, "s", *values, peer=MICROVM, cpu_s=(values[0], values[1])))
+    return found
 
 
 if __name__ == "__main__":

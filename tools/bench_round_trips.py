@@ -7,7 +7,6 @@ module as well; Debian's QEMU has no such device to compare with.
 """
 
 import argparse
-import json
 import shutil
 import socket
 import statistics
@@ -21,10 +20,11 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import figures
 import guest_clock
 import guest_traffic
 import images
-from bench_boot import QEMU, LaunchError, cpu_clock, qemu_command
+from bench_boot import MICROVM, QEMU, LaunchError, cpu_clock, qemu_command
 from debian import say
 from guest_clock import ClockError
 from guest_traffic import GuestTraffic, TrafficError
@@ -130,55 +130,43 @@ def measure_documents(image: Path) -> dict[str, float]:
     return {"per second": 1 / statistics.median(took)}
 
 
-def medians(measured: list[dict[str, float]]) -> dict[str, float]:
-    """The median of each figure."""
-    return {name: statistics.median(one[name] for one in measured) for name in measured[0]}
-
-
-def table(figures: dict[str, Figures]) -> str:
-    """All medians, and how our rates compare with each other machine's: medians of the turns' ratios."""
-    ours, *others = figures
-    lines = []
-    for row, measured in figures[ours].items():
-        line = f"{row}: {_told(medians(measured))}"
-        for other in others:
-            if theirs := figures[other].get(row):
-                ratios = [
-                    one["per second"] / two["per second"] for one, two in zip(measured, theirs, strict=True)
-                ]
-                line += f"; {other} {_told(medians(theirs))}, ratio {statistics.median(ratios):.2f}"
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def _told(figures: dict[str, float]) -> str:
-    text = f"{figures['per second']:.0f}/s"
-    return text + (f" ({figures['processor, us']:.0f} us)" if "processor, us" in figures else "")
+def as_rows(measured: dict[str, Figures]) -> list[figures.Row]:
+    """Each kind of traffic beside each other machine's; what only ours does comes last."""
+    ours, *others = measured
+    found = []
+    for kind, turns in measured[ours].items():
+        for other in [name for name in others if kind in measured[name]] or [""]:
+            theirs = measured[other][kind] if other else []
+            rates = [[one["per second"] for one in side] for side in (turns, theirs)]
+            costs = [[1e-6 * one.get("processor, us", 0.0) for one in side] for side in (turns, theirs)]
+            cpu_s = (costs[0], costs[1]) if any(costs[0]) else ((), ())
+            found.append(figures.paired(kind, "/s", *rates, peer=other, less_is_better=False, cpu_s=cpu_s))
+    return found
 
 
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(
         description="Measure vsock through an enclave, and trips on to its security module.",
-        epilog="example: nox -s 'bench(round trips)' -- --rounds 5 --json",
+        epilog="example: nox -s 'bench(round trips)' -- --runs 5",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="boots of each machine (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=3, help="boots of each machine (default: %(default)s)")
     parser.add_argument("--qemu", default=QEMU, metavar="COMMAND", help="default: %(default)s")
     parser.add_argument("--other", metavar="VMM", help="another version's vmm, to compare with as well")
     parser.add_argument("--only", choices=[*ROWS, DOCUMENTS], help="one row only")
-    parser.add_argument("--json", action="store_true", help="print all figures as JSON")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     options = parser.parse_args()
     machines = {"vmm": partial(in_vmm, vmm=images.command("vmm"))}
     if options.other:
         machines["the other"] = partial(in_vmm, vmm=options.other)
     if shutil.which(options.qemu):
-        machines["QEMU"] = partial(in_qemu, qemu=options.qemu)
+        machines[MICROVM] = partial(in_qemu, qemu=options.qemu)
     rows = {name: row for name, row in ROWS.items() if options.only in (None, name)}
-    figures: dict[str, Figures] = {name: {} for name in machines}
+    measured: dict[str, Figures] = {name: {} for name in machines}
     try:
         image = guest_traffic.build("nitro")
         clock_image = guest_clock.build("nitro")
-        for number in range(options.rounds):
+        for number in range(options.runs):
             with ExitStack() as stack:
                 enclaves = {}
                 for name, machine in machines.items() if rows else ():
@@ -188,14 +176,15 @@ def main() -> int:
                     for _ in range(TURNS):
                         for name, (traffic, pids) in enclaves.items():
                             one = measure(partial(of.move, traffic), of.count, pids)
-                            figures[name].setdefault(row, []).append(one)
+                            measured[name].setdefault(row, []).append(one)
             if options.only in (None, DOCUMENTS):
-                figures["vmm"].setdefault(DOCUMENTS, []).append(measure_documents(clock_image))
-            say(f"  {number + 1}/{options.rounds}")
+                measured["vmm"].setdefault(DOCUMENTS, []).append(measure_documents(clock_image))
+            say(f"  {number + 1}/{options.runs}")
     except (ClockError, LaunchError, TrafficError, OSError, *images.ERRORS) as error:
         say(f"error: {error}")
         return 1
-    print(json.dumps(figures, indent=2) if options.json else table(figures))
+    skipped = [] if MICROVM in machines else [f"{MICROVM}: there is no program {options.qemu}"]
+    figures.report(as_rows(measured), skipped, as_json=options.json)
     return 0
 
 

@@ -1,19 +1,21 @@
-"""How long measuring takes: ``python measure.py [MEBIBYTES] [ROUNDS]``.
+"""How long measuring takes: ``python measure.py [--mebibytes 205] [--runs 9] [--json]``.
 
 PCR0, PCR1, PCR2 and the checksum of an image are computed as ``eif describe`` does, in turns with one
 ``hashlib.sha384`` pass over the same file. What counts is the ratio of their wall times, and the memory that
 is held beyond the page cache (anonymous pages, as the kernel counts them).
 """
 
+import argparse
 import hashlib
+import json
 import mmap
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from nitro_eif import Contents, Eif, measure_and_checksum, write_eif
 
@@ -22,24 +24,44 @@ _PIECE_BYTES = 1 << 20
 
 def main() -> None:
     """Measure and print."""
-    mebibytes = int(sys.argv[1]) if len(sys.argv) > 1 else 205
-    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 9
+    parser = argparse.ArgumentParser(description="Measure images, in turns with one SHA-384 pass.")
+    parser.add_argument("--mebibytes", type=int, default=205, help="default: %(default)s")
+    parser.add_argument("--runs", type=int, default=9, help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print the row as JSON")
+    options = parser.parse_args()
+    ours, single = [], []
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "big.eif"
-        _make(path, mebibytes)
-        ratios, processor_ratios = [], []
-        for _ in range(rounds):
-            single, single_processor = _seconds(lambda: _one_pass(path))
-            ours, our_processor = _seconds(lambda: _measure(path))
-            ratios.append(ours / single)
-            processor_ratios.append(our_processor / single_processor)
-            print(f"one sha384 pass {single:.3f} s, PCR0/1/2 and CRC {ours:.3f} s, ratio {ratios[-1]:.2f}")
-        processors = len(os.sched_getaffinity(0))
-        median = statistics.median(ratios)
-        print(f"{mebibytes} MiB on {processors} processors: ratio {median:.2f} (median of {rounds})")
-        processor = statistics.median(processor_ratios)
-        print(f"processor time: ratio {processor:.2f} (half of it is the best on two)")
-        print(f"resident beyond the page cache: {_status('RssAnon') / 1024:.1f} MiB")
+        _make(path, options.mebibytes)
+        for _ in range(options.runs):
+            single.append(_seconds(lambda: _one_pass(path)))
+            ours.append(_seconds(lambda: _measure(path)))
+    row = _row(f"PCR0, PCR1, PCR2 and checksum of {options.mebibytes} MiB", ours, single)
+    if options.json:
+        print(json.dumps({"rows": [row]}, indent=2))
+        return
+    processors = len(os.sched_getaffinity(0))
+    print(f"{row['name']} on {processors} processors: {row['ours']:.3f} s, {row['ratio']:.2f} times one pass")
+    print(f"processor time: {row['ours_cpu_s']:.3f} s, of one pass {row['theirs_cpu_s']:.3f} s")
+    print(f"resident beyond the page cache: {_status('RssAnon') / 1024:.1f} MiB")
+
+
+def _row(name: str, ours: list[tuple[float, float]], single: list[tuple[float, float]]) -> dict[str, Any]:
+    """What was found, as the other benchmarks of this project say it."""
+    median = statistics.median
+    return {
+        "name": name,
+        "unit": "s",
+        "ours": median(wall for wall, _ in ours),
+        "lowest": min(ours)[0],
+        "highest": max(ours)[0],
+        "runs": len(ours),
+        "peer": "one SHA-384 pass",
+        "theirs": median(wall for wall, _ in single),
+        "ratio": median(one / two for (one, _), (two, _) in zip(ours, single, strict=True)),
+        "ours_cpu_s": median(processor for _, processor in ours),
+        "theirs_cpu_s": median(processor for _, processor in single),
+    }
 
 
 def _make(path: Path, mebibytes: int) -> None:

@@ -1,15 +1,18 @@
-"""How much a module and a verifier do in a second of one core: ``python rates.py [SECONDS]``.
+"""How much a module and a verifier do in a second of one core: ``python rates.py [--runs 5] [--json]``.
 
 Signing and verifying are bounded by OpenSSL's P-384, which differs by a factor of three between machines and
 builds. So that limit is measured too, in turns with ours, and the ratio is what to compare. Rates are per
-second of processor time, the best of five rounds.
+second of processor time, medians of all runs.
 """
 
+import argparse
+import json
 import os
-import sys
+import statistics
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import cbor2
 from cryptography.hazmat.backends.openssl import backend
@@ -18,13 +21,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from nitro_nsm import Nsm, NsmConfig, Root, verify
 
-ROUNDS = 5
-TARGETS = {"documents": 2000, "GetRandom": 50_000, "verify": 120}
+PEERS = {"documents": "one signature of OpenSSL", "GetRandom": "", "verify": "one verification of OpenSSL"}
+"""What is measured, and what it is bounded by."""
 
 
 def main() -> None:
     """Measure and print."""
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
+    parser = argparse.ArgumentParser(description="Rate a module and a verifier, in turns with OpenSSL.")
+    parser.add_argument("--seconds", type=float, default=0.2, help="of each run (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    options = parser.parse_args()
     key = ec.generate_private_key(ec.SECP384R1())
     message = os.urandom(4400)  # as long as a document
     algorithm = ec.ECDSA(hashes.SHA384())
@@ -39,23 +46,45 @@ def main() -> None:
     now = datetime.now(UTC)
 
     measured: dict[str, Callable[[], object]] = {
-        "OpenSSL sign": lambda: key.sign(message, algorithm),
+        "one signature of OpenSSL": lambda: key.sign(message, algorithm),
         "documents": lambda: nsm.handle(attestation),
         "GetRandom": lambda: nsm.handle(b"\x69GetRandom"),
-        "OpenSSL verify": lambda: public_key.verify(signature, message, algorithm),
+        "one verification of OpenSSL": lambda: public_key.verify(signature, message, algorithm),
         "verify": lambda: verify(document, at=now, root=root.trust),
     }
-    best = dict.fromkeys(measured, 0.0)
-    for _ in range(ROUNDS):
+    rates: dict[str, list[float]] = {name: [] for name in measured}
+    for _ in range(options.runs):
         for name, call in measured.items():
-            best[name] = max(best[name], rate(call, seconds / ROUNDS))
+            rates[name].append(rate(call, options.seconds))
 
+    rows = [row(name, rates[name], peer, rates.get(peer, [])) for name, peer in PEERS.items()]
+    if options.json:
+        print(json.dumps({"rows": rows}, indent=2))
+        return
     print(backend.openssl_version_text())
-    for name, found in best.items():
-        target = f"  (at least {TARGETS[name]})" if name in TARGETS else ""
-        print(f"{name:<16}{found:>10.0f} /s{target}")
-    print(f"a document costs {best['OpenSSL sign'] / best['documents']:.2f} signatures")
-    print(f"verifying one costs {best['OpenSSL verify'] / best['verify']:.2f} verifications")
+    for found in rows:
+        line = f"{found['name']:<12}{found['ours']:>10.0f} /s"
+        print(line + (f", {found['ratio']:.2f} times {found['peer']}" if found["peer"] else ""))
+
+
+def row(name: str, ours: list[float], peer: str, theirs: list[float]) -> dict[str, Any]:
+    """What was found, as the other benchmarks of this project say it."""
+    found: dict[str, Any] = {
+        "name": name,
+        "unit": "/s",
+        "ours": statistics.median(ours),
+        "lowest": min(ours),
+        "highest": max(ours),
+        "runs": len(ours),
+        "less_is_better": False,
+        "peer": peer,
+        "ours_cpu_s": 1 / statistics.median(ours),
+    }
+    if theirs:
+        found["theirs"] = statistics.median(theirs)
+        found["ratio"] = statistics.median(one / two for one, two in zip(ours, theirs, strict=True))
+        found["theirs_cpu_s"] = 1 / found["theirs"]
+    return found
 
 
 def rate(call: Callable[[], object], seconds: float) -> float:

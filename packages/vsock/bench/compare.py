@@ -1,6 +1,6 @@
 """Compare this package's daemon with vhost-device-vsock: throughput, latency, connections, memory, idle CPU.
 
-    python packages/vsock/bench/compare.py [--rounds 5] [--seconds 1.0] [--only tx64k-1,rr] [--json]
+    python packages/vsock/bench/compare.py [--runs 5] [--seconds 1.0] [--only tx64k-1,rr] [--json]
 
 Both daemons get the same guest and the same host programs (load.c), in turns, each run on a fresh process;
 what is reported is the median of the ratios of each pair. Exit code 4 without peer or compiler.
@@ -32,6 +32,7 @@ RING_STRIDE, AVAILABLE, USED = 0x10000, 0x2000, 0x4000  # as in load.c
 FEATURES = F_VERSION_1 | F_EVENT_IDX
 FIRST_CID = 16
 EXIT_UNAVAILABLE = 4
+PEER = "vhost-device-vsock"
 KIB = 1024
 
 
@@ -67,9 +68,19 @@ CASES = {
 }
 SERVERS = {"sibling-tx": "sibling-sink", "sibling-rr": "sibling-echo"}
 """What the second guest does in a case with two."""
+KINDS = {
+    "tx": "guest to host",
+    "rx": "host to guest",
+    "rr": "round trips",
+    "conn-guest": "the guest connects",
+    "conn-host": "the host connects",
+    "sibling-tx": "guest to guest",
+    "sibling-rr": "round trips between guests",
+}
+"""What the rows are called by."""
 IDLE_CONNECTIONS = 1000
 
-Row = dict[str, float]
+Found = dict[str, float]
 """Medians; what is per second is bytes for tx and rx, else round trips or connections."""
 
 
@@ -236,10 +247,10 @@ def compile_load(directory: Path) -> Path:
 
 def compare(
     ours: list[str], theirs: list[str], program: Path, case: Case, arguments: argparse.Namespace
-) -> Row:
+) -> Found:
     """One row: pairs of runs, in turns."""
     pairs = []
-    for number in range(arguments.rounds):
+    for number in range(arguments.runs):
         order = [ours, theirs] if number % 2 else [theirs, ours]
         results = {id(command): rate(command, program, case, arguments.seconds) for command in order}
         pairs.append((results[id(ours)], results[id(theirs)]))
@@ -249,6 +260,8 @@ def compare(
         "lowest": min(ratios),
         "highest": max(ratios),
         "wanted": case.wanted,
+        "ours_lowest": min(mine[0] for mine, _ in pairs),
+        "ours_highest": max(mine[0] for mine, _ in pairs),
         "ours_per_s": statistics.median(mine[0] for mine, _ in pairs),
         "theirs_per_s": statistics.median(other[0] for _, other in pairs),
         "ours_cpu_s_per_million": statistics.median(mine[1] for mine, _ in pairs),
@@ -256,12 +269,40 @@ def compare(
     }
 
 
+def row(case: Case, found: Found, runs: int) -> dict[str, object]:
+    """What was found, as the other benchmarks of this project say it; processor time is of a million."""
+    bytes_moved = case.mode in {"tx", "rx", "sibling-tx"}
+    size = f", {case.size >> 10} KiB each" if bytes_moved else ""
+    at_once = f", {case.connections} at once" if case.connections > 1 else ""
+    return {
+        "name": KINDS[case.mode] + size + at_once,
+        "unit": "B/s" if bytes_moved else "/s",
+        "ours": found["ours_per_s"],
+        "lowest": found["ours_lowest"],
+        "highest": found["ours_highest"],
+        "runs": runs,
+        "less_is_better": False,
+        "peer": PEER,
+        "theirs": found["theirs_per_s"],
+        "ratio": found["ratio"],
+        "ours_cpu_s": found["ours_cpu_s_per_million"] / (1 if bytes_moved else 1e6),
+        "theirs_cpu_s": found["theirs_cpu_s_per_million"] / (1 if bytes_moved else 1e6),
+    }
+
+
+def memory_row(ours: Found, theirs: Found) -> dict[str, object]:
+    """The same of memory."""
+    one, two = ours["kib_per_connection"], theirs["kib_per_connection"]
+    shape = {"unit": "KiB", "ours": one, "lowest": one, "highest": one, "runs": 1}
+    return {"name": "memory of a connection", **shape, "peer": PEER, "theirs": two, "ratio": one / two}
+
+
 def main() -> int:
     """Run the comparison."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5, help="pairs per row (default %(default)s)")
+    parser.add_argument("--runs", type=int, default=5, help="pairs per row (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=1.0, help="per run (default %(default)s)")
     parser.add_argument("--only", metavar="ROWS", help=f"some of {','.join(CASES)},memory")
     parser.add_argument(
@@ -287,27 +328,27 @@ def main() -> int:
             subprocess.check_output([*program, "--version"], text=True).strip() for program in (ours, theirs)
         ]
         print(" against ".join(versions), file=sys.stderr)
-        report: dict[str, object] = {}
+        report: list[dict[str, object]] = []
         if not arguments.json:
             print(f"{'':14} {'ratio':>6} {'range':>11} {'wanted':>6} {'ours/s':>9} {'theirs/s':>9} CPU s/M")
-        for row in rows:
-            if row == "memory":
-                report[row] = {"ours": memory(ours, program), "theirs": memory(theirs, program)}
+        for name in rows:
+            if name == "memory":
+                costs = [memory(ours, program), memory(theirs, program)]
+                report.append(memory_row(*costs))
                 if not arguments.json:
-                    print(row, json.dumps(report[row], indent=2))
+                    print(name, json.dumps(dict(zip(("ours", "theirs"), costs, strict=True)), indent=2))
                 continue
-            found = compare(ours, theirs, program, CASES[row], arguments)
-            report[row] = found
+            found = compare(ours, theirs, program, CASES[name], arguments)
+            report.append(row(CASES[name], found, arguments.runs))
             if not arguments.json:
                 print(
-                    f"{row:14} {found['ratio']:6.2f} {found['lowest']:5.2f}-{found['highest']:5.2f}"
+                    f"{name:14} {found['ratio']:6.2f} {found['lowest']:5.2f}-{found['highest']:5.2f}"
                     f" {found['wanted']:6.1f} {found['ours_per_s']:9.3g} {found['theirs_per_s']:9.3g}"
                     f" {found['ours_cpu_s_per_million']:.3g} {found['theirs_cpu_s_per_million']:.3g}",
                     flush=True,
                 )
     if arguments.json:
-        json.dump(report, sys.stdout, indent=2)
-        print()
+        print(json.dumps({"rows": report}, indent=2))
     return 0
 
 
