@@ -5,6 +5,7 @@ import os
 from typing import Final
 
 CLOCK_MONOTONIC: Final = 1
+NS_PER_S: Final = 1_000_000_000
 TFD_NONBLOCK: Final = os.O_NONBLOCK
 TFD_CLOEXEC: Final = os.O_CLOEXEC
 
@@ -39,12 +40,12 @@ class TimerFd:
         return self._fd
 
     def set(self, delay_ns: int) -> None:
-        """Fire in so many nanoseconds, less than a second, and not at the time that was set before.
+        """Fire in so many nanoseconds, and not at the time that was set before.
 
         Args:
             delay_ns: 0: do not fire at all.
         """
-        self._setting.first_ns = delay_ns
+        self._setting.first_s, self._setting.first_ns = divmod(delay_ns, NS_PER_S)
         _libc.timerfd_settime(*self._arguments)
 
     def close(self) -> None:

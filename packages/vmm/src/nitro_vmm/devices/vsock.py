@@ -43,7 +43,7 @@ QUEUE_SIZES: Final = (128, 128, 16)
 """Linux fills its receive queue with pages when it starts, so a longer one would slow every boot. 128 pages
 hold as much as Linux lets a peer send before it has read any. It puts eight buffers into the event queue."""
 
-UNATTENDED_NS: Final = 300_000
+UNATTENDED_NS: Final = 1_000_000
 """How long the main loop leaves the engine to the processor's thread while the guest runs. After most packets
 a guest waits for an answer long before, and then the processor's thread looks."""
 

@@ -23,8 +23,9 @@ from nitro_vmm.accel.unicorn.vcpu import Cpu
 from nitro_vmm.address_map import IO_APIC_ID, IO_APIC_PINS, LOCAL_APIC_ID
 from nitro_vmm.devices.io_apic import IoApic
 from nitro_vmm.devices.local_apic import LocalApic
+from nitro_vmm.devices.timer_fd import TimerFd
 
-NS_PER_S = 1_000_000_000
+AT_ONCE_NS: Final = 1
 KICK_RETRY_NS = 20_000_000
 """How often a kick is repeated until the processor has stopped, because Unicorn forgets a request to stop
 that comes while it is about to start."""
@@ -53,7 +54,8 @@ class Interrupts:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._alone = self._make_poll()
         self._beside: tuple[Attended, select.poll] | None = None
-        self._timer = threading.Condition(self._lock)
+        self._timer = TimerFd()
+        """Wakes the timer's thread. To set it costs less than to wake a thread that sets its own alarm."""
         self._sleeps_until_ns: float = 0
         self._closed = self._released = self._kicked = self._masked = False
         self._timer_thread = threading.Thread(target=self._run_timer, name="local APIC timer", daemon=True)
@@ -80,14 +82,17 @@ class Interrupts:
     def close(self) -> None:
         """End the timer's thread."""
         with self._lock:
-            self._closed = True
-            self._timer.notify()
+            if not self._closed:
+                self._closed = True
+                self._timer.set(AT_ONCE_NS)
         if self._timer_thread.is_alive():
             self._timer_thread.join()
         with self._lock:
             if not self._released:
                 self._released = True
                 os.close(self._wake_fd)
+                self._timer.close()
+                self._wake_fd = -1
 
     def enter(self) -> None:
         """Begin an access of the guest, in the processor's thread: the guest stands still."""
@@ -184,7 +189,8 @@ class Interrupts:
             if self._cpu is not None:
                 self._cpu.stop()
             self._wake()
-            self._timer.notify()  # the timer's thread repeats the request until `take_kick`
+            if not self._closed:
+                self._timer.set(AT_ONCE_NS)  # the timer's thread repeats the request until `take_kick`
 
     def take_kick(self) -> bool:
         """Whether the processor was to stop; in its thread, which has stopped and may run again."""
@@ -203,12 +209,20 @@ class Interrupts:
 
     def _wake_timer(self) -> None:
         deadline_ns = self.local_apic.deadline_ns
-        if deadline_ns is not None and deadline_ns < self._sleeps_until_ns:
-            self._timer.notify()
+        if deadline_ns is not None and deadline_ns < self._sleeps_until_ns and not self._closed:
+            self._sleeps_until_ns = deadline_ns
+            self._timer.set(max(deadline_ns - self._clock_ns(), AT_ONCE_NS))
 
     def _run_timer(self) -> None:
+        poll = select.poll()
+        poll.register(self._timer.fileno(), select.POLLIN)
+        while self._look_at_timer():
+            poll.poll()
+
+    def _look_at_timer(self) -> bool:
+        """What the timer's thread does each time that it wakes; false at the end."""
         with self._lock:
-            while not self._closed:
+            if not self._closed:
                 self._acknowledge()
                 now_ns = self._clock_ns()
                 self.local_apic.tick(now_ns)
@@ -221,7 +235,8 @@ class Interrupts:
                     deadline_ns = retry_ns if deadline_ns is None else min(deadline_ns, retry_ns)
                 if deadline_ns is None:
                     self._sleeps_until_ns = float("inf")
-                    self._timer.wait()
+                    self._timer.set(0)
                 else:
                     self._sleeps_until_ns = deadline_ns
-                    self._timer.wait(max(deadline_ns - now_ns, 0) / NS_PER_S)
+                    self._timer.set(max(deadline_ns - now_ns, AT_ONCE_NS))
+            return not self._closed
