@@ -15,6 +15,7 @@ the main loop serves the device beside the guest until the next kick or halt.
 import os
 import select
 import struct
+import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -95,6 +96,8 @@ class VsockDevice:
         self._gate = select.epoll()
         """What the main loop waits for: timer and nudge, and the engine while the gate is open."""
         self._open = True
+        self._gate_lock = threading.Lock()
+        """Held for a moment, so that what `_open` says and what the gate does cannot differ."""
         self._gate.register(engine.fileno(), select.EPOLLIN)
         for edge in (self._nudge, self._timer.fileno()):
             self._gate.register(edge, select.EPOLLIN | select.EPOLLET)
@@ -112,8 +115,8 @@ class VsockDevice:
             In how many seconds to call again at the latest; `None` when only `fileno` matters.
         """
         self._gate.poll(0)  # takes the edges of nudge and timer
-        if not self._halted:
-            self._set_gate(is_open=True)
+        with self._gate_lock:
+            self._set_gate(is_open=not self._halted)
         delay_s = self._engine.turn()
         if self._engine.failure is not None:
             self._locked(self._fail)
@@ -136,9 +139,11 @@ class VsockDevice:
     def claim(self, *, mine: bool) -> None:
         """Wait for `work_fileno` in the main loop's place, or no longer."""
         self._attended = True
-        self._halted = mine
+        with self._gate_lock:
+            self._halted = mine
+            if mine:
+                self._set_gate(is_open=False)
         if mine:
-            self._set_gate(is_open=False)
             self._timer.set(0)
             if self._engine.rest():
                 self.assist()
@@ -216,7 +221,8 @@ class VsockDevice:
             os.eventfd_write(self._kicks[index], 1)
             return
         if self._open:
-            self._set_gate(is_open=False)
+            with self._gate_lock:
+                self._set_gate(is_open=False)
             self._timer.set(UNATTENDED_NS)
         self._assist(halted=False)
 
