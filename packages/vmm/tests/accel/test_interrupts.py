@@ -182,3 +182,14 @@ def test_a_device_may_come_after_the_end(bench: Bench) -> None:
     bench.attend()
 
     assert bench.device.calls == []
+
+
+def test_a_device_may_come_while_the_guest_waits_for_it_within_an_access(bench: Bench) -> None:
+    attending = threading.Thread(target=bench.attend)
+
+    bench.interrupts.enter()
+    attending.start()
+    attending.join(PATIENCE_S)
+    bench.interrupts.leave()
+
+    assert not attending.is_alive()

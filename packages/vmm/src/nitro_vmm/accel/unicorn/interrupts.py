@@ -52,6 +52,8 @@ class Interrupts:
         self._asleep = False
         """The processor's thread waits for `_wake_fd`."""
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_fd_lock = threading.Lock()
+        """Held while the descriptor must stay open; taken after the bus lock."""
         self._alone = self._make_poll()
         self._beside: tuple[Attended, select.poll] | None = None
         self._timer = TimerFd()
@@ -70,9 +72,12 @@ class Interrupts:
 
         It takes no lock, because a guest that runs already may hold the bus lock until the device is there.
         """
-        poll = self._make_poll()
-        poll.register(device.work_fileno(), select.POLLIN)
-        self._beside = device, poll
+        # Not under the bus lock: the guest may hold it while it waits for this very device.
+        with self._wake_fd_lock:
+            if self._wake_fd >= 0:
+                poll = self._make_poll()
+                poll.register(device.work_fileno(), select.POLLIN)
+                self._beside = device, poll
 
     def _make_poll(self) -> select.poll:
         poll = select.poll()
@@ -87,9 +92,8 @@ class Interrupts:
                 self._timer.set(AT_ONCE_NS)
         if self._timer_thread.is_alive():
             self._timer_thread.join()
-        with self._lock:
-            if not self._released:
-                self._released = True
+        with self._lock, self._wake_fd_lock:
+            if self._wake_fd >= 0:
                 os.close(self._wake_fd)
                 self._timer.close()
                 self._wake_fd = -1
