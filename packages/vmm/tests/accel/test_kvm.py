@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from nitro_vmm.accel import EntryState, Exit, ExitReason, open_accelerator
 from nitro_vmm.accel.kvm import cpuid, ioctl, probe, structures
 from nitro_vmm.accel.kvm.collected import CollectedWrites
+from nitro_vmm.accel.kvm.debug import KvmDebug
 from nitro_vmm.accel.kvm.ioctl import Request, System
 from nitro_vmm.accel.kvm.stops import Stops
 from nitro_vmm.accel.kvm.structures import CpuidEntry, Registers, Segment, SystemRegisters, Table
@@ -352,6 +353,7 @@ NUMBERS = {
     "SET_SREGS": 0x4138_AE84,
     "GET_MSRS": 0xC008_AE88,
     "SET_MSRS": 0x4008_AE89,
+    "SET_GUEST_DEBUG": 0x4048_AE9B,
     "TRANSLATE": 0xC018_AE85,
     "SET_SIGNAL_MASK": 0x4004_AE8B,
     "GET_LAPIC": 0x8400_AE8E,
@@ -517,6 +519,8 @@ class FakeFile:
 def test_exits_that_end_a_guest_say_why(reason: int, details: bytes, exit_: Exit) -> None:
     file = FakeFile(reason, details)
     vm: Any = None  # which is asked only for a page to watch
-    vcpu = KvmVcpu(file, Bus(), threading.RLock(), stops=Stops(vm, []), halted=lambda: True)  # type: ignore[arg-type]
+    kernels: Any = file
+    debug = KvmDebug(kernels, 0)
+    vcpu = KvmVcpu(kernels, Bus(), threading.RLock(), stops=Stops(vm, []), debug=debug, halted=lambda: True)
 
     assert vcpu.run() == exit_

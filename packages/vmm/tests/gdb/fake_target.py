@@ -13,6 +13,7 @@ class FakeTarget:
         self.registers = {register.name: number for number, register in enumerate(REGISTERS)}
         self.memory = bytearray(range(256)) * (MEMORY_BYTES // 256)
         self.breakpoints: frozenset[int] = frozenset()
+        self.breakpoints_max = 10_000
 
     def read_register(self, name: str) -> int:
         return self.registers[name]
@@ -31,8 +32,9 @@ class FakeTarget:
         self.memory[offset : offset + len(data)] = data
         return True
 
-    def set_breakpoints(self, addresses: frozenset[int]) -> None:
-        self.breakpoints = addresses
+    def set_breakpoints(self, addresses: frozenset[int]) -> bool:
+        self.breakpoints = addresses if len(addresses) <= self.breakpoints_max else self.breakpoints
+        return self.breakpoints == addresses
 
 
 def check_any_bytes(data: bytes, sizes: list[int]) -> None:

@@ -147,6 +147,17 @@ def test_the_guest_is_let_go(session: Session, payload: bytes, action: Action) -
     assert session.running is (action in (Action.CONTINUE, Action.STEP))
 
 
+def test_a_breakpoint_that_the_processor_does_not_have_is_an_error(
+    session: Session, target: FakeTarget
+) -> None:
+    target.breakpoints_max = 1
+
+    answers = [ask(session, packet) for packet in (b"Z1,1000,1", b"Z1,2000,1", b"z1,1000,1", b"Z1,2000,1")]
+
+    assert answers == [b"OK", b"E01", b"OK", b"OK"]
+    assert target.breakpoints == {0x2000}
+
+
 def test_a_breakpoint_is_reported(session: Session, target: FakeTarget) -> None:
     ask(session, b"Z1,2000,1")
     do(session, b"c")

@@ -121,8 +121,12 @@ class Debug(Protocol):
         """Change one."""
         ...
 
-    def set_breakpoints(self, addresses: frozenset[int]) -> None:
-        """End runs with `ExitReason.DEBUG` before the instructions at these virtual addresses."""
+    def set_breakpoints(self, addresses: frozenset[int]) -> bool:
+        """End runs with `ExitReason.DEBUG` before the instructions at these virtual addresses.
+
+        Returns:
+            Whether it does; false, and nothing is changed, if these are more than the processor has.
+        """
         ...
 
     def step(self, *, due: bool) -> None:

@@ -202,8 +202,8 @@ EXPLAINED: Final = {
     ),
     "M34": Explained(
         "this processor cannot be debugged",
-        "KVM runs the guest on the host's processor, and the stub knows the emulated one only",
-        "give --accel unicorn as well",
+        "the accelerator has no registers and breakpoints for a debugger",
+        "give --accel unicorn or --accel kvm as well",
     ),
     "M35": Explained(
         "the guest's kernel does not do what a saved machine needs",

@@ -48,9 +48,9 @@ class GuestTarget:
         """See `Target`."""
         self._debug.write_register(name, value)
 
-    def set_breakpoints(self, addresses: frozenset[int]) -> None:
+    def set_breakpoints(self, addresses: frozenset[int]) -> bool:
         """See `Target`."""
-        self._debug.set_breakpoints(addresses)
+        return self._debug.set_breakpoints(addresses)
 
     def read_memory(self, address: int, length: int) -> bytes:
         """See `Target`."""
@@ -140,7 +140,7 @@ class Debugger:
         self._debug = machine.debug
         if self._debug is None:
             raise UsageError(
-                "only the emulated processor can be debugged", hint="--accel unicorn", code="M34"
+                "this accelerator's processor cannot be debugged", hint="--accel unicorn", code="M34"
             )
         self._machine, self._memory, self._token = machine, memory, token
         machine.on_debug_stop = self._on_debug_stop

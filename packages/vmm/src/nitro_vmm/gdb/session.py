@@ -46,8 +46,8 @@ class Target(Protocol):
         """Change memory; false, and nothing is changed, where not all of it is mapped RAM."""
         ...
 
-    def set_breakpoints(self, addresses: frozenset[int]) -> None:
-        """Stop before each instruction at these virtual addresses."""
+    def set_breakpoints(self, addresses: frozenset[int]) -> bool:
+        """Stop before each instruction at these virtual addresses; false, if there cannot be as many."""
         ...
 
 
@@ -255,11 +255,12 @@ class Session:
         address = int(match[2], 16)
         if payload[:1] == b"z":
             self._breakpoints.discard(address)
-        elif len(self._breakpoints) < BREAKPOINTS_MAX:
-            self._breakpoints.add(address)
-        else:
+            self._target.set_breakpoints(frozenset(self._breakpoints))
+            return b"OK"
+        wanted = self._breakpoints | {address}
+        if len(wanted) > BREAKPOINTS_MAX or not self._target.set_breakpoints(frozenset(wanted)):
             return ERROR
-        self._target.set_breakpoints(frozenset(self._breakpoints))
+        self._breakpoints = wanted
         return b"OK"
 
     def _forget_breakpoints(self) -> None:

@@ -24,6 +24,7 @@ from nitro_vmm.accel.kvm.structures import (
     CPUID_HEADER,
     DEBUG_REGISTERS_BYTES,
     EVENTS_BYTES,
+    GUEST_DEBUG,
     IOEVENTFD,
     IRQ_LEVEL,
     IRQCHIP,
@@ -89,6 +90,7 @@ class Request(IntEnum):
     SET_SREGS = _request(0x84, WRITE, SREGS_BYTES)
     GET_MSRS = _request(0x88, READ | WRITE, MSRS_HEADER.size)
     SET_MSRS = _request(0x89, WRITE, MSRS_HEADER.size)
+    SET_GUEST_DEBUG = _request(0x9B, WRITE, GUEST_DEBUG.size)
     TRANSLATE = _request(0x85, READ | WRITE, TRANSLATION.size)
     SET_SIGNAL_MASK = _request(0x8B, WRITE, 4)
     GET_LAPIC = _request(0x8E, READ, LAPIC_BYTES)
@@ -126,10 +128,12 @@ CAP_MAX_VCPUS: Final = 66
 CAP_TSC_DEADLINE_TIMER: Final = 72
 CAP_IMMEDIATE_EXIT: Final = 136
 CAP_COALESCED_PIO: Final = 162
+CAP_SET_GUEST_DEBUG2: Final = 195
 CAP_XSAVE2: Final = 208
 
 EXIT_UNKNOWN: Final = 0
 EXIT_IO: Final = 2
+EXIT_DEBUG: Final = 4
 EXIT_HLT: Final = 5
 EXIT_MMIO: Final = 6
 EXIT_SHUTDOWN: Final = 8
@@ -469,6 +473,15 @@ class VcpuFile(_File):
             if done != len(asked):
                 return start + done
         return len(msrs)
+
+    def set_guest_debug(self, control: int, registers: Sequence[int]) -> None:
+        """Let the guest stop for a debugger.
+
+        Args:
+            control: ``KVM_GUESTDBG_...``.
+            registers: DR0 to DR7, as far as the control says that they are used.
+        """
+        self._ask(Request.SET_GUEST_DEBUG, GUEST_DEBUG.pack(control, *registers))
 
     def translate(self, address: int) -> int | None:
         """Where a virtual address is in the guest's physical memory; `None` where nothing is mapped."""

@@ -43,10 +43,6 @@ GENERAL: Final = (
 """The order of `ProgramState.general`."""
 
 
-class NoReturnError(Exception):
-    """The guest's stack or tables do not say where to return to."""
-
-
 def program_of(file: VcpuFile) -> ProgramState | None:
     """The 64-bit program before whose next instruction a processor stands; `None` if there is none."""
     system = file.system_registers()
@@ -100,7 +96,7 @@ def interrupt_return(file: VcpuFile, memory: GuestMemory) -> None:
     """SWAPGS and IRET in the kernel's 64-bit code, to a program.
 
     Raises:
-        NoReturnError: There is no such frame on the stack.
+        LookupError: There is no such frame on the stack.
     """
     system, registers = file.system_registers(), file.registers()
     frame = [
@@ -125,7 +121,7 @@ def read_quadword(file: VcpuFile, memory: GuestMemory, address: int) -> int:
     """Eight bytes of virtual memory, within a page, as a number.
 
     Raises:
-        NoReturnError: There is no RAM.
+        LookupError: There is no RAM.
     """
     physical = file.translate(address)
     if physical is not None:
@@ -133,7 +129,7 @@ def read_quadword(file: VcpuFile, memory: GuestMemory, address: int) -> int:
             return int.from_bytes(memory.slice(physical, QUADWORD), "little")
         except GuestMemoryError:
             pass
-    raise NoReturnError(f"there is no memory at {address:#x}")
+    raise LookupError(f"there is no memory at {address:#x}")
 
 
 def _with(segments: tuple[Segment, ...], code: Segment, stack: Segment) -> tuple[Segment, ...]:
@@ -144,7 +140,7 @@ def _with(segments: tuple[Segment, ...], code: Segment, stack: Segment) -> tuple
 def _load(file: VcpuFile, memory: GuestMemory, table: int, selector: int) -> Segment:
     """What a segment register has after a selector was loaded (Intel SDM vol. 3A, "Segment Descriptors")."""
     if selector < 4 or selector & 4:
-        raise NoReturnError(f"the kernel returns to the segment {selector:#x}")
+        raise LookupError(f"the kernel returns to the segment {selector:#x}")
     descriptor = read_quadword(file, memory, table + (selector & ~7) & U64)
     granular = descriptor >> 55 & 1
     limit = descriptor & 0xFFFF | (descriptor >> 48 & 0xF) << 16

@@ -44,6 +44,8 @@ MSRS_HEADER: Final = struct.Struct("<I4x")
 MSR_ENTRY: Final = struct.Struct("<I4xQ")
 # struct kvm_translation: linear_address physical_address valid, writeable usermode and padding
 TRANSLATION: Final = struct.Struct("<QQB7x")
+# struct kvm_guest_debug: control and padding, eight debug registers
+GUEST_DEBUG: Final = struct.Struct("<I4x8Q")
 # struct kvm_irqchip: chip_id pad, its state
 IRQCHIP: Final = struct.Struct("<I4x512s")
 # struct kvm_clock_data: clock flags pad realtime host_tsc, padding
@@ -75,7 +77,7 @@ RUN_INTERNAL: Final = struct.Struct("<I4xQB15s")
 
 assert (MEMORY_REGION.size, IRQ_LEVEL.size, ROUTING_ENTRY.size, IOEVENTFD.size) == (32, 8, 48, 64)  # noqa: S101
 assert (MSR_ENTRY.size, IRQCHIP.size, CLOCK.size, EVENTS_FLAGS.size) == (16, 520, 48, 24)  # noqa: S101
-assert TRANSLATION.size == 24  # noqa: S101
+assert (TRANSLATION.size, GUEST_DEBUG.size) == (24, 72)  # noqa: S101
 assert (CPUID_ENTRY.size, REGS.size, SEGMENT.size, TABLE.size, SREGS_BYTES) == (40, 144, 24, 16, 312)  # noqa: S101
 
 

@@ -23,6 +23,7 @@ from typing import Final
 
 from nitro_vmm.accel import Bus
 from nitro_vmm.accel.kvm import ioctl, programs, structures
+from nitro_vmm.accel.kvm.debug import KvmDebug
 from nitro_vmm.accel.kvm.ioctl import VcpuFile
 from nitro_vmm.accel.kvm.state import VcpuState, restore_vcpu, save_vcpu
 from nitro_vmm.accel.kvm.stops import PORT, Return, Stops
@@ -74,6 +75,7 @@ class KvmVcpu:
         bus: Everything that is not RAM.
         lock: The bus lock.
         stops: Where it has to stop.
+        debug: Where a debugger wants it to.
         halted: Says whether all processors have halted for good; asked when this one seems to.
         collected: Called when the kernel has come back, before its reason is looked at: to carry out writes
             that it has collected.
@@ -86,6 +88,7 @@ class KvmVcpu:
         lock: AbstractContextManager[bool],
         *,
         stops: Stops,
+        debug: KvmDebug,
         halted: Callable[[], bool],
         collected: Callable[[], None] = lambda: None,
     ) -> None:
@@ -98,9 +101,10 @@ class KvmVcpu:
         self._bus = bus
         self._lock = lock
         self._stops = stops
+        self._debug = debug
         self._halted = halted
         self._collected = collected
-        self._asked = threading.Lock()
+        self._asked = threading.Condition()
         self._kicked = False
         self._pending: Callable[[], Exit | None] | None = None
         """What is to be done when the kernel has finished an access that ends the run."""
@@ -108,9 +112,9 @@ class KvmVcpu:
         file.set_signals(set(range(1, 65)) - {KICK})
 
     @property
-    def debug(self) -> None:
-        """See `Vcpu.debug`."""
-        return
+    def debug(self) -> KvmDebug:
+        """See `Vcpu.debug`; the same for all processors."""
+        return self._debug
 
     def enter(self, entry: EntryState) -> None:
         """See `Vcpu.enter`."""
@@ -135,6 +139,12 @@ class KvmVcpu:
 
     def run(self) -> Exit:
         """See `Vcpu.run`."""
+        with self._asked:
+            if self._debug.holds(self._file):
+                self._asked.wait_for(lambda: self._kicked)
+                self._kicked = False
+                return Exit(ExitReason.KICKED)
+        self._debug.apply(self._file)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {KICK})
         with self._asked:
             self._thread = threading.get_ident()
@@ -173,6 +183,7 @@ class KvmVcpu:
         """See `Vcpu.kick`."""
         with self._asked:
             self._kicked = True
+            self._asked.notify_all()
             self._interrupt()
 
     # Programs of the guest; see `StopsAtPrograms`.
@@ -299,7 +310,7 @@ class KvmVcpu:
                 programs.system_return(self._file)
             else:
                 programs.interrupt_return(self._file, self._stops.memory)
-        except programs.NoReturnError as error:
+        except LookupError as error:
             return self._crash(str(error))
         return None if self.program is None else Exit(ExitReason.PROGRAM)
 
@@ -310,6 +321,9 @@ class KvmVcpu:
         match reason:
             case ioctl.EXIT_INTR:
                 return None
+            case ioctl.EXIT_DEBUG:
+                self._debug.stopped(self._file)
+                return Exit(ExitReason.DEBUG)
             case ioctl.EXIT_SHUTDOWN:
                 return Exit(ExitReason.TRIPLE_FAULT)
             case ioctl.EXIT_FAIL_ENTRY:

@@ -9,6 +9,7 @@ from typing import Final
 from nitro_vmm.accel import Attended, Bus, Line, Ram
 from nitro_vmm.accel.kvm import cpuid, ioctl
 from nitro_vmm.accel.kvm.collected import PAGE_BYTES, CollectedWrites
+from nitro_vmm.accel.kvm.debug import KvmDebug
 from nitro_vmm.accel.kvm.ioctl import System, VmFile
 from nitro_vmm.accel.kvm.state import (
     KvmState,
@@ -120,11 +121,14 @@ class KvmVm:
         self._stops = Stops(vm, ram)
         for number in range(processors):
             file = vm.create_vcpu(number)
+            if not number:
+                debug = KvmDebug(file, system.extension(ioctl.CAP_SET_GUEST_DEBUG2))
             vcpu = KvmVcpu(
                 file,
                 self._bus,
                 self._lock,
                 stops=self._stops,
+                debug=debug,
                 halted=self._all_sleep,
                 collected=self._carry_out_collected,
             )

@@ -89,10 +89,11 @@ class UnicornDebug:
         elif name in NAMES:
             self._uc.reg_write(NAMES[name], value)
 
-    def set_breakpoints(self, addresses: frozenset[int]) -> None:
-        """See `Debug`."""
+    def set_breakpoints(self, addresses: frozenset[int]) -> bool:
+        """See `Debug`; there may be any number."""
         self._stale = self._stale or addresses != self._breakpoints
         self._breakpoints = addresses
+        return True
 
     def step(self, *, due: bool) -> None:
         """See `Debug`."""
