@@ -187,7 +187,7 @@ def test_a_return_to_nowhere_is_an_error(vcpu: Vcpu, rsp: int, code: int) -> Non
     vcpu.general = vcpu.general._replace(rsp=rsp)
     vcpu.system = replace(vcpu.system, gdt=Table(MIB - 0x80, 0x7F))
 
-    with pytest.raises(LookupError, match="no memory|segment"):
+    with pytest.raises(LookupError, match=r"no memory|segment"):
         programs.interrupt_return(vcpu, vcpu.guest)
 
 
