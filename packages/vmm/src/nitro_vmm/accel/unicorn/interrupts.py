@@ -59,7 +59,7 @@ class Interrupts:
         self._timer = TimerFd()
         """Wakes the timer's thread. To set it costs less than to wake a thread that sets its own alarm."""
         self._sleeps_until_ns: float = 0
-        self._closed = self._released = self._kicked = self._masked = False
+        self._closed = self._kicked = self._masked = False
         self._timer_thread = threading.Thread(target=self._run_timer, name="local APIC timer", daemon=True)
 
     def attach(self, cpu: Cpu) -> None:
@@ -70,7 +70,7 @@ class Interrupts:
     def attend(self, device: Attended) -> None:
         """Serve this device while the processor waits in HLT, from its next wait on.
 
-        It takes no lock, because a guest that runs already may hold the bus lock until the device is there.
+        Nothing happens after `close`: a guest may have ended before its devices were there.
         """
         # Not under the bus lock: the guest may hold it while it waits for this very device.
         with self._wake_fd_lock:
