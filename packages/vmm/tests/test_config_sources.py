@@ -213,6 +213,7 @@ OPTIONS = st.one_of(
     NUMBERS.map(lambda number: [f"--memory-mib={number}"]),
     st.sampled_from([["--console"], ["--no-console"], ["--debug-mode"], ["--quiet-kernel"]]),
     st.just(["--vsock-path", "v"]),
+    st.sampled_from(["auto", "kvm", "unicorn", "KVM", ""]).map(lambda name: [f"--accel={name}"]),
     st.sampled_from(
         [["--warm", "image"], ["--from", "a.saved"], ["--gdb", "0"], ["--vsock", "vhost-user:v"]]
     ),
@@ -238,6 +239,19 @@ def test_a_setting_in_the_environment_is_not_overlooked(monkeypatch: pytest.Monk
     arguments = parser("run").parse_args(["run", "a.eif"])
     assert plain_machine(arguments) is not None
 
-    monkeypatch.setenv("NITRO_VMM_ACCELERATOR", "kvm")
+    monkeypatch.setenv("NITRO_VMM_MEMORY_MIB", "128")
 
     assert plain_machine(arguments) is None
+
+
+@pytest.mark.parametrize(("option", "chosen"), [([], "unicorn"), (["--accel", "kvm"], "kvm")])
+def test_the_environment_may_name_the_accelerator(
+    monkeypatch: pytest.MonkeyPatch, option: list[str], chosen: str
+) -> None:
+    monkeypatch.setenv("NITRO_VMM_ACCELERATOR", "unicorn")
+    arguments = parser("run").parse_args(["run", "a.eif", *option])
+
+    machine = plain_machine(arguments)
+
+    assert machine is not None
+    assert machine.accelerator == config_of(arguments).accelerator == chosen

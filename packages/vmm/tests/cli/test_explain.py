@@ -256,7 +256,8 @@ def _commands(of: argparse.ArgumentParser) -> list[str]:
 
 def test_it_dies_with_its_parent(vmm: Vmm, spinning_image: Path) -> None:
     socket_path = spinning_image.with_name("vsock")
-    child = [*VMM, "run", str(spinning_image), "--die-with-parent", "--vsock-path", str(socket_path)]
+    options = ["--console", "--die-with-parent", "--vsock-path", str(socket_path)]
+    child = [*VMM, "run", str(spinning_image), *options]
     code = (
         "import os, subprocess, sys\n"
         f"child = subprocess.Popen({child!r}, stdout=subprocess.PIPE)\n"

@@ -48,8 +48,9 @@ SPELLINGS: Final = {
 """The fields of `EnclaveConfig` that options set, and how these are spelled in messages."""
 
 
+ACCELERATOR_VARIABLE: Final = "NITRO_VMM_ACCELERATOR"
 PLAIN: Final = {
-    *("eif_path", "memory_mib", "quiet_kernel", "vsock_path", "debug_mode", "console"),
+    *("eif_path", "memory_mib", "accelerator", "quiet_kernel", "vsock_path", "debug_mode", "console"),
 }
 """The fields that `plain_machine` knows: they are right, or easily found not to be."""
 
@@ -203,13 +204,21 @@ def plain_machine(arguments: argparse.Namespace) -> "PlainMachine | None":
 
     `None` says nothing: `config_of` has to be asked first, and finds what is wrong.
     """
-    from nitro_vmm.enclave.image import PlainMachine  # noqa: PLC0415 - so that --help need not wait for it
+    from nitro_vmm.accel import ACCELERATORS  # noqa: PLC0415 - so that --help need not wait for it
+    from nitro_vmm.enclave.image import PlainMachine  # noqa: PLC0415
 
     given = {name for name, value in vars(arguments).items() if value is not None} & set(SPELLINGS)
     elsewhere = arguments.config is not None or arguments.from_qemu is not None
-    elsewhere = elsewhere or any(name.startswith("NITRO_VMM_") for name in os.environ)
+    elsewhere = elsewhere or any(
+        name.startswith("NITRO_VMM_") and name != ACCELERATOR_VARIABLE for name in os.environ
+    )
     paths = [path for path in (arguments.eif, arguments.eif_path) if path is not None]
     if given - PLAIN or elsewhere or len(paths) != 1:
+        return None
+    accelerator = arguments.accelerator
+    if accelerator is None:
+        accelerator = os.environ.get(ACCELERATOR_VARIABLE, "auto")
+    if accelerator not in {"auto", *ACCELERATORS}:
         return None
     memory_mib = None
     if arguments.memory_mib is not None:
@@ -218,7 +227,12 @@ def plain_machine(arguments: argparse.Namespace) -> "PlainMachine | None":
         memory_mib = int(arguments.memory_mib)
         if memory_mib < MEMORY_MIB_MIN:
             return None
-    return PlainMachine(paths[0], memory_mib=memory_mib, quiet_kernel=bool(arguments.quiet_kernel))
+    return PlainMachine(
+        paths[0],
+        memory_mib=memory_mib,
+        accelerator=accelerator,
+        quiet_kernel=bool(arguments.quiet_kernel),
+    )
 
 
 def config_of(arguments: argparse.Namespace) -> "EnclaveConfig":
