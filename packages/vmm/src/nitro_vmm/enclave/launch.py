@@ -44,17 +44,17 @@ class Launch:
         say: Callable[[str], None] = logger.info,
         started_s: float | None = None,
     ) -> None:
-        self.say = say
+        self.say: Callable[[str], None] = say
         """Told what happens, for people."""
-        self.console = Console(console_sink)
+        self.console: Console = Console(console_sink)
         """What the guest prints."""
-        self.timeline = Timeline(self.seconds)
+        self.timeline: Timeline = Timeline(self.seconds)
         """When what happened, from the launch on."""
-        self.watch = ConsoleWatch(self.timeline.note_line)
+        self.watch: ConsoleWatch = ConsoleWatch(self.timeline.note_line)
         """What is learned from the console."""
         self.on_console_ready: Callable[[], None] = lambda: None
         """Called in a processor's thread when the guest takes input again."""
-        self.resources = ExitStack()
+        self.resources: ExitStack = ExitStack()
         """What has to be given back when the enclave has ended."""
         self.begun: tuple[Hardware, EntryState] | None = None
         """The machine that runs already, and where its kernel began."""

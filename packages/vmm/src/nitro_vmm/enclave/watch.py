@@ -62,7 +62,7 @@ class ConsoleWatch:
         """How the application ended; `None` while its init has not said."""
         self.cause: Cause | None = None
         """The first thing printed that is known to keep enclaves from booting or running."""
-        self.printed = False
+        self.printed: bool = False
         """Whether there was any output."""
         self._line = bytearray()
 

@@ -48,7 +48,7 @@ class _Reserved:
     """
 
     def __init__(self, slot: at.VirtioSlot) -> None:
-        self.slot = slot
+        self.slot: at.VirtioSlot = slot
         self._device: VirtioMmio | None = None
         self._settled = threading.Event()
 
@@ -105,7 +105,7 @@ class Board:
         self._console = console
         self._printed = bytearray()
         self._delivering = threading.Lock()
-        self.serial = Serial(line(at.COM1_IRQ), self._printed.extend, console_ready)
+        self.serial: Serial = Serial(line(at.COM1_IRQ), self._printed.extend, console_ready)
         """The console's port."""
         self._i8042 = I8042(reset)
         self._rtc = Rtc(wall_clock_ns)

@@ -98,7 +98,7 @@ class Machine:
         bus = AddressSpace()
         self._memory = memory
         self._vm = accelerator.create_vm(memory.ram, bus, processors=processors)
-        self.board = Board(
+        self.board: Board = Board(
             bus,
             self._vm.line,
             signal_on_write=self._vm.signal_on_write,
@@ -112,7 +112,7 @@ class Machine:
         self.on_debug_stop: Callable[[], None] = lambda: None
         """Called when the guest stands at a debugger's breakpoint or has done its step, in a processor's
         thread; `pause` then stops the devices, too, and `resume` lets all go on."""
-        self.entered = threading.Event()
+        self.entered: threading.Event = threading.Event()
         """Set when `run` has put the first processor at its first instruction."""
         self._changed = threading.Condition()
         self._ending: Ending | None = None

@@ -6,7 +6,7 @@ import os
 from typing import Final
 
 from nitro_vmm.accel import Ram
-from nitro_vmm.address_map import ram_ranges
+from nitro_vmm.address_map import RamRange, ram_ranges
 from nitro_vsock import GuestMemory
 
 MAP_FIXED: Final = 0x10
@@ -27,7 +27,7 @@ class Memory:
     """
 
     def __init__(self, memory_bytes: int, *, fd: int = -1, huge: bool = True) -> None:
-        self.ranges = ram_ranges(memory_bytes)
+        self.ranges: tuple[RamRange, ...] = ram_ranges(memory_bytes)
         """Where it lies in the guest's physical memory."""
         offsets, position = [], 0
         for _, size in self.ranges:
@@ -41,7 +41,7 @@ class Memory:
         if fd < 0 and huge:
             for buffer in self._buffers:
                 buffer.madvise(mmap.MADV_HUGEPAGE)
-        self.guest = GuestMemory(
+        self.guest: GuestMemory = GuestMemory(
             (address, memoryview(buffer))
             for (address, _), buffer in zip(self.ranges, self._buffers, strict=True)
         )

@@ -62,29 +62,29 @@ class Lane:
 
     def __init__(self) -> None:
         # Of the receiver's engine
-        self.taken = 0
+        self.taken: int = 0
         """Bytes that the receiving guest's program has read."""
-        self.buf_alloc = 0
+        self.buf_alloc: int = 0
         """The size of the receiving guest's buffer."""
-        self.asked = 0
+        self.asked: int = 0
         """Bytes that had gone to the receiving guest when it was asked last."""
         self.ask_receiver: Bell | None = None
         """Asks the receiving guest how much it has read."""
 
         # Of the sender's engine
-        self.told = 0
+        self.told: int = 0
         """The ``taken`` that the sending guest was told last."""
-        self.told_buf_alloc = -1
+        self.told_buf_alloc: int = -1
         """The ``buf_alloc`` of which it was told last; -1: of none."""
-        self.enough = 0
+        self.enough: int = 0
         """So many bytes of news are worth a packet to the sending guest."""
-        self.eager = False
+        self.eager: bool = False
         """The sending guest waits for any news."""
         self.tell_sender: Bell | None = None
         """Has the sending guest told what is new."""
-        self.seen = 0
+        self.seen: int = 0
         """The ``taken`` when the receiving guest was to be asked last."""
-        self.delay_s = 0.0
+        self.delay_s: float = 0.0
         """When to ask again."""
         self.deadline: float | None = None
         """See `nitro_vsock.device.timers`."""
