@@ -40,10 +40,13 @@ import fcntl, os, signal
 vm = fcntl.ioctl(os.open("/dev/kvm", os.O_RDWR), 0xAE01, 0)  # KVM_CREATE_VM
 fcntl.ioctl(vm, 0xAE60)  # KVM_CREATE_IRQCHIP
 processor = fcntl.ioctl(vm, 0xAE41, 0)  # KVM_CREATE_VCPU
-signal.pause()
+if not os.fork():
+    signal.pause()
 """
-"""Keeps a machine of KVM's there for as long as the command runs. With the first and the last one Linux
-changes its scheduler's code, and QEMU's emulated processors sometimes run what stood there in between."""
+"""Makes a machine of KVM's that is there for as long as the command runs. With the first and the last one
+Linux changes its scheduler's code, and QEMU's emulated processors sometimes run what stood there in between.
+So the first one is made while there is one processor."""
+OTHERS_ON = "for other in /sys/devices/system/cpu/cpu[1-9]*/online; do echo 1 >$other; done"
 EXIT_LOST = 125
 """Of the command, when the machine ended before it did."""
 
@@ -176,7 +179,14 @@ def run(command: str, *, processors: int, memory_mib: int, timeout_s: float) -> 
     machine = [
         *(qemu, "-M", "q35", "-cpu", "max", "-accel", "tcg,thread=multi", "-no-reboot", "-nodefaults"),
         *("-smp", str(processors), "-m", str(memory_mib), "-display", "none", "-serial", "stdio"),
-        *("-kernel", str(image), "-initrd", str(ramdisk), "-append", "console=ttyS0 loglevel=1 panic=-1"),
+        *(
+            "-kernel",
+            str(image),
+            "-initrd",
+            str(ramdisk),
+            "-append",
+            "console=ttyS0 loglevel=1 panic=-1 maxcpus=1",
+        ),
         *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),
         *("-device", f"virtio-9p-pci,fsdev=root,mount_tag={TAG}"),
     ]
@@ -218,7 +228,9 @@ def run_here(
     settings |= {"HOME": "/tmp", "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis"}  # noqa: S108 - in there
     assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in settings.items())
     hold = shlex.join([sys.executable, "-I", "-S", "-c", HOLD])
-    line = f"{hold} & cd {shlex.quote(str(Path.cwd()))} && {assignments} exec {shlex.join(command)}"
+    line = (
+        f"{hold}; {OTHERS_ON}; cd {shlex.quote(str(Path.cwd()))} && {assignments} exec {shlex.join(command)}"
+    )
     return run(line, processors=processors, memory_mib=memory_mib, timeout_s=timeout_s)
 
 
