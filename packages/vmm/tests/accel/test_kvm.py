@@ -253,6 +253,12 @@ def test_a_machine_can_be_closed_twice_and_its_lines_outlive_it(guest: Guest) ->
     line(False)
 
 
+def test_a_device_may_come_after_the_end(guest: Guest) -> None:
+    guest.vm.close()
+
+    guest.vm.signal_on_write(0xD000_0050, 1, -1)
+
+
 def test_the_tsc_counts_as_the_machine_says(guest: Guest) -> None:
     assert guest.vm.tsc_hz > 100_000_000
 

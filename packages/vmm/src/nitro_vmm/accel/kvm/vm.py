@@ -94,6 +94,8 @@ class KvmVm:
 
     def __init__(self, system: System, ram: Ram, bus: Bus, *, processors: int = 1) -> None:
         self._lock = threading.RLock()
+        self._file_lock = threading.Lock()
+        """Held while the descriptor must stay open; taken after the bus lock."""
         self._file = system.create_vm()
         self._closing = threading.Event()
         self._bus = bus
@@ -163,8 +165,14 @@ class KvmVm:
         return set_level
 
     def signal_on_write(self, address: int, value: int, eventfd: int) -> None:
-        """See `Vm.signal_on_write`. The kernel does it, and the guest goes on at once."""
-        self._file.signal_on_write(address, value, eventfd)
+        """See `Vm.signal_on_write`. The kernel does it, and the guest goes on at once.
+
+        Nothing happens after `close`: a guest may have ended before its devices were there.
+        """
+        # Not under the bus lock: the guest may hold it while it waits for this very device.
+        with self._file_lock:
+            if not self._closing.is_set():
+                self._file.signal_on_write(address, value, eventfd)
 
     def attend(self, device: Attended) -> None:
         """See `Vm.attend`; the processors wait in the kernel."""
@@ -217,7 +225,7 @@ class KvmVm:
         self._give_back()
 
     def _give_back(self) -> None:
-        with self._lock:
+        with self._lock, self._file_lock:
             self._closing.set()
             for vcpu in self.vcpus:
                 vcpu.close()
