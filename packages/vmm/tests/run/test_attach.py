@@ -209,6 +209,22 @@ def test_a_guest_may_end_before_its_devices_are_there(image: Path) -> None:
     assert attached.result.outcome is Outcome.ENDED
 
 
+def test_a_host_without_room_for_the_guests_thread_is_not_waited_for(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "guest":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        attach(lambda: EnclaveConfig(eif_path=image), accelerator=FakeAccelerator(FakeVcpu.wait_for_kick))
+
+
 def test_a_guest_may_look_for_its_devices_before_they_are_there(looking_image: Path) -> None:
     def load_config() -> EnclaveConfig:
         while not any(waits_for_device(frame) for frame in sys._current_frames().values()):

@@ -80,7 +80,7 @@ class Launch:
             UsageError: The configuration cannot be.
             HostError: The host lacks something.
             LaunchStoppedError: It was given up.
-        OSError: The image cannot be read.
+            OSError: The image cannot be read.
         """
         accelerator, around = self.open()
         hardware, entry = boot_cold(self._choice, accelerator, self.resources, around)
@@ -117,6 +117,9 @@ class Launch:
             machine: Which.
             entry: See `Machine.run`.
             printed: What the guest has printed before it was saved.
+
+        Raises:
+            RuntimeError: The host has no room for another thread.
         """
         self._machine = machine
         if self._stopped:
@@ -131,7 +134,11 @@ class Launch:
                 self.ended.set_exception(error)
 
         self.timeline.note(timeline.STARTED)
-        threading.Thread(target=run, name="guest", daemon=True).start()
+        try:
+            threading.Thread(target=run, name="guest", daemon=True).start()
+        except RuntimeError:
+            self._machine = None  # so that `close` does not wait for an end that never comes
+            raise
 
     def give_up(self, reason: str) -> None:
         """Let no guest run that does not run yet: measuring and loading then end within some milliseconds.
