@@ -23,8 +23,8 @@ from bench_boot import MICROVM, QEMU, cpu_clock
 from debian import say
 from figures import Row, paired, report
 from nitro_eif import BuildMetadata, Contents, Metadata, Node, read_rootfs, write_cpio, write_eif
-from nitro_vmm.accel import EntryState, ExitReason, open_accelerator
-from nitro_vmm.address_map import BOOT_GDT, BOOT_PAGE_TABLES, MIB, RamRange
+from nitro_vmm.accel import ExitReason, open_accelerator
+from nitro_vmm.address_map import MIB, RamRange
 from nitro_vmm.boot import long_mode
 
 CMDLINE = "console=ttyS0 quiet panic=-1"
@@ -108,19 +108,7 @@ def loop_seconds(body: str) -> float:
     ram.put(TABLES, struct.pack("<HQ", 0xFFF, IDT))
     machine = open_accelerator("unicorn").create_vm([(RamRange(0, 4 * MIB), ram.buffer)], _NoBus())
     (processor,) = machine.vcpus
-    processor.enter(
-        EntryState(
-            rip=CODE,
-            rsi=0,
-            rsp=STACK,
-            cr3=BOOT_PAGE_TABLES,
-            gdt_address=BOOT_GDT,
-            gdt_limit=long_mode.GDT_LIMIT,
-            code_selector=long_mode.CODE_SELECTOR,
-            data_selector=long_mode.DATA_SELECTOR,
-            command_line=b"",
-        )
-    )
+    processor.enter(long_mode.entry_state(CODE, rsp=STACK))
     started = time.process_time()
     ended = processor.run()
     seconds = time.process_time() - started

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from isa import layout
 from isa.inputs import KINDS
-from nitro_vmm.accel import EntryState, ExitReason, open_accelerator
-from nitro_vmm.address_map import BOOT_GDT, BOOT_PAGE_TABLES, MIB, RamRange
+from nitro_vmm.accel import ExitReason, open_accelerator
+from nitro_vmm.address_map import MIB, RamRange
 from nitro_vmm.boot import long_mode
 
 TIMEOUT_S = 120
@@ -171,19 +171,7 @@ def _in_a_process(call: Callable[[], int], what: str, piece: Piece, work: Work, 
 def _run_guest(ram: "_Ram", size: int) -> int:
     machine = open_accelerator("unicorn").create_vm([(RamRange(0, size), ram.buffer)], _NoBus())
     (processor,) = machine.vcpus
-    processor.enter(
-        EntryState(
-            rip=layout.BASE,
-            rsi=0,
-            rsp=layout.SCRATCH_STACK,
-            cr3=BOOT_PAGE_TABLES,
-            gdt_address=BOOT_GDT,
-            gdt_limit=long_mode.GDT_LIMIT,
-            code_selector=long_mode.CODE_SELECTOR,
-            data_selector=long_mode.DATA_SELECTOR,
-            command_line=b"",
-        )
-    )
+    processor.enter(long_mode.entry_state(layout.BASE, rsp=layout.SCRATCH_STACK))
     return 0 if processor.run().reason is ExitReason.HALTED else GUEST_CRASHED
 
 

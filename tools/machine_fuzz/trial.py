@@ -25,7 +25,7 @@ from machine_fuzz import guest as layout
 from machine_fuzz.guest import Guest
 from nitro_nsm import Nsm, NsmConfig
 from nitro_vmm.accel import EntryState, open_accelerator
-from nitro_vmm.address_map import BOOT_GDT, BOOT_PAGE_TABLES
+from nitro_vmm.address_map import BOOT_PAGE_TABLES
 from nitro_vmm.boot import long_mode
 from nitro_vmm.devices.nsm import NsmDevice
 from nitro_vmm.devices.vsock import VsockDevice
@@ -193,15 +193,5 @@ def _assemble(guest: Guest) -> tuple[Machine, EntryState, VsockDevice, VsockEngi
         struct.pack_into("<Q", tables, offset, entry | (4 if entry & 1 else 0))
     for address, data in guest.memory():
         memory.guest.slice(address, len(data))[:] = data
-    start = EntryState(
-        rip=layout.CODE,
-        rsi=0,
-        rsp=layout.STACK,
-        cr3=BOOT_PAGE_TABLES,
-        gdt_address=BOOT_GDT,
-        gdt_limit=long_mode.GDT_LIMIT,
-        code_selector=long_mode.CODE_SELECTOR,
-        data_selector=long_mode.DATA_SELECTOR,
-        command_line=b"",
-    )
+    start = long_mode.entry_state(layout.CODE, rsp=layout.STACK)
     return machine, start, vsock, engine

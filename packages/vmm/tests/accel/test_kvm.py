@@ -23,7 +23,7 @@ from nitro_vmm.accel.kvm.stops import Stops
 from nitro_vmm.accel.kvm.structures import CpuidEntry, Registers, Segment, SystemRegisters, Table
 from nitro_vmm.accel.kvm.vcpu import KvmVcpu
 from nitro_vmm.accel.kvm.vm import Kvm, KvmVm
-from nitro_vmm.address_map import BOOT_GDT, BOOT_PAGE_TABLES, MIB, RamRange
+from nitro_vmm.address_map import MIB, RamRange
 from nitro_vmm.boot import long_mode
 from nitro_vmm.errors import HostError
 
@@ -68,17 +68,7 @@ class Bus:
 
 
 def entry(rip: int = CODE) -> EntryState:
-    return EntryState(
-        rip=rip,
-        rsi=0x7000,
-        rsp=0x20_8000,
-        cr3=BOOT_PAGE_TABLES,
-        gdt_address=BOOT_GDT,
-        gdt_limit=long_mode.GDT_LIMIT,
-        code_selector=long_mode.CODE_SELECTOR,
-        data_selector=long_mode.DATA_SELECTOR,
-        command_line=b"",
-    )
+    return long_mode.entry_state(rip, rsp=0x20_8000, rsi=0x7000)
 
 
 class Guest:

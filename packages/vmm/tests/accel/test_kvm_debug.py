@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from nitro_vmm.accel import EntryState, Exit, ExitReason
+from nitro_vmm.accel import Exit, ExitReason
 from nitro_vmm.accel.kvm import Kvm
 from nitro_vmm.accel.kvm.ioctl import Request
 from nitro_vmm.accel.kvm.structures import XSAVE_BYTES
-from nitro_vmm.address_map import BOOT_GDT, BOOT_PAGE_TABLES, MIB, RamRange
+from nitro_vmm.address_map import MIB, RamRange
 from nitro_vmm.boot import long_mode
 from nitro_vmm.errors import HostError
 from nitro_vmm.gdb.registers import REGISTERS
@@ -39,19 +39,7 @@ class Bench:
     def start(self, code: str) -> None:
         data = bytes.fromhex(code)
         self.memory.slice(CODE, len(data))[:] = data
-        self.vcpu.enter(
-            EntryState(
-                rip=CODE,
-                rsi=0,
-                rsp=0x20_8000,
-                cr3=BOOT_PAGE_TABLES,
-                gdt_address=BOOT_GDT,
-                gdt_limit=long_mode.GDT_LIMIT,
-                code_selector=long_mode.CODE_SELECTOR,
-                data_selector=long_mode.DATA_SELECTOR,
-                command_line=b"",
-            )
-        )
+        self.vcpu.enter(long_mode.entry_state(CODE, rsp=0x20_8000))
 
     @property
     def place(self) -> int:

@@ -13,7 +13,7 @@ from nitro_vmm.accel import EntryState, ExitReason, VmState
 from nitro_vmm.accel.kvm import Kvm
 from nitro_vmm.accel.kvm.ioctl import Request
 from nitro_vmm.accel.kvm.state import PARTS, KvmState, restore_vcpu
-from nitro_vmm.address_map import BOOT_GDT, BOOT_PAGE_TABLES, MIB
+from nitro_vmm.address_map import MIB
 from nitro_vmm.boot import long_mode
 from nitro_vmm.errors import HostError, StateError
 from nitro_vmm.machine.bus import AddressSpace
@@ -35,17 +35,7 @@ KEEP = bytes.fromhex(
 )
 # sti; again: hlt; jmp again
 SLEEP = bytes.fromhex("fb f4 ebfd")
-ENTRY = EntryState(
-    rip=CODE,
-    rsi=0,
-    rsp=0x20_8000,
-    cr3=BOOT_PAGE_TABLES,
-    gdt_address=BOOT_GDT,
-    gdt_limit=long_mode.GDT_LIMIT,
-    code_selector=long_mode.CODE_SELECTOR,
-    data_selector=long_mode.DATA_SELECTOR,
-    command_line=b"",
-)
+ENTRY = long_mode.entry_state(CODE, rsp=0x20_8000)
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,9 @@
 import mmap
 import struct
 
-from nitro_vmm.accel.state import EntryState
 from nitro_vmm.accel.unicorn.engine import Stopped
 from nitro_vmm.accel.unicorn.vcpu import Cpu
-from nitro_vmm.address_map import BOOT_GDT, BOOT_PAGE_TABLES, MIB, RamRange
+from nitro_vmm.address_map import MIB, RamRange
 from nitro_vmm.boot import long_mode
 
 MEMORY_BYTES = 4 * MIB
@@ -83,19 +82,7 @@ class Guest:
 
     def run(self, code: str) -> Stopped:
         self.put(CODE, code)
-        self.cpu.enter(
-            EntryState(
-                rip=CODE,
-                rsi=0x7000,
-                rsp=STACK,
-                cr3=BOOT_PAGE_TABLES,
-                gdt_address=BOOT_GDT,
-                gdt_limit=long_mode.GDT_LIMIT,
-                code_selector=long_mode.CODE_SELECTOR,
-                data_selector=long_mode.DATA_SELECTOR,
-                command_line=b"",
-            )
-        )
+        self.cpu.enter(long_mode.entry_state(CODE, rsp=STACK, rsi=0x7000))
         return self.cpu.run()
 
     @property

@@ -6,13 +6,11 @@ from collections.abc import Callable
 import pytest
 
 from nitro_nsm import Nsm, NsmConfig
-from nitro_vmm.accel import EntryState, Exit, ExitReason, VmState
+from nitro_vmm.accel import Exit, ExitReason, VmState
 from nitro_vmm.accel.unicorn import Unicorn
 from nitro_vmm.address_map import (
     ACPI_RESET,
     ACPI_RESET_VALUE,
-    BOOT_GDT,
-    BOOT_PAGE_TABLES,
     MIB,
     virtio_slot,
 )
@@ -35,17 +33,7 @@ COUNT_ALOUD = bytes.fromhex("66baf803 ee 48ffc0 ebfa")
 # sti; hlt; cli; hlt: the second HLT ends the machine, if it is ever reached
 ENABLE_AND_HALT = bytes.fromhex("fb f4 fa f4")
 PATIENCE_S = 10
-ENTRY = EntryState(
-    rip=CODE,
-    rsi=0,
-    rsp=0,
-    cr3=BOOT_PAGE_TABLES,
-    gdt_address=BOOT_GDT,
-    gdt_limit=long_mode.GDT_LIMIT,
-    code_selector=long_mode.CODE_SELECTOR,
-    data_selector=long_mode.DATA_SELECTOR,
-    command_line=b"",
-)
+ENTRY = long_mode.entry_state(CODE, rsp=0)
 
 
 def machine_with(

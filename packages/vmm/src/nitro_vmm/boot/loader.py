@@ -6,8 +6,6 @@ from nitro_vmm.accel.state import EntryState
 from nitro_vmm.address_map import (
     ACPI_RSDP,
     BIOS_RESET,
-    BOOT_GDT,
-    BOOT_PAGE_TABLES,
     BOOT_PARAMS,
     BOOT_STACK_TOP,
     MP_TABLE,
@@ -88,14 +86,4 @@ def load(
     ):
         ram.slice(address, len(table))[:] = table
     long_mode.write(ram)
-    return EntryState(
-        rip=loaded.entry,
-        rsi=BOOT_PARAMS,
-        rsp=BOOT_STACK_TOP,
-        cr3=BOOT_PAGE_TABLES,
-        gdt_address=BOOT_GDT,
-        gdt_limit=long_mode.GDT_LIMIT,
-        code_selector=long_mode.CODE_SELECTOR,
-        data_selector=long_mode.DATA_SELECTOR,
-        command_line=line,
-    )
+    return long_mode.entry_state(loaded.entry, rsp=BOOT_STACK_TOP, rsi=BOOT_PARAMS, command_line=line)

@@ -7,6 +7,7 @@ and physical addresses are the same, and the selectors ``__BOOT_CS`` = 0x10 and 
 import struct
 from typing import Final
 
+from nitro_vmm.accel.state import EntryState
 from nitro_vmm.address_map import BOOT_GDT, BOOT_PAGE_TABLES
 from nitro_vmm.boot.ram import Ram
 
@@ -41,3 +42,18 @@ def write(ram: Ram) -> None:
         *(index * LARGE_PAGE_BYTES | PRESENT_WRITABLE_ACCESSED | LARGE_DIRTY for index in range(count)),
     )
     ram.slice(BOOT_GDT, GDT_LIMIT + 1)[:] = struct.pack(f"<{len(GDT)}Q", *GDT)
+
+
+def entry_state(rip: int, *, rsp: int, rsi: int = 0, command_line: bytes = b"") -> EntryState:
+    """The registers of a processor that starts on what `write` has written; see `EntryState`."""
+    return EntryState(
+        rip=rip,
+        rsi=rsi,
+        rsp=rsp,
+        cr3=BOOT_PAGE_TABLES,
+        gdt_address=BOOT_GDT,
+        gdt_limit=GDT_LIMIT,
+        code_selector=CODE_SELECTOR,
+        data_selector=DATA_SELECTOR,
+        command_line=command_line,
+    )
