@@ -97,7 +97,7 @@ def debugged(
         image = images.hello("nitro")
     except images.ImageError as error:
         pytest.skip(str(error))
-    command = [images.command("vmm"), "run", "--console", str(image), "--accel", accelerator, "--gdb", "0"]
+    command = images.launch(image, "--accel", accelerator, "--gdb", "0")
     command += ["--boot-timeout-s", str(PATIENCE_S)]
     script = tmp_path / "script"
     with subprocess.Popen(

@@ -98,7 +98,7 @@ def test_a_hostile_kernel_ends_in_time(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", [marked(name) for name in KERNELS])
 def test_a_hostile_kernel_ends_at_sigterm(tmp_path: Path, name: str) -> None:
     image = kernel_image(name, tmp_path)
-    command = [images.command("vmm"), "run", "--console", str(image), "--vsock-path", f"{tmp_path}/vsock"]
+    command = images.launch(image, "--vsock-path", f"{tmp_path}/vsock")
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as vmm:
@@ -202,7 +202,7 @@ def test_a_hostile_program_ends(tmp_path: Path, program: Path, mode: str) -> Non
 @pytest.mark.parametrize("mode", ENDLESS)
 def test_a_hostile_program_ends_at_sigterm(tmp_path: Path, program: Path, mode: str) -> None:
     image = program_image(tmp_path, program, mode)
-    command = [images.command("vmm"), "run", "--console", str(image), "--memory-mib", "128"]
+    command = images.launch(image, "--memory-mib", "128")
     console = b""
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -268,7 +268,7 @@ def test_a_32_bit_syscall_kills_its_program_and_not_the_kernel(tmp_path: Path) -
     subprocess.run(["cc", "-static", "-o", program, source], check=True)
     image = program_image(tmp_path, program, "none")
 
-    done = run_in_time([images.command("vmm"), "run", "--console", str(image), "--memory-mib", "128"])
+    done = run_in_time(images.launch(image, "--memory-mib", "128"))
 
     assert f"32-bit SYSCALL: signal {int(signal.SIGILL)}" in done.stdout
     assert done.returncode == ENDED

@@ -89,7 +89,7 @@ def test_in_a_booted_enclave(program: Path, tmp_path: Path) -> None:
         measured = measure(eif)
 
     done = subprocess.run(
-        [images.command("vmm"), "run", "--console", str(image), "--vsock-path", str(tmp_path / "vsock")],
+        images.launch(image, "--vsock-path", str(tmp_path / "vsock")),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=BOOT_TIMEOUT_S,

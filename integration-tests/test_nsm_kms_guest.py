@@ -85,7 +85,7 @@ class Vault:
     def run(self, directory: Path, image: Path, *options: str) -> tuple[dict[str, str], str]:
         """Boot an image; returns what the KMS on port 8000 answered, and what ``vmm`` said of it."""
         done = subprocess.run(
-            [images.command("vmm"), "run", "--console", str(image), *options],
+            images.launch(image, *options),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=BOOT_TIMEOUT_S,

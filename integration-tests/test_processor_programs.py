@@ -106,16 +106,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, selftests
         Contents(kernel=kernel, cmdline=cmdline, ramdisks=[ramdisk.read_bytes()], metadata=metadata.pack()),
         image,
     )
-    command = [
-        images.command("vmm"),
-        "run",
-        "--console",
-        str(image),
-        "--memory-mib",
-        str(MEMORY_MIB),
-        "--quiet",
-    ]
-    command += ["--boot-timeout-s", str(TIMEOUT_S), "--vsock-path", str(directory / "vsock")]
+    limits = ("--memory-mib", str(MEMORY_MIB), "--boot-timeout-s", str(TIMEOUT_S))
+    command = images.launch(image, "--quiet", *limits, "--vsock-path", str(directory / "vsock"))
 
     done = subprocess.run(command, stdout=subprocess.PIPE, timeout=TIMEOUT_S, check=False)
 

@@ -105,7 +105,7 @@ def run(image: Path, *options: str) -> Ended:
     before = sorted(image.parent.iterdir())
     scratch = image.parent / "scratch"
     scratch.mkdir()
-    command = [images.command("vmm"), "run", "--console", str(image), *options]
+    command = images.launch(image, *options)
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -225,14 +225,7 @@ def test_the_end_as_json(tmp_path: Path) -> None:
 
 def end_by_signal(image: Path, number: signal.Signals) -> Ended:
     """Run until the guest says that it is ready; then send the signal."""
-    command = [
-        images.command("vmm"),
-        "run",
-        "--console",
-        str(image),
-        "--vsock-path",
-        str(image.parent / "vsock"),
-    ]
+    command = images.launch(image, "--vsock-path", str(image.parent / "vsock"))
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -70,7 +70,7 @@ def test_an_enclave_reaches_vsock_proxy_as_on_ec2(image: Path, tmp_path: Path) -
         port = server.getsockname()[1]
         (tmp_path / "allowed.yaml").write_text(f"allowlist: [{{address: 127.0.0.1, port: {port}}}]\n")
         proxy = [images.command("vsock-proxy"), str(CONTROL_PORT), "127.0.0.1", str(port)]
-        enclave = [images.command("vmm"), "run", "--console", str(image), "--memory-mib", "256"]
+        enclave = images.launch(image, "--memory-mib", "256")
         with (
             subprocess.Popen([*proxy, "--config", tmp_path / "allowed.yaml"], env=environment) as proxying,
             subprocess.Popen(
@@ -99,7 +99,7 @@ def test_the_daemon_tells_the_machine_of_the_heartbeat(
     except images.ImageError as error:
         pytest.skip(str(error))
     stats = tmp_path / "stats"
-    command = [images.command("vmm"), "run", "--console", str(image), "--json", "--vsock-stats", str(stats)]
+    command = images.launch(image, "--json", "--vsock-stats", str(stats))
     command += ["--vsock", f"vhost-user:{tmp_path}/vhost{CID}"]
 
     with daemon(tmp_path, CID, options=("--stats", str(stats))):

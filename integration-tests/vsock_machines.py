@@ -81,7 +81,7 @@ class Vmm:
         # The agent sends no heartbeat.
         timeout = ["--boot-timeout-s", str(24 * 3600)]
         memory = ["--memory-mib", str(MEMORY_MIB)]
-        return [images.command("vmm"), "run", "--console", str(self.image), *memory, *timeout, *vsock]
+        return images.launch(self.image, *memory, *timeout, *vsock)
 
 
 def build_agent(directory: Path) -> bytes:

@@ -132,15 +132,7 @@ def running(image: Path, *vmm_options: str) -> Iterator[GuestClock]:
         listener.bind(f"{scratch}/vsock_{PORT}")
         listener.listen()
         listener.settimeout(PATIENCE_S)
-        command = [
-            images.command("vmm"),
-            "run",
-            "--console",
-            str(image),
-            "--vsock-path",
-            f"{scratch}/vsock",
-            *vmm_options,
-        ]
+        command = images.launch(image, "--vsock-path", f"{scratch}/vsock", *vmm_options)
         console = Path(scratch, "console")
         with (
             console.open("wb") as output,

@@ -25,7 +25,7 @@ def main() -> int:
         image = images.hello(options.kernel)
     except images.ERRORS as error:
         return complain(error)
-    run = [images.command("vmm"), "run", "--console", str(image), *vmm_options]
+    run = images.launch(image, *vmm_options)
     say(f"$ vmm run --console {image.relative_to(images.ROOT)} {' '.join(vmm_options)}")
     return subprocess.run(run, check=False).returncode
 

@@ -106,7 +106,7 @@ def hello(kernel: str, *options: str) -> Path:
         ImageError: a part cannot be built.
     """
     image = CACHE / f"hello-{kernel}.eif"
-    if image.exists() and not os.access(CACHE, os.W_OK):
+    if must_stay(image):
         return image
     package = DEBIAN.package("busybox-static")
     with TemporaryDirectory() as scratch:
@@ -122,6 +122,29 @@ def hello(kernel: str, *options: str) -> Path:
         return build("hello", kernel, root, "--cmd", "/bin/hello", *options)
 
 
+def launch(image: Path, *options: str) -> list[str]:
+    """The command that runs an image and shows its console."""
+    return [command("vmm"), "run", "--console", str(image), *options]
+
+
+def must_stay(kept: Path) -> bool:
+    """Whether what was made before is all that can be had, because the cache can only be read."""
+    return kept.exists() and not os.access(CACHE, os.W_OK)
+
+
+def build_of_ramdisk(image: Path, ramdisk: Path, cmdline: str) -> None:
+    """Make an image of the kernel like AWS's and of a ramdisk that is all there is.
+
+    Raises:
+        ImageError: it cannot be built.
+    """
+    image.parent.mkdir(parents=True, exist_ok=True)
+    parts = ["--kernel", str(nitro_kernel()), "--ramdisk", str(ramdisk), "--cmdline", cmdline]
+    build = [command("eif"), "build", *parts, "--output", str(image)]
+    if subprocess.run(build, stdout=subprocess.DEVNULL, check=False).returncode != 0:
+        raise ImageError("eif build failed, see its message above")
+
+
 def agent() -> Path:
     """An image whose first process takes orders at its parent's vsock port `AGENT_PORT`.
 
@@ -131,16 +154,12 @@ def agent() -> Path:
         ImageError: a part cannot be built.
     """
     image = CACHE / "agent-nitro.eif"
-    if image.exists() and not os.access(CACHE, os.W_OK):
+    if must_stay(image):
         return image
-    image.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as scratch:
         ramdisk = Path(scratch, "agent.cpio")
         ramdisk.write_bytes(agent_ramdisk(compile_agent(Path(scratch)), []))
-        build = [command("eif"), "build", "--kernel", str(nitro_kernel()), "--ramdisk", str(ramdisk)]
-        options = ["--cmdline", "console=ttyS0 quiet panic=-1 reboot=k", "--output", str(image)]
-        if subprocess.run([*build, *options], stdout=subprocess.DEVNULL, check=False).returncode != 0:
-            raise ImageError("eif build failed, see its message above")
+        build_of_ramdisk(image, ramdisk, "console=ttyS0 quiet panic=-1 reboot=k")
     return image
 
 
@@ -153,7 +172,7 @@ def nsm_check() -> Path:
         ImageError: a part cannot be built.
     """
     image = CACHE / "nsm-check-nitro.eif"
-    if image.exists() and not os.access(CACHE, os.W_OK):
+    if must_stay(image):
         return image
     with TemporaryDirectory() as scratch:
         root = Path(scratch, "root")
@@ -171,18 +190,14 @@ def second_life() -> Path:
         ImageError: a part cannot be built.
     """
     image = CACHE / "second-life-nitro.eif"
-    if image.exists() and not os.access(CACHE, os.W_OK):
+    if must_stay(image):
         return image
-    image.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as scratch:
         program, ramdisk = Path(scratch, "init"), Path(scratch, "init.cpio")
         compile_static(GUEST_PROGRAMS / "second_life.c", program)
         with ramdisk.open("wb") as file:
             write_cpio(file, [("init", Node.file(program.read_bytes(), 0o755))])
-        build = [command("eif"), "build", "--kernel", str(nitro_kernel()), "--ramdisk", str(ramdisk)]
-        options = ["--cmdline", "reboot=k panic=1 console=ttyS0 loglevel=8", "--output", str(image)]
-        if subprocess.run([*build, *options], stdout=subprocess.DEVNULL, check=False).returncode != 0:
-            raise ImageError("eif build failed, see its message above")
+        build_of_ramdisk(image, ramdisk, "reboot=k panic=1 console=ttyS0 loglevel=8")
     return image
 
 
@@ -196,7 +211,7 @@ def emulated_console(image: Path) -> str:
         ImageError: it does not run.
     """
     kept = image.with_suffix(".console")
-    if kept.exists() and not os.access(CACHE, os.W_OK):
+    if must_stay(kept):
         return kept.read_text()
     machine = [
         command("vmm"),

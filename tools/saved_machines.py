@@ -142,7 +142,7 @@ def start(way: str, image: Path, options: list[str], random_numbers: set[str]) -
         [images.command("eif"), "describe", "--json", str(image)], stdout=subprocess.PIPE, check=True
     )
     measurements = json.loads(described.stdout)["Measurements"]
-    command = [images.command("vmm"), "run", "--console", str(image), *options]
+    command = images.launch(image, *options)
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     console = done.stdout.decode(errors="replace").replace("\r", "")
     said = done.stderr.decode(errors="replace")

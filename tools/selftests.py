@@ -255,17 +255,8 @@ def compare(
         metadata=metadata.pack(),
     )
     write_eif(contents, image)
-    ours_command = [
-        images.command("vmm"),
-        "run",
-        "--console",
-        str(image),
-        "--memory-mib",
-        str(MEMORY_MIB),
-        "--quiet",
-    ]
-    ours_command += ["--boot-timeout-s", str(TIMEOUT_S), *vmm_options]
-    ours = results(run("an enclave", ours_command), names)
+    limits = ("--memory-mib", str(MEMORY_MIB), "--boot-timeout-s", str(TIMEOUT_S))
+    ours = results(run("an enclave", images.launch(image, "--quiet", *limits, *vmm_options)), names)
     theirs: dict[str, Outcome] = {}
     if shutil.which(QEMU) and not options.without_qemu:
         command = [QEMU, "-M", "pc", "-accel", "tcg", "-cpu", "max", "-m", str(MEMORY_MIB), "-no-reboot"]

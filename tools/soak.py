@@ -60,7 +60,7 @@ def boot(image: Path, pcrs: list[str], farewell: str, tally: Tally, vmm_options:
         tally: gets what came up.
         vmm_options: more for ``vmm run``.
     """
-    command = [images.command("vmm"), "run", "--console", str(image), *vmm_options]
+    command = images.launch(image, *vmm_options)
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     console = done.stdout.decode(errors="replace").replace("\r", "")
     random = re.findall(r"NSM: 256 random bytes, the first are ([0-9a-f]{16})$", console, re.MULTILINE)
