@@ -24,7 +24,11 @@ class _Setting(ctypes.Structure):
 
 
 class TimerFd:
-    """A timer that fires once each time that it is set."""
+    """A timer that fires once each time that it is set, by the monotonic clock.
+
+    Raises:
+        OSError: There is no room for another descriptor.
+    """
 
     def __init__(self) -> None:
         self._fd: int = _libc.timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
