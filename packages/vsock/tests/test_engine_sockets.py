@@ -1,5 +1,7 @@
 """The host's sockets: files, users, and what TCP does."""
 
+import os
+import resource
 import socket
 import struct
 import time
@@ -62,6 +64,26 @@ def test_programs_of_other_users_are_refused(bench: Bench, monkeypatch: pytest.M
     nobody = struct.pack("3i", 1, 12345, 12345)  # SO_PEERCRED: pid, uid, gid
     monkeypatch.setattr(socket.socket, "getsockopt", lambda *_: nobody)
     assert bench.dial().recv(10) == b""
+
+
+def test_a_lack_of_descriptors_is_told_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.serve(PORT)
+    guest = bench.start()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Path(os.devnull).open() as last:
+        lowest_free = last.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+
+    try:
+        for guest_port in 1, 2:
+            guest.send(Op.REQUEST, guest_port, PORT)
+        replies = [packet.header.op for packet in guest.packets()]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert replies == [Op.RST, Op.RST]
+    (message,) = caplog.messages
+    assert "ulimit -n" in message
 
 
 def test_what_follows_urgent_data_arrives(bench: Bench) -> None:

@@ -1,5 +1,7 @@
 """How connections begin, from either side: who is asked, and what the answer, or its absence, means."""
 
+import errno
+import logging
 import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -22,6 +24,8 @@ from nitro_vsock.device.timers import Timers
 from nitro_vsock.host.handshake import take_line
 from nitro_vsock.host.sides import ConnectedUnixSocket, HostSide
 from nitro_vsock.host.unix import UNIX_TYPES
+
+LOGGER = logging.getLogger(__name__)
 
 Service = Callable[[socket.socket], None]
 """Gets a connected, blocking socket, which it owns. It must neither block nor raise."""
@@ -133,6 +137,7 @@ class Dialer:
         self.guest_present = False
         """Whether there is a guest that could accept."""
         self._next_host_port = HOST_PORT_FIRST
+        self._told_lack_of_descriptors = False
 
     # The guest asks
 
@@ -159,10 +164,11 @@ class Dialer:
         connection.update_credit(buf_alloc, fwd_cnt)
         try:
             connected = self._join_host_end(connection)
-        except OSError:
+        except OSError as error:
             self._table.forget(connection)
             connection.end()
             self._refuse(address, kind)
+            self._tell_lack_of_descriptors(error)
             return
         self._counters.opened_by_guest += 1
         if connected:
@@ -173,6 +179,12 @@ class Dialer:
     def _refuse(self, address: Address, kind: int) -> None:
         self._counters.refused += 1
         self._table.refuse(address, kind)
+
+    def _tell_lack_of_descriptors(self, error: OSError) -> None:
+        """Say once that more open files are needed, because the guest sees a mere refusal."""
+        if error.errno in (errno.EMFILE, errno.ENFILE) and not self._told_lack_of_descriptors:
+            self._told_lack_of_descriptors = True
+            LOGGER.warning("a guest's connection is refused: too many open files; see ulimit -n")
 
     def _give_up(self, connection: SocketConnection) -> None:
         """The other end refused, or takes too long."""
