@@ -5,6 +5,7 @@ build a kernel are run by hand and keep what they made in ``.cache``.
 """
 
 import hashlib
+import os
 import re
 import shutil
 import sys
@@ -17,6 +18,10 @@ nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "types", "docs", "tests", "compiled", "build", "integration"]
+
+# Containers often set it. Then every command that a test or benchmark starts compiles all its modules anew,
+# which takes longer than the command itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 ROOT = nox.project.load_toml("pyproject.toml")
 MANIFESTS = {
