@@ -107,7 +107,7 @@ def try_alone(distribution: str, environment: Environment) -> None:
 
 
 def boot(environment: Environment, scratch: Path) -> None:
-    """Boot an image with the installed commands, from outside of the checkout.
+    """Boot an image with the installed commands, away from the checkout; save a machine and go on from it.
 
     Raises:
         WheelError: it does not boot, or its application does not run.
@@ -123,10 +123,13 @@ def boot(environment: Environment, scratch: Path) -> None:
     environment.run(
         *("eif", "build", "--kernel", str(kernel), "--rootfs", str(root), "--cmd", "/nsm", "--output", image)
     )
-    console = environment.run("vmm", "run", "--console", image)
-    if "random bytes" not in console or "exited with 0" not in console:
-        raise WheelError(f"vmm run ended well, but the application did not:\n{console}")
-    say("an image boots with the installed commands")
+    saved = str(scratch / "wheels.snapshot")
+    environment.run("vmm", "snapshot", "--output", saved, image)
+    for start in ([image], ["--from", saved]):
+        console = environment.run("vmm", "run", "--console", *start)
+        if "random bytes" not in console or "exited with 0" not in console:
+            raise WheelError(f"vmm run {start[0]} ended well, but the application did not:\n{console}")
+    say("an image boots with the installed commands, and goes on from a saved machine")
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 import mmap
 from dataclasses import replace
+from typing import get_type_hints
 
 import pytest
 
@@ -14,6 +15,7 @@ from nitro_vsock import (
     SplitQueue,
     SplitQueueState,
     UsageError,
+    VsockState,
 )
 from nitro_vsock.testing import FakeDriver, guest_ram
 from nitro_vsock.virtio.split_queue import DESCRIPTOR_F_INDIRECT, DESCRIPTOR_F_NEXT, DESCRIPTOR_F_WRITE
@@ -314,6 +316,11 @@ def test_a_queue_goes_on_where_a_saved_one_was_between_push_and_publish() -> Non
     chain = again.pop()
     assert chain is not None
     assert read(chain.readable) == b"\2"
+
+
+def test_the_types_of_saved_states_are_known_compiled_or_not() -> None:
+    assert get_type_hints(SplitQueueState)["broken"] == (str | None)
+    assert get_type_hints(VsockState)["event"] == (SplitQueueState | None)
 
 
 def test_a_queue_that_was_broken_when_it_was_saved_stays_broken() -> None:

@@ -57,8 +57,9 @@ if TYPE_CHECKING:
     from nitro_vsock.device.dialing import Service
     from nitro_vsock.device.engine import VsockEngine
     from nitro_vsock.device.events import send_transport_reset
-    from nitro_vsock.device.rings import Vring, VsockState
+    from nitro_vsock.device.rings import Vring
     from nitro_vsock.device.router import VsockRouter
+    from nitro_vsock.device.state import VsockState
     from nitro_vsock.errors import (
         ChainError,
         GuestMemoryError,
@@ -78,7 +79,8 @@ if TYPE_CHECKING:
         VSOCK_F_STREAM,
     )
     from nitro_vsock.virtio.guest_memory import GuestMemory
-    from nitro_vsock.virtio.split_queue import Chain, QueueLayout, SplitQueue, SplitQueueState
+    from nitro_vsock.virtio.queue_state import SplitQueueState
+    from nitro_vsock.virtio.split_queue import Chain, QueueLayout, SplitQueue
 
 _HOMES = {
     "addresses": (
@@ -91,11 +93,9 @@ _HOMES = {
     "device.dialing": ("Service",),
     "device.engine": ("VsockEngine",),
     "device.events": ("send_transport_reset",),
-    "device.rings": (
-        "Vring",
-        "VsockState",
-    ),
+    "device.rings": ("Vring",),
     "device.router": ("VsockRouter",),
+    "device.state": ("VsockState",),
     "errors": (
         "ChainError",
         "GuestMemoryError",
@@ -118,11 +118,11 @@ _HOMES = {
         "VSOCK_F_STREAM",
     ),
     "virtio.guest_memory": ("GuestMemory",),
+    "virtio.queue_state": ("SplitQueueState",),
     "virtio.split_queue": (
         "Chain",
         "QueueLayout",
         "SplitQueue",
-        "SplitQueueState",
     ),
 }
 

@@ -32,8 +32,9 @@ from nitro_vsock.device.connections import Connections
 from nitro_vsock.device.counters import Counters
 from nitro_vsock.device.dialing import ConnectRequest, ConnectResult, Service
 from nitro_vsock.device.lane import Lanes
-from nitro_vsock.device.rings import Pace, Rings, Vring, VsockState
+from nitro_vsock.device.rings import Pace, Rings, Vring
 from nitro_vsock.device.router import Sibling, VsockRouter
+from nitro_vsock.device.state import VsockState
 from nitro_vsock.errors import QueueError, UsageError
 from nitro_vsock.host.sides import HostSide
 from nitro_vsock.host.unix import UNIX_TYPES, UnixHostSide

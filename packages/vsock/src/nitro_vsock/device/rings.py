@@ -1,7 +1,7 @@
 """The rings of a guest's driver, and the order in which they are served."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from nitro_vsock.config import VsockConfig
@@ -12,9 +12,10 @@ from nitro_vsock.device.events import send_transport_reset
 from nitro_vsock.device.packet import Op
 from nitro_vsock.device.receive import Receiver
 from nitro_vsock.device.receive_ring import ReceiveRing
+from nitro_vsock.device.state import VsockState
 from nitro_vsock.device.transmit import Transmitter
 from nitro_vsock.errors import ChainError, QueueError
-from nitro_vsock.virtio.split_queue import SplitQueue, SplitQueueState
+from nitro_vsock.virtio.split_queue import SplitQueue
 
 BAD_CHAINS_MAX: Final = 1024
 """After so many bad chains the guest's driver is taken for broken, and the device stops."""
@@ -41,20 +42,6 @@ class Vring(NamedTuple):
     queue: SplitQueue
     kick_fd: int
     call: Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True)
-class VsockState:
-    """How far the rings of a vsock device were served: what a saved machine keeps of the device.
-
-    Connections are not a part of it, because their other ends are sockets of programs that go on without the
-    saved machine.
-    """
-
-    receive: SplitQueueState
-    transmit: SplitQueueState
-    event: SplitQueueState | None = None
-    """`None` for a driver that set up no event queue."""
 
 
 class _BadChains:

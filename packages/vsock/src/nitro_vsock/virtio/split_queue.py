@@ -18,10 +18,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Self
 
-from nitro_vsock.errors import ChainError, GuestMemoryError, QueueError, UsageError
+from nitro_vsock.errors import ChainError, GuestMemoryError, QueueError
 from nitro_vsock.virtio.barrier import STRONGLY_ORDERED, Barrier
 from nitro_vsock.virtio.features import F_EVENT_IDX, F_INDIRECT_DESC
 from nitro_vsock.virtio.guest_memory import GuestMemory
+from nitro_vsock.virtio.queue_state import SplitQueueState
 
 # virtq_desc (virtio 1.3 §2.7.5): addr len flags next
 DESCRIPTOR: Final = struct.Struct("<QIHH")
@@ -45,9 +46,6 @@ USED_F_NO_NOTIFY: Final = 1
 QUEUE_SIZE_MAX: Final = 32768
 """What virtio allows (virtio 1.3 §2.7); a transport may offer less."""
 
-INDEX_MAX: Final = 0xFFFF
-"""The indices of both rings are free-running 16-bit counters (virtio 1.3 §2.7.6, §2.7.8)."""
-
 CHAIN_BYTES_MAX: Final = 1 << 32
 """A longer chain is against the rules (virtio 1.3 §2.7.5), and its length would not fit a used element."""
 
@@ -60,31 +58,6 @@ class QueueLayout:
     descriptor_table: int
     available_ring: int
     used_ring: int
-
-
-@dataclass(frozen=True, slots=True)
-class SplitQueueState:
-    """How far a queue was served: what a saved machine keeps of it beside the guest's memory.
-
-    Indices are free-running and 16 bits wide, as in the rings (virtio 1.3 §2.7.6, §2.7.8).
-
-    Raises:
-        UsageError: An index does not fit 16 bits.
-    """
-
-    next_available: int
-    """Index of the entry of the available ring that is taken next."""
-    used: int
-    """Index behind the last entry of the used ring that was written."""
-    published: int
-    """The used index that the driver was shown last; after a `SplitQueue.push` it is behind ``used``."""
-    broken: str | None = None
-    """Why the queue is not served any more; `None` while it is."""
-
-    def __post_init__(self) -> None:
-        for name in ("next_available", "used", "published"):
-            if not 0 <= getattr(self, name) <= INDEX_MAX:
-                raise UsageError(f"a saved queue's {name} is {getattr(self, name)}, indices have 16 bits")
 
 
 class Chain:
