@@ -95,7 +95,7 @@ class Launch:
     def start(self, saved: MachineState | None = None) -> None:
         if saved is not None:
             self._assembly.machine.restore(saved)
-        entry = self._assembly.entry if saved is None else None
+        entry = self._assembly.begun.entry if saved is None else None
         self._threads = [
             threading.Thread(target=self._run, args=(entry,)),
             threading.Thread(target=self._turn),

@@ -99,7 +99,7 @@ def test_a_machine_saved_long_ago_goes_on_without_a_jump(
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     _, path = saved(tmp_path, "nitro")
     future_ns = time.time_ns() + 400 * 86400 * 1_000_000_000
-    monkeypatch.setattr("nitro_vmm.enclave.assembly.time.time_ns", lambda: future_ns)
+    monkeypatch.setattr("nitro_vmm.enclave.resume.time.time_ns", lambda: future_ns)
 
     life = SecondLife.of(configure(path, CIDS[0]))
 

@@ -215,8 +215,9 @@ OPTIONS = st.one_of(
     st.just(["--vsock-path", "v"]),
     st.sampled_from(["auto", "kvm", "unicorn", "KVM", ""]).map(lambda name: [f"--accel={name}"]),
     st.sampled_from(
-        [["--warm", "image"], ["--from", "a.saved"], ["--gdb", "0"], ["--vsock", "vhost-user:v"]]
+        [["--warm", "image"], ["--warm", "kernel"], ["--warm", "off"], ["--warm", "cold"], ["--warm", ""]]
     ),
+    st.sampled_from([["--from", "a.saved"], ["--from", ""], ["--gdb", "0"], ["--vsock", "vhost-user:v"]]),
     st.sampled_from([["--cpu-count", "1"], ["--cid", "2"], ["--config", "none.toml"]]),
 )
 

@@ -286,9 +286,8 @@ class EnclaveConfig(_Frozen):
 
     @property
     def begins_at_once(self) -> bool:
-        """Whether the guest may run before anything else is there: a saved machine, a daemon, a debugger."""
-        elsewhere = self.snapshot_path or self.vhost_user_path or self.gdb
-        return self.warm == "off" and elsewhere is None
+        """Whether the guest may run before anything else is there: a daemon, a debugger."""
+        return self.vhost_user_path is None and self.gdb is None
 
     @model_validator(mode="before")
     @classmethod

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -95,6 +96,38 @@ def test_another_image_or_machine_does_not_go_on_from_it(saved: Path, tiny: Path
         assert done.returncode == 2, done.stderr
         assert message in done.stderr
         assert "hint:" in done.stderr
+
+
+def test_its_guest_runs_before_the_slow_imports(saved: Path) -> None:
+    program = (
+        "import sys\n"
+        "from nitro_vmm.enclave.launch import Launch\n"
+        "run = Launch.run\n"
+        "def noted(*arguments):\n"
+        "    print(*sys.modules, sep='\\n', file=sys.stderr, flush=True)\n"
+        "    run(*arguments)\n"
+        "Launch.run = noted\n"
+        "from nitro_vmm.cli import main\n"
+        "main(['run', '--quiet', '--from', sys.argv[1]])\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program, saved], capture_output=True, text=True, check=True)
+
+    loaded = set(done.stderr.splitlines())
+    assert "nitro_vmm.snapshot.store" in loaded
+    assert not loaded & {"trio", "pydantic", "cryptography"}
+
+
+def test_what_is_wrong_elsewhere_is_told_as_without_a_saved_machine(
+    saved: Path, vmm: Vmm, tmp_path: Path
+) -> None:
+    (tmp_path / "vsock").touch()
+
+    done = vmm("run", "--console", "--from", saved, "--vsock-path", tmp_path / "vsock", *QUICKLY)
+
+    assert done.returncode == 4, done.stderr
+    assert done.stdout == ""
+    assert "exists and is not a socket" in done.stderr
 
 
 def test_a_damaged_or_missing_file_is_told(saved: Path, vmm: Vmm) -> None:

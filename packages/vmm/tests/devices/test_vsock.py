@@ -31,11 +31,11 @@ PORT = 9000
 class Bench:
     """A guest, and a host program at `PORT`."""
 
-    def __init__(self, memory: GuestMemory) -> None:
+    def __init__(self, memory: GuestMemory, *, fresh: bool = False) -> None:
         self.locked = 0
         self.accepted: list[socket.socket] = []
         engine = VsockEngine(VsockConfig(guest_cid=CID), services={PORT: self.accepted.append})
-        self.device = VsockDevice(engine, memory, locked=self._locked)
+        self.device = VsockDevice(engine, memory, locked=self._locked, fresh=fresh)
         self.guest = Guest(self.device, memory)
 
     def _locked(self, action: Callable[[], None]) -> None:
@@ -170,6 +170,25 @@ def test_a_restored_guest_hears_that_its_connections_are_gone_and_goes_on(bench:
         guest.send(REQUEST, PORT, src_port=1025)
         other.turn()
         assert [(packet.op, packet.src_port) for packet in guest.received()] == [(RESPONSE, PORT)]
+        assert len(other.accepted) == 1
+    finally:
+        other.close()
+
+
+def test_a_restored_guest_that_has_no_connections_hears_nothing_and_goes_on(bench: Bench) -> None:
+    guest = bench.guest
+    guest.start()
+    guest.transport.pause()
+    state = guest.transport.state()
+    other = Bench(guest.memory, fresh=True)
+    try:
+        other.guest.transport.restore(state)
+        guest.transport = other.guest.transport
+        guest.send(REQUEST, PORT)
+        other.turn()
+
+        assert guest.events.used() == []
+        assert [packet.op for packet in guest.received()] == [RESPONSE]
         assert len(other.accepted) == 1
     finally:
         other.close()

@@ -48,9 +48,11 @@ SPELLINGS: Final = {
 """The fields of `EnclaveConfig` that options set, and how these are spelled in messages."""
 
 
+WARM: Final = ("off", "kernel", "image")
 ACCELERATOR_VARIABLE: Final = "NITRO_VMM_ACCELERATOR"
 PLAIN: Final = {
     *("eif_path", "memory_mib", "accelerator", "quiet_kernel", "vsock_path", "debug_mode", "console"),
+    *("snapshot_path", "warm"),
 }
 """The fields that `plain_machine` knows: they are right, or easily found not to be."""
 
@@ -213,7 +215,12 @@ def plain_machine(arguments: argparse.Namespace) -> "PlainMachine | None":
         name.startswith("NITRO_VMM_") and name != ACCELERATOR_VARIABLE for name in os.environ
     )
     paths = [path for path in (arguments.eif, arguments.eif_path) if path is not None]
+    if arguments.snapshot_path is not None and not paths:
+        paths = [arguments.snapshot_path]
     if given - PLAIN or elsewhere or len(paths) != 1:
+        return None
+    warm = "off" if arguments.warm is None else arguments.warm
+    if warm not in WARM:
         return None
     accelerator = arguments.accelerator
     if accelerator is None:
@@ -232,6 +239,8 @@ def plain_machine(arguments: argparse.Namespace) -> "PlainMachine | None":
         memory_mib=memory_mib,
         accelerator=accelerator,
         quiet_kernel=bool(arguments.quiet_kernel),
+        snapshot_path=arguments.snapshot_path,
+        warm=warm,
     )
 
 

@@ -221,6 +221,8 @@ class VirtioMmio:
         self._complaints = 0
         self._offered = device.features | F_VERSION_1
         self._interrupt_status = 0
+        self.configuration_reads: int = 0
+        """How often the guest has looked at the device's configuration."""
         self._forget_driver()
 
     def _forget_driver(self) -> None:
@@ -245,6 +247,7 @@ class VirtioMmio:
         if offset >= CONFIGURATION:
             if size not in CONFIGURATION_SIZES:
                 return 0
+            self.configuration_reads += 1
             return int.from_bytes(self._device.read_config(offset - CONFIGURATION, size)[:size], "little")
         return self._read_register(offset) if size == 4 else 0
 

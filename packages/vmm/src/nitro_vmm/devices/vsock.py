@@ -70,20 +70,26 @@ class VsockDevice:
         engine: What serves it; closed with it.
         memory: The guest's memory.
         locked: Calls a function under the machine's bus lock.
+        fresh: Whether a guest that goes on from a saved machine has no connections and the right address, so
+            that it need not be told of a reset. A reset would end what it opens meanwhile.
     """
 
     device_id = DEVICE_ID
     queue_sizes = QUEUE_SIZES
 
     def __init__(
-        self, engine: VsockEngine, memory: GuestMemory, *, locked: Callable[[Callable[[], None]], None]
+        self,
+        engine: VsockEngine,
+        memory: GuestMemory,
+        *,
+        locked: Callable[[Callable[[], None]], None],
+        fresh: bool = False,
     ) -> None:
         self.features = engine.features | F_INDIRECT_DESC | F_EVENT_IDX
+        self._fresh = fresh
         self._engine = engine
         self._memory = memory
         self._locked = locked
-        self.config_reads = 0
-        """How often the guest has read its address."""
         self._driver: Driver | None = None
         self._rings: dict[str, Vring] = {}
         self._kicks = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in QUEUE_NAMES]
@@ -190,7 +196,6 @@ class VsockDevice:
 
     def read_config(self, offset: int, length: int) -> bytes:
         """The guest's CID."""
-        self.config_reads += 1
         return self._engine.config_space[offset : offset + length]
 
     def activate(self, features: int, queues: Sequence[QueueLayout | None], driver: Driver) -> None:
@@ -250,7 +255,7 @@ class VsockDevice:
     def restore(
         self, state: RunningState, features: int, queues: Sequence[QueueLayout | None], driver: Driver
     ) -> None:
-        """Serve the queues from where they were; the guest is told that its connections are gone.
+        """Serve the queues from where they were; the guest is told that its connections are gone, if need be.
 
         Raises:
             QueueError: A queue cannot be used.
@@ -261,4 +266,10 @@ class VsockDevice:
             raise StateError("a vsock device without receive and transmit queue does not run")
         self._rings = self._make_rings(queues, features)
         self._driver = driver
-        self._engine.restore(VsockState(receive, transmit, event), **self._rings)
+        if not self._fresh:
+            self._engine.restore(VsockState(receive, transmit, event), **self._rings)
+            return
+        for ring, saved in zip(self._rings.values(), state.queues, strict=False):
+            if saved is not None:
+                ring.queue.restore(saved)
+        self._engine.attach(**self._rings)

@@ -8,8 +8,8 @@ cryptography and no pydantic.
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 from nitro_eif import Eif, Measurements, kernel_problem
 from nitro_vmm.accel import Accelerator, EntryState
@@ -22,6 +22,9 @@ from nitro_vmm.enclave.kernel_cache import KernelCache
 from nitro_vmm.enclave.timeline import LOADED, MEASURED, Timeline
 from nitro_vmm.machine.machine import Machine
 from nitro_vmm.machine.memory import Memory
+
+if TYPE_CHECKING:
+    from nitro_vmm.snapshot.layout import Parameters
 
 DEVICES: Final = ("nsm", "vsock")
 """The virtio devices, in the order of their slots."""
@@ -70,6 +73,26 @@ class Hardware:
     """Its RAM."""
     memory_fd: int
     """The file that the RAM is, for a daemon to map; -1 if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What the first half of a launch has made: a machine that can run."""
+
+    hardware: Hardware
+    """The machine, and what image that is made for."""
+    entry: EntryState | None
+    """Where its kernel begins; `None` where it goes on from a saved machine."""
+    address_known: bool = False
+    """Whether it goes on from a saved machine that had no connections, and the address of this run."""
+    printed: bytes = b""
+    """What the guest had printed before it was saved."""
+    cached: "Parameters | None" = None
+    """The saved machine of the cache that it goes on from."""
+    machines: "dict[str, Parameters]" = field(default_factory=dict)
+    """By what saved machines of this enclave's are known, by kind."""
+    missing: "tuple[Parameters, ...]" = ()
+    """Those that would have been better, and are not in the cache."""
 
 
 def look_at(
@@ -167,7 +190,7 @@ def boot(
 
 def boot_cold(
     config: MachineChoice, accelerator: Accelerator, resources: ExitStack, around: Surroundings
-) -> tuple[Hardware, EntryState]:
+) -> Begun:
     """`boot` the image that a configuration names, without a look at saved machines.
 
     Raises:
@@ -180,7 +203,7 @@ def boot_cold(
     memory_mib = choose_memory_mib(config)
     with Eif.open(config.eif_path) as eif:
         image = look_at(config, eif, accelerator, memory_mib=memory_mib, around=around)
-        return boot(config, eif, image, accelerator, resources, around=around)
+        return Begun(*boot(config, eif, image, accelerator, resources, around=around))
 
 
 def appended(config: MachineChoice) -> list[bytes]:

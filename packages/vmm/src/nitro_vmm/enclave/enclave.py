@@ -399,8 +399,7 @@ class Enclave:
         if launch.begun is None and self.config.begins_at_once:
             launch.begin()
         if launch.begun is not None:
-            hardware, entry = launch.begun
-            assembly = connect(self.config, hardware, self._resources, self.timeline, reach, entry=entry)
+            assembly = connect(self.config, launch.begun, self._resources, self.timeline, reach)
         else:
             accelerator, around = launch.open()
             assembly = assemble(self.config, accelerator, self._resources, around, reach)
@@ -465,7 +464,7 @@ class Enclave:
     async def _run_guest(self, assembly: Assembly) -> None:
         launch = self._launch
         if launch.begun is None:
-            launch.run(assembly.machine, assembly.entry, printed=assembly.printed)
+            launch.run(assembly.begun)
         ending = Ending(End.CRASHED, "its thread failed")
         try:
             async with trio.open_nursery() as nursery:
@@ -517,9 +516,9 @@ class Enclave:
                 if self._daemon is not None:
                     await self._daemon.watch(self._heartbeat)
                 await self._heartbeat.came.wait()
-                if assembly.missing:
+                if assembly.begun.missing:
                     from nitro_vmm.enclave.maker import make_saved_machine  # noqa: PLC0415 - mostly none is
-                for parameters in assembly.missing:
+                for parameters in assembly.begun.missing:
                     make_saved_machine(self.config, parameters)
                 return
         self._cause = of_silence(

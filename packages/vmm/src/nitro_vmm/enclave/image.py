@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from nitro_eif import Architecture, Eif, Measurements, measure_and_checksum, refusals
 from nitro_vmm.address_map import MIB
 from nitro_vmm.boot.ram import Proceed, nothing
-from nitro_vmm.defaults import MEMORY_MIB_DEFAULT, MEMORY_PER_IMAGE_BYTE
+from nitro_vmm.defaults import CID_DEFAULT, MEMORY_MIB_DEFAULT, MEMORY_PER_IMAGE_BYTE
 from nitro_vmm.errors import ImageError, UsageError
 
 KINDS: Final = {
@@ -50,6 +50,22 @@ class MachineChoice(Protocol):
     def vhost_user_path(self) -> Path | None:
         """The socket of a daemon that maps the machine's memory."""
 
+    @property
+    def snapshot_path(self) -> Path | None:
+        """A saved machine to go on from."""
+
+    @property
+    def warm(self) -> str:
+        """Which saved machines of the cache to go on from."""
+
+    @property
+    def cid(self) -> int:
+        """Its vsock address; 0: one that is not known yet."""
+
+    @property
+    def seqpacket(self) -> bool:
+        """Whether its vsock device has more than AWS's, which a saved machine shows."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlainMachine:
@@ -62,6 +78,10 @@ class PlainMachine:
     cmdline_append: str = ""
     quiet_kernel: bool = False
     vhost_user_path: Path | None = None
+    snapshot_path: Path | None = None
+    warm: str = "off"
+    cid: int = CID_DEFAULT
+    seqpacket: bool = False
 
 
 def choose_memory_mib(config: MachineChoice) -> int:

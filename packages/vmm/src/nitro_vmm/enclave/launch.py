@@ -10,16 +10,20 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
 
-from nitro_vmm.accel import Accelerator, EntryState, open_accelerator
+from nitro_vmm.accel import Accelerator, open_accelerator
 from nitro_vmm.enclave import timeline
-from nitro_vmm.enclave.boot import Hardware, Surroundings, boot_cold
+from nitro_vmm.enclave.begin import begin
+from nitro_vmm.enclave.boot import Begun, Surroundings
 from nitro_vmm.enclave.console import Console, ConsoleSink
 from nitro_vmm.enclave.image import MachineChoice
 from nitro_vmm.enclave.timeline import Timeline
 from nitro_vmm.enclave.watch import ConsoleWatch
 from nitro_vmm.errors import LaunchStoppedError
-from nitro_vmm.machine.machine import Ending, Machine
+
+if TYPE_CHECKING:
+    from nitro_vmm.machine.machine import Ending, Machine
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +60,8 @@ class Launch:
         """Called in a processor's thread when the guest takes input again."""
         self.resources: ExitStack = ExitStack()
         """What has to be given back when the enclave has ended."""
-        self.begun: tuple[Hardware, EntryState] | None = None
-        """The machine that runs already, and where its kernel began."""
+        self.begun: Begun | None = None
+        """The machine that runs already."""
         self.ended: Future[Ending] = Future()
         """How the machine came to its end."""
         self._choice = choice
@@ -72,20 +76,22 @@ class Launch:
         return time.monotonic() - self._started_s
 
     def begin(self) -> None:
-        """Boot the guest. Only where nothing has to be there before, see `EnclaveConfig.begins_at_once`.
+        """Let the guest run, from a saved machine or from its boot.
+
+        Only where nothing has to be there before, see `EnclaveConfig.begins_at_once`.
 
         Raises:
             ImageError: The image would not boot.
             EifError: It is not an image.
             UsageError: The configuration cannot be.
             HostError: The host lacks something.
+            StateError: The saved machine cannot go on here.
             LaunchStoppedError: It was given up.
             OSError: The image cannot be read.
         """
         accelerator, around = self.open()
-        hardware, entry = boot_cold(self._choice, accelerator, self.resources, around)
-        self.begun = hardware, entry
-        self.run(hardware.machine, entry)
+        self.begun = begin(self._choice, accelerator, self.resources, around)
+        self.run(self.begun)
 
     def open(self) -> tuple[Accelerator, Surroundings]:
         """Open the accelerator; returns it with what its machine is to be connected to.
@@ -110,26 +116,21 @@ class Launch:
         )
         return accelerator, around
 
-    def run(self, machine: Machine, entry: EntryState | None, *, printed: bytes = b"") -> None:
+    def run(self, begun: Begun) -> None:
         """Let a machine run in a thread of its own, until `stop` or its own end; `ended` tells of it.
-
-        Args:
-            machine: Which.
-            entry: See `Machine.run`.
-            printed: What the guest has printed before it was saved.
 
         Raises:
             RuntimeError: The host has no room for another thread.
         """
-        self._machine = machine
+        self._machine = machine = begun.hardware.machine
         if self._stopped:
             machine.stop()
 
         def run() -> None:
             try:
-                if printed:
-                    self._on_console(printed)
-                self.ended.set_result(machine.run(entry))
+                if begun.printed:
+                    self._on_console(begun.printed)
+                self.ended.set_result(machine.run(begun.entry))
             except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
                 self.ended.set_exception(error)
 

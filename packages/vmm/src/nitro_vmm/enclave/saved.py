@@ -4,6 +4,7 @@ import hashlib
 import stat
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from nitro_eif import Eif, Measurements
@@ -12,8 +13,8 @@ from nitro_vmm.address_map import COMMAND_LINE_BYTES_MAX, MIB, virtio_slot
 from nitro_vmm.boot import canonical, command_line
 from nitro_vmm.boot.ram import Proceed, nothing
 from nitro_vmm.cache import Cache
-from nitro_vmm.config import EnclaveConfig
 from nitro_vmm.enclave.boot import appended
+from nitro_vmm.enclave.image import MachineChoice
 from nitro_vmm.errors import HostError, StateError, UsageError, VmmError
 from nitro_vmm.snapshot.code import code_digest
 from nitro_vmm.snapshot.codec import encode
@@ -44,7 +45,7 @@ def saving(accelerator: Accelerator) -> SavesMachines:
 
 def parameters_of(
     kind: str,
-    config: EnclaveConfig,
+    config: MachineChoice,
     accelerator: SavesMachines,
     eif: Eif,
     measurements: Measurements,
@@ -114,17 +115,15 @@ def forget(parameters: Parameters) -> None:
 
 
 def open_given(
-    config: EnclaveConfig, accelerator: Accelerator, resources: ExitStack, proceed: Proceed = nothing
+    path: Path, accelerator: Accelerator, resources: ExitStack, proceed: Proceed = nothing
 ) -> Saved:
-    """The saved machine that the configuration names.
+    """The saved machine in a file that the user names.
 
     Raises:
         UsageError: There is no such file.
         HostError: The accelerator cannot go on from one.
         StateError: It is not whole, or of another version or host.
     """
-    path = config.snapshot_path
-    assert path is not None  # noqa: S101 - the caller has looked
     opened = saving(accelerator)
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe might take for ever

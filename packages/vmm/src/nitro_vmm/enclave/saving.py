@@ -69,12 +69,12 @@ class Saving:
         )
         reach = Reach(_NobodySide(), {})
         self._assembly: Assembly = assemble(self._config, accelerator, resources, around, reach, to_save=kind)
-        if kind not in self._assembly.machines:
+        if kind not in self._assembly.begun.machines:
             raise UsageError(
                 "the kernel reads this image's ramdisks before it unpacks them",
                 hint="leave --kernel out",
             )
-        self.parameters: Parameters = self._assembly.machines[kind]
+        self.parameters: Parameters = self._assembly.begun.machines[kind]
         """By what the saved machine is known."""
         memory = self._assembly.hardware.memory
         self._ramdisk_address = canonical.find(memory.guest)[0] if kind == KERNEL else 0
@@ -106,7 +106,7 @@ class Saving:
         timer.daemon = True
         timer.start()
         try:
-            ending = machine.run(self._assembly.entry)
+            ending = machine.run(self._assembly.begun.entry)
         finally:
             timer.cancel()
         if not self._saved:

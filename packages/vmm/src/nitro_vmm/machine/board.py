@@ -43,31 +43,60 @@ class BoardState:
 class _Reserved:
     """The registers of a device that is still being made: an access to them waits for it.
 
+    In a machine that goes on from a saved one, the device is restored before its first access, by whoever is
+    first: the guest, or `Board.settle`. Both have the bus lock then.
+
     Args:
         slot: Where they are.
     """
 
     def __init__(self, slot: at.VirtioSlot) -> None:
         self.slot: at.VirtioSlot = slot
+        self.saved: VirtioMmioState | None = None
+        """What the device goes on from, when it comes."""
+        self.problem: StateError | None = None
+        """Why it cannot; it is as if nothing were there then."""
         self._device: VirtioMmio | None = None
+        self._made = threading.Event()
         self._settled = threading.Event()
 
     def become(self, device: VirtioMmio | None) -> None:
         """Let the accesses go on; with `None`, as if nothing were there. The first call counts."""
-        if not self._settled.is_set():
+        if not self._made.is_set():
             self._device = device
-            self._settled.set()
+            self._made.set()
+
+    def give_up(self) -> None:
+        """Nothing comes any more: let nobody wait."""
+        self.become(None)
+        self._settled.set()
+
+    def settle(self) -> VirtioMmio | None:
+        """The device, once it is there and restored."""
+        self._made.wait()
+        saved, self.saved = self.saved, None
+        if saved is not None and self._device is not None:
+            try:
+                self._device.restore(saved)
+            except StateError as error:
+                self.problem, self._device = error, None
+        self._settled.set()
+        return self._device
+
+    def wait(self) -> None:
+        """Return when the device is there and restored; for a thread without the bus lock."""
+        self._settled.wait()
 
     def read(self, offset: int, size: int) -> int:
         """See `Device`."""
-        self._settled.wait()
-        return (1 << 8 * size) - 1 if self._device is None else self._device.read(offset, size)
+        device = self.settle()
+        return (1 << 8 * size) - 1 if device is None else device.read(offset, size)
 
     def write(self, offset: int, size: int, value: int) -> None:
         """See `Device`."""
-        self._settled.wait()
-        if self._device is not None:
-            self._device.write(offset, size, value)
+        device = self.settle()
+        if device is not None:
+            device.write(offset, size, value)
 
 
 class Board:
@@ -111,6 +140,8 @@ class Board:
         self._rtc = Rtc(wall_clock_ns)
         self._reserved: dict[str, _Reserved] = {}
         self._virtio: dict[str, VirtioMmio] = {}
+        self._virtio_names: list[str] = []
+        """In the order of their slots."""
         power = AcpiPower(power_off, reset)
 
         bus.add_ports(at.COM1, COM1_PORTS, self.serial)
@@ -129,7 +160,7 @@ class Board:
         Args:
             name: What `add_virtio` will call it.
         """
-        self._reserved[name] = _Reserved(self._next_slot())
+        self._reserved[name] = _Reserved(self._next_slot(name))
         self._bus.add_page(self._reserved[name].slot.address, self._reserved[name])
 
     def add_virtio(
@@ -143,22 +174,38 @@ class Board:
             on_driver: Called each time that a driver begins to drive it.
         """
         reserved = self._reserved.get(name)
-        slot = self._next_slot() if reserved is None else reserved.slot
+        slot = self._next_slot(name) if reserved is None else reserved.slot
         transport = VirtioMmio(device, self._line(slot.irq), name=name, on_driver=on_driver)
         self._virtio[name] = transport
         for index in range(len(device.queue_sizes)):
             if (kick := device.kick_descriptor(index)) is not None:
                 self._signal_on_write(slot.address + Register.QUEUE_NOTIFY, index, kick)
-        self._bus.add_page(slot.address, transport)
+        if reserved is None or reserved.saved is None:
+            self._bus.add_page(slot.address, transport)
         if reserved is not None:
             reserved.become(transport)
+
+    def settle(self) -> None:
+        """Every reserved device has been added: restore those that the guest has not accessed yet.
+
+        Under the bus lock, which the guest may hold until the last one is there.
+
+        Raises:
+            StateError: A device cannot go on from where it was saved. The machine must not go on then.
+        """
+        for name, reserved in self._reserved.items():
+            reserved.settle()
+            if reserved.problem is not None:
+                raise reserved.problem
+            self._bus.add_page(reserved.slot.address, self._virtio[name])
 
     def give_up_reserved(self) -> None:
         """No more devices come: let nobody wait for one."""
         for reserved in self._reserved.values():
-            reserved.become(None)
+            reserved.give_up()
 
-    def _next_slot(self) -> at.VirtioSlot:
+    def _next_slot(self, name: str) -> at.VirtioSlot:
+        self._virtio_names.append(name)
         slot = at.virtio_slot(len(self.virtio_slots))
         self.virtio_slots.append(slot)
         return slot
@@ -166,6 +213,17 @@ class Board:
     def driver_runs(self, name: str) -> bool:
         """Whether the guest has found the virtio device of this name, and drives it."""
         return self._virtio[name].driver_runs
+
+    def configuration_reads(self, name: str) -> int:
+        """How often the guest has looked at the configuration of a virtio device.
+
+        For a thread without the bus lock: in a machine whose device is still to come, it waits for it. If
+        none comes any more, nobody has looked.
+        """
+        if (reserved := self._reserved.get(name)) is not None:
+            reserved.wait()
+        transport = self._virtio.get(name)
+        return 0 if transport is None else transport.configuration_reads
 
     # Pauses and saved machines; all under the bus lock, while no processor runs.
 
@@ -185,26 +243,31 @@ class Board:
             serial=self.serial.state(),
             i8042=self._i8042.state(),
             rtc=self._rtc.state(),
-            virtio=tuple((name, transport.state()) for name, transport in self._virtio.items()),
+            virtio=tuple((name, self._virtio[name].state()) for name in self._virtio_names),
         )
 
     def restore(self, state: BoardState) -> None:
         """Go on from a saved state, after the guest's memory and the interrupt controllers are restored.
 
+        Devices that are still to come are restored when they are there, see `settle`.
+
         Raises:
             StateError: The state is of a machine with other devices, or cannot be.
         """
         names = [name for name, _ in state.virtio]
-        if names != list(self._virtio):
+        if names != self._virtio_names:
             raise StateError(
                 f"the saved machine has the virtio devices {', '.join(names)}, "
-                f"and this one has {', '.join(self._virtio)}"
+                f"and this one has {', '.join(self._virtio_names)}"
             )
         self.serial.restore(state.serial)
         self._i8042.restore(state.i8042)
         self._rtc.restore(state.rtc)
         for name, saved in state.virtio:
-            self._virtio[name].restore(saved)
+            if name in self._virtio:
+                self._virtio[name].restore(saved)
+            else:
+                self._reserved[name].saved = saved
 
     def _deliver_output(self) -> None:
         if not self._printed:

@@ -147,6 +147,14 @@ class Machine:
         """See `Board.add_virtio`."""
         self.board.add_virtio(name, device, on_driver=on_driver)
 
+    def settle(self) -> None:
+        """See `Board.settle`: every reserved device has been added.
+
+        Raises:
+            StateError: One cannot go on from where it was saved.
+        """
+        self._vm.locked(self.board.settle)
+
     def attend(self, device: Attended) -> None:
         """See `Vm.attend`."""
         self._vm.attend(device)
