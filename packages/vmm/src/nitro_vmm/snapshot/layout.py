@@ -2,7 +2,8 @@
 
 A header of fixed size; the description (`Description`, as CBOR); and, from the next page on, the pages of the
 guest's memory that are not zero, in the order of their addresses, so that they can be mapped as they lie in
-the file. The digest in the header is over all that follows it, so that no damage goes unseen.
+the file. The digest in the header is over all that follows it, so that no damage goes unseen; see
+`nitro_vmm.snapshot.digest`.
 """
 
 import struct
@@ -14,15 +15,13 @@ from nitro_vmm.devices.state import is_tuple_of, is_whole, require, require_byte
 from nitro_vmm.errors import StateError
 from nitro_vmm.machine.machine import MachineState
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Raised with every change of the layout."""
 MAGIC: Final = b"NVMMSAVE"
 # magic format digest description_bytes pages_offset file_bytes; the digest is over all behind itself
 HEADER: Final = struct.Struct("<8sI32sQQQ")
 DIGESTED_FROM: Final = struct.calcsize("<8sI32s")
 """Where what the digest is over begins."""
-DIGEST: Final = "sha256"
-"""Its algorithm, for which processors have instructions."""
 
 PAGE_BYTES: Final = 4096
 MEMORY_BYTES_MAX: Final = 1 << 40

@@ -1,6 +1,5 @@
 """Writes saved machines into files, and maps them."""
 
-import hashlib
 import mmap
 import os
 import stat
@@ -11,12 +10,12 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 from nitro_vmm.accel import VmState
-from nitro_vmm.boot.ram import COPY_BYTES, Proceed, nothing
+from nitro_vmm.boot.ram import Proceed, nothing
 from nitro_vmm.errors import HostError, StateError
 from nitro_vmm.machine.memory import Memory
 from nitro_vmm.snapshot.codec import encode, made, parsed
+from nitro_vmm.snapshot.digest import digest_of
 from nitro_vmm.snapshot.layout import (
-    DIGEST,
     DIGESTED_FROM,
     HEADER,
     PAGE_BYTES,
@@ -50,16 +49,14 @@ def write(file: BinaryIO, description: Description, memory: Memory) -> None:
     description = replace(description, extents=tuple(_extents(memory)))
     encoded = encode(description)
     header = make_header(len(encoded), sum(count for _, count in description.extents))
-    digest = hashlib.new(DIGEST)
-    file.seek(HEADER.size)
     padding = bytes(header.pages_offset - HEADER.size - len(encoded))
-    digest.update(pack_header(header)[DIGESTED_FROM:])
-    parts: list[bytes | memoryview] = [encoded, padding, *_parts(description, memory)]
-    for part in parts:
-        digest.update(part)
-        file.write(part)
     file.seek(0)
-    file.write(pack_header(header._replace(digest=digest.digest())))
+    file.write(pack_header(header) + encoded + padding)
+    file.writelines(_parts(description, memory))
+    file.flush()
+    header = header._replace(digest=_digest(file, header.file_bytes))
+    file.seek(0)
+    file.write(pack_header(header))
 
 
 @contextmanager
@@ -128,15 +125,9 @@ def read(file: BinaryIO, accelerator: str, vm_state: type[VmState], proceed: Pro
     if status.st_uid not in (os.geteuid(), 0) or status.st_mode & 0o022:
         raise StateError("others may write the saved machine", hint="chmod go-w, if you trust what it holds")
     header = parse_header(os.pread(file.fileno(), HEADER.size, 0), file_bytes=status.st_size)
-    with mmap.mmap(file.fileno(), status.st_size, prot=mmap.PROT_READ) as data, memoryview(data) as view:
-        digest = hashlib.new(DIGEST)
-        for start in range(DIGESTED_FROM, len(view), COPY_BYTES):
-            proceed()
-            with view[start : start + COPY_BYTES] as piece:
-                digest.update(piece)
-        if digest.digest() != header.digest:
-            raise StateError("the saved machine is damaged: its digest is not the one that it says")
-        encoded = data[HEADER.size : HEADER.size + header.description_bytes]
+    if _digest(file, status.st_size, proceed) != header.digest:
+        raise StateError("the saved machine is damaged: its digest is not the one that it says")
+    encoded = os.pread(file.fileno(), header.description_bytes, HEADER.size)
     extended: Mapping[type, type] = {VmState: vm_state}
     plain = parsed(encoded)
     if isinstance(plain, dict):  # else it is refused below
@@ -148,6 +139,15 @@ def read(file: BinaryIO, accelerator: str, vm_state: type[VmState], proceed: Pro
     description = made(plain, Description, extended=extended)
     check_pages(header, description)
     return Saved(file, header, description)
+
+
+def _digest(file: BinaryIO, file_bytes: int, proceed: Proceed = nothing) -> bytes:
+    with (
+        mmap.mmap(file.fileno(), file_bytes, prot=mmap.PROT_READ) as data,
+        memoryview(data) as whole,
+        whole[DIGESTED_FROM:] as view,
+    ):
+        return digest_of(view, proceed)
 
 
 def _parts(description: Description, memory: Memory) -> Iterator[memoryview]:
