@@ -18,6 +18,7 @@ import pytest
 import nitro_eif
 import nitro_vmm
 import nitro_vsock
+from nitro_vmm.accel.kvm.probe import Verdict
 from nitro_vmm.cli import codes, main
 from nitro_vmm.cli.codes import DISTRIBUTIONS
 from nitro_vmm.cli.exit_code import EXPLANATIONS, ExitCode
@@ -160,6 +161,23 @@ def test_doctor_finds_what_is_bad(vmm: Vmm, tmp_path: Path) -> None:
     assert done.returncode == ExitCode.HOST
     assert "BAD  registry: HostError" in done.stdout
     assert "hint: remove it, or: chmod 700" in done.stdout
+
+
+def test_doctor_says_what_to_do_where_kvm_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("XDG_DATA_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    device = tmp_path / "kvm"
+    device.touch()
+    monkeypatch.setattr("nitro_vmm.accel.KVM_DEVICE", str(device))
+    verdict = Verdict(usable=False, reason="this KVM is odd", hint="ask for another one")
+    monkeypatch.setattr("nitro_vmm.accel.kvm.probe.probe", lambda: verdict)
+
+    assert main(["doctor"]) in {ExitCode.ENDED, ExitCode.HOST}
+
+    said = "ok   accelerator: unicorn; the processor is emulated: this KVM is odd\n"
+    assert f"{said}     hint: ask for another one\n" in capsys.readouterr().out
 
 
 ODD = ["", "--", "\x1b[31m", "a" * 5000, "../..", "/dev/null", "\udcff"]

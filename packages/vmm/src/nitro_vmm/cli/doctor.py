@@ -99,7 +99,15 @@ def _accelerator() -> Iterator[Finding]:
 
     said: list[str] = []
     opened = open_accelerator("auto", say=said.append)
-    yield Finding("accelerator", ok=True, fact="; ".join([opened.name, *said]))
+    fix = "" if opened.name == "kvm" else _fix_of_kvm()
+    yield Finding("accelerator", ok=True, fact="; ".join([opened.name, *said]), fix=fix)
+
+
+def _fix_of_kvm() -> str:
+    """What to do for the host's own processor to run enclaves; empty where that is not known."""
+    from nitro_vmm.accel.kvm.probe import probe  # noqa: PLC0415 - needed now
+
+    return probe().hint
 
 
 def _limits() -> Iterator[Finding]:

@@ -223,7 +223,7 @@ def run_steps(system: System) -> Verdict:
     return Verdict(
         usable=False,
         reason=f"this KVM cannot run Linux: {failed}: {how}",
-        hint="a KVM within a virtual machine may be para-virtualised, or lack nested virtualization",
+        hint="if this is a virtual machine, ask for nested virtualization by hardware on its host",
     )
 
 
