@@ -64,7 +64,7 @@ def test_the_console_begins_where_the_kernel_began(tiny: Path, vmm: Vmm) -> None
 
     # In binary, because what is random need not be text.
     done = subprocess.run(
-        [*VMM, "run", "--console", "--from", path, "--quiet"], capture_output=True, check=False
+        [*VMM, "run", "--console", "--from", path, "--quiet", *QUICKLY], capture_output=True, check=False
     )
 
     assert done.stdout[:1] == b"k"
