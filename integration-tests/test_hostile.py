@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 
 import images
+from kvm_host import SLOWER, has_processor_of_amd, skip_what_qemu_does_not_survive
 from nitro_eif import BuildMetadata, Contents, Metadata, Node, write_cpio, write_eif
 from nitro_vmm.testing import tiny_kernel
 
 HOSTILE = images.ROOT.parent / "shared" / "vectors" / "hostile"
-END_TIMEOUT_S = 60
+END_TIMEOUT_S = 60 * SLOWER
 """Far more than any of these needs, on a machine that has other things to do."""
-STOP_TIMEOUT_S = 20
+STOP_TIMEOUT_S = 20 * SLOWER
 BOOT_TIMEOUT_S = "3"
 ENDED, BOOT_TIMEOUT, PANIC, CRASH, TERMINATED = 0, 5, 10, 11, 143
 RESIDENT_MIB_MAX = 400
@@ -80,6 +81,7 @@ def marked(name: str) -> object:
 
 @pytest.mark.parametrize("name", [marked(name) for name in KERNELS])
 def test_a_hostile_kernel_ends_in_time(tmp_path: Path, name: str) -> None:
+    skip_what_qemu_does_not_survive(name)
     image = kernel_image(name, tmp_path)
     options = ["--boot-timeout-s", BOOT_TIMEOUT_S, "--memory-mib", "64", "--vsock-path", f"{tmp_path}/vsock"]
     command = [sys.executable, "-c", MEASURE, images.command("vmm"), "run", "--console", str(image), *options]
@@ -97,6 +99,7 @@ def test_a_hostile_kernel_ends_in_time(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", [marked(name) for name in KERNELS])
 def test_a_hostile_kernel_ends_at_sigterm(tmp_path: Path, name: str) -> None:
+    skip_what_qemu_does_not_survive(name)
     image = kernel_image(name, tmp_path)
     command = images.launch(image, "--vsock-path", f"{tmp_path}/vsock")
     with subprocess.Popen(
@@ -270,5 +273,7 @@ def test_a_32_bit_syscall_kills_its_program_and_not_the_kernel(tmp_path: Path) -
 
     done = run_in_time(images.launch(image, "--memory-mib", "128"))
 
-    assert f"32-bit SYSCALL: signal {int(signal.SIGILL)}" in done.stdout
+    # Intel's processors have no such instruction. On AMD's the kernel refuses the call, and HLT comes next.
+    killed_by = signal.SIGSEGV if has_processor_of_amd() else signal.SIGILL
+    assert f"32-bit SYSCALL: signal {int(killed_by)}" in done.stdout
     assert done.returncode == ENDED

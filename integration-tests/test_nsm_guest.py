@@ -37,6 +37,13 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def document_in(said: str) -> bytes:
+    """The document that the program has printed."""
+    match = DOCUMENT.search(said)
+    assert match is not None
+    return base64.b64decode(match[1])
+
+
 def check_what_it_said(said: str, root: Root, pcrs: dict[int, bytes]) -> None:
     """All checks held, and the document is genuine: of this moment, of these measurements."""
     results = re.findall(r"^(ok|FAIL) (.*)$", said, re.MULTILINE)
@@ -44,10 +51,8 @@ def check_what_it_said(said: str, root: Root, pcrs: dict[int, bytes]) -> None:
     assert ("ok", "all") in results
     assert len(results) == CHECKS
 
-    match = DOCUMENT.search(said)
-    assert match is not None
     verified = verify(
-        base64.b64decode(match[1]),
+        document_in(said),
         at=datetime.now(UTC),
         root=root.trust,
         policy=Policy(pcrs=pcrs),

@@ -15,14 +15,13 @@ from pathlib import Path
 import pytest
 
 import images
+from kvm_host import SLOWER
 from nitro_eif import BuildMetadata, Contents, Metadata, Node, write_cpio, write_eif
 from nitro_vmm.testing import tiny_kernel
 
 ROOT = Path(__file__).resolve().parent.parent
 
 CMDLINE = b"reboot=k panic=1 console=ttyS0 quiet"
-# A start of Python alone takes a minute on a busy computer whose KVM is emulated, as in `nox -s kvm`.
-SLOWER = 10 if os.environ.get("NITRO_VMM_ACCELERATOR") == "kvm" else 1
 END_TIMEOUT_S = 60 * SLOWER
 STOP_TIMEOUT_S = 10 * SLOWER
 READY = b"ready"
