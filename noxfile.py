@@ -55,14 +55,21 @@ KVM_TESTS = [
     "packages/vmm/tests/accel/test_kvm.py",
     "packages/vmm/tests/accel/test_kvm_state.py",
     "packages/vmm/tests/accel/test_kvm_programs.py",
+    "packages/vmm/tests/accel/test_kvm_debug.py",
     "integration-tests/test_kvm.py",
     "integration-tests/test_kvm_saved.py",
     "integration-tests/test_kvm_snapshots.py",
     "integration-tests/test_enclave.py",
 ]
-"""What `kvm` runs if nothing else is asked. A start of Python takes seconds there, so tests that run commands
-take minutes. They are run when they are named, such as ``integration-tests/test_vmm_lifecycle.py``. A few of
-these run in `integration`, too."""
+"""What `kvm` runs if nothing else is asked. A few of these run in `integration`, too."""
+
+KVM_COMMAND_TESTS = [
+    "integration-tests/test_vmm_lifecycle.py",
+    "integration-tests/test_hostile.py",
+    "integration-tests/test_gdb.py::test_gdb_on_kvm_steps_and_lets_the_kernel_boot",
+]
+"""What `kvm` runs with ``--commands``, and with ``--here``. Each of them starts a command or several, and in
+the emulated machine a start of Python takes tens of seconds, so these take an hour there."""
 
 COMPILE = {"NITRO_VSOCK_COMPILE": "1"}
 """Has nitro-vsock's data path compiled, or its build fail."""
@@ -258,15 +265,21 @@ def guest_kernel(session: nox.Session) -> None:
 
 @nox.session
 def kvm(session: nox.Session) -> None:
-    """Test enclaves on KVM, in an emulated machine that has it; ``-- --here`` on this host's own."""
+    """Test enclaves on KVM, in an emulated machine that has it; ``-- --here`` on this host's own.
+
+    ``-- --commands`` for the tests that run commands, which takes an hour.
+    """
     session.install(*local("vmm"), *group("test"), *group("test-integration"))
     # Compilers are slow in there, and the cache can only be read.
     session.run("python", "tools/images.py", success_codes=[0, 4])
-    here = "--here" in session.posargs
-    tests = [argument for argument in session.posargs if argument != "--here"] or KVM_TESTS
+    here, commands = "--here" in session.posargs, "--commands" in session.posargs
+    named = [argument for argument in session.posargs if argument not in {"--here", "--commands"}]
+    listed = [] if commands else KVM_TESTS
+    if here or commands:
+        listed = [*listed, *KVM_COMMAND_TESTS]
     session.run(
-        *([] if here else ["python", "tools/kvm.py"]),
-        *("python", "-m", "pytest", "-p", "no:cacheprovider", *tests),
+        *([] if here else ["python", "tools/kvm.py", "--timeout-s", "7200" if commands else "1800"]),
+        *("python", "-m", "pytest", "-p", "no:cacheprovider", *(named or listed)),
         env={"NITRO_VMM_ACCELERATOR": "kvm"},
     )
 
