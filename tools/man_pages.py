@@ -8,10 +8,10 @@ import argparse
 import os
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -77,6 +77,12 @@ def page(manual: Manual, parser: argparse.ArgumentParser, release: str) -> str:
     others = ", ".join(f"\\fB{escaped(other)}\\fR(1)" for other in manual.see_also)
     lines += [".SH SEE ALSO", others]
     return "\n".join(line for line in lines if line) + "\n"
+
+
+def version(package: str) -> str:
+    """Of a distribution, which need not be installed."""
+    manifest = tomllib.loads((ROOT / "packages" / package / "pyproject.toml").read_text())
+    return str(manifest["project"]["version"])
 
 
 def date() -> str:
@@ -152,7 +158,7 @@ def write(directory: Path) -> list[Path]:
         parser = make(whole=True) if manual.command == "eif" else make()
         path = directory / manual.package / "man" / f"{manual.command}.1"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(manual, parser, version(f"nitro-{manual.package}")))
+        path.write_text(page(manual, parser, version(manual.package)))
         written.append(path)
     return written
 
