@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import images
@@ -38,7 +39,6 @@ class Environment:
     """
 
     def __init__(self, directory: Path, wheels: Path) -> None:
-        venv.create(directory, with_pip=True)
         self._directory = directory
         self._wheels = wheels
 
@@ -68,11 +68,12 @@ class Environment:
         return done.stdout
 
     def install(self, distribution: str) -> None:
-        """Install one of our distributions, and those of ours that it requires, from their wheels.
+        """Make the environment, and install one of our distributions with those of ours that it requires.
 
         Ours come first and from nowhere else; then their versions are settled, so that the index is asked for
         what they require only.
         """
+        venv.create(self._directory, with_pip=True)
         names = list(DISTRIBUTIONS) if distribution == "nitro-vmm" else [distribution]
         ours = ("--no-index", "--no-deps", "--only-binary", ":all:", "--find-links", str(self._wheels))
         self.run("pip", "install", "--quiet", *ours, *names)
@@ -139,10 +140,10 @@ def main() -> int:
     wheels = parser.parse_args().wheels.resolve()
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            for distribution in DISTRIBUTIONS:
-                environment = Environment(Path(scratch, distribution), wheels)
-                try_alone(distribution, environment)
-            boot(environment, Path(scratch))
+            environments = {name: Environment(Path(scratch, name), wheels) for name in DISTRIBUTIONS}
+            with ThreadPoolExecutor(max_workers=2) as pool:
+                list(pool.map(try_alone, environments.keys(), environments.values()))
+            boot(environments["nitro-vmm"], Path(scratch))
     except (WheelError, *images.ERRORS) as error:
         say(f"error: {error}")
         return 1
