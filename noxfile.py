@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nox
@@ -17,11 +18,14 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "docs", "tests", "compiled", "build", "integration"]
+nox.options.sessions = ["lint", "types", "docs", "tests", "build", "compiled", "integration"]
 
 # Containers often set it. Then every command that a test or benchmark starts compiles all its modules anew,
 # which takes longer than the command itself.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# But pip need not compile all that it installs, most of which is never imported. "no" is how pip is told so,
+# as if --no-compile was given (its manual: Configuration, "Boolean options").
+os.environ["PIP_NO_COMPILE"] = "no"
 
 ROOT = nox.project.load_toml("pyproject.toml")
 MANIFESTS = {
@@ -71,6 +75,13 @@ KVM_COMMAND_TESTS = [
 """What `kvm` runs with ``--commands``, and with ``--here``. Each of them starts a command or several, and in
 the emulated machine a start of Python takes tens of seconds, so these take an hour there."""
 
+WORKERS = ["-n", "2"]
+"""Run tests in two processes. Most wait for programs that they start, or compute on one processor."""
+
+WHOLE_FILES = [*WORKERS, "--dist", "loadfile", "--no-loadscope-reorder"]
+"""The same, but what a file's tests share, such as a guest that has booted, is made once. Files begin in the
+order of their names, because those with few tests are not the short ones."""
+
 COMPILE = {"NITRO_VSOCK_COMPILE": "1"}
 """Has nitro-vsock's data path compiled, or its build fail."""
 
@@ -103,6 +114,24 @@ def local(package: str, *, extras: bool = False) -> list[str]:
     return [argument for path in found for argument in ("-e", path)]
 
 
+def from_sources() -> dict[str, str]:
+    """An environment in which Python finds all packages where they are, for what needs no installation."""
+    return {"PYTHONPATH": os.pathsep.join(str(Path("packages", name, "src").resolve()) for name in PACKAGES)}
+
+
+def run_together(session: nox.Session, *commands: list[str], env: dict[str, str] | None = None) -> None:
+    """Run commands, two at a time; the output of one that fails is shown.
+
+    Args:
+        session: where.
+        commands: what, the longest first.
+        env: what is added to their environment.
+    """
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for done in [pool.submit(session.run, *command, env=env, silent=True) for command in commands]:
+            done.result()
+
+
 def install_once(session: nox.Session) -> None:
     """Install everything, unless that was done and nothing has changed that an installation is made of.
 
@@ -121,11 +150,25 @@ def can_compile() -> bool:
     return shutil.which("cc") is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
+def built_wheel() -> Path | None:
+    """The wheel of nitro-vsock that `build` compiled, if it was for this Python and nothing changed since."""
+    sources = [
+        path
+        for path in Path("packages/vsock").rglob("*")
+        if path.name in {"pyproject.toml", "hatch_build.py"} or ("src" in path.parts and path.suffix == ".py")
+    ]
+    changed = max(path.stat().st_mtime for path in sources)
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    wheels = Path("dist").glob(f"nitro_vsock-*-{tag}-{tag}-*.whl")
+    return next((wheel for wheel in wheels if wheel.stat().st_mtime > changed), None)
+
+
 def install_compiled(session: nox.Session) -> None:
     """Install nitro-vsock compiled, in place of one of before."""
     project = MANIFESTS["vsock"]["project"]
     session.install(*project["dependencies"], *project["optional-dependencies"]["completion"])
-    session.install("--force-reinstall", "--no-deps", "./packages/vsock", env=COMPILE)
+    source = built_wheel() or Path("packages/vsock").resolve()
+    session.install("--force-reinstall", "--no-deps", str(source), env=COMPILE)
 
 
 @nox.session
@@ -139,11 +182,9 @@ def tests(session: nox.Session, package: str) -> None:
         return
     measured = {"COVERAGE_FILE": str(Path(session.virtualenv.location, "coverage"))}
     source = f"--source=nitro_{package}"
-    # Most of vmm's tests wait for processes that they start, so two at a time take half as long.
-    workers = ["-n", "2"] if package == "vmm" else []
     session.run("coverage", "erase", env=measured)
     session.run(
-        *("coverage", "run", source, "-m", "pytest", *workers, f"packages/{package}/tests"), env=measured
+        *("coverage", "run", source, "-m", "pytest", *WORKERS, f"packages/{package}/tests"), env=measured
     )
     session.run("coverage", "combine", "--quiet", env=measured)
     floor = f"--fail-under={COVERAGE_FLOORS[package]}"
@@ -163,34 +204,37 @@ def compiled(session: nox.Session) -> None:
     install_compiled(session)
     session.install(*group("test"))
     session.run("python", "-c", "import nitro_vsock.device.engine as e; assert e.__file__.endswith('.so')")
-    session.run("pytest", "packages/vsock/tests", *session.posargs)
+    session.run("pytest", "packages/vsock/tests", *(session.posargs or WORKERS))
 
 
 @nox.session
 def integration(session: nox.Session) -> None:
     """Test what needs two packages, a real kernel, QEMU or a daemon."""
     session.install(*local("vmm"), "-e", "./packages/nsm[kms]", *group("test"), *group("test-integration"))
-    session.run("pytest", "integration-tests", *session.posargs)
+    session.run("pytest", "integration-tests", *(session.posargs or WHOLE_FILES))
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, formatting and the direction of imports."""
-    session.install(*local("vmm"), *group("lint"))
+    session.install(*group("lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    session.run("lint-imports")
+    session.run("lint-imports", env=from_sources())
 
 
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types of packages, tests and tools, and that those of all public names are declared."""
     session.install(*local("vmm"), *group("test"), *group("types"), "nox")
-    for package in PACKAGES:
-        session.run("mypy", f"packages/{package}/src", f"packages/{package}/tests")
-    session.run("mypy", "noxfile.py", "tools", "integration-tests")
-    session.run("mypy", "conftest.py")
-    session.run("python", "tools/public_types.py")
+    with ThreadPoolExecutor() as pool:
+        # This is another type checker, which takes as long as the rest, so it has the other processor.
+        public = pool.submit(session.run, "python", "tools/public_types.py", silent=True)
+        for package in PACKAGES:
+            session.run("mypy", f"packages/{package}/src", f"packages/{package}/tests")
+        session.run("mypy", "noxfile.py", "tools", "integration-tests")
+        session.run("mypy", "conftest.py")
+        public.result()
 
 
 @nox.session
@@ -202,8 +246,7 @@ def docs(session: nox.Session) -> None:
 
 def write_manuals(session: nox.Session) -> None:
     """Write the manual pages, which the build then packs; their texts come from the commands themselves."""
-    session.install(*local("vmm"))
-    session.run("python", "tools/man_pages.py", silent=True)
+    session.run("python", "tools/man_pages.py", env=from_sources(), silent=True)
 
 
 @nox.session
@@ -212,18 +255,22 @@ def build(session: nox.Session) -> None:
     session.install("build")
     shutil.rmtree("dist", ignore_errors=True)
     write_manuals(session)
-    environment = COMPILE if can_compile() else None
-    for package in PACKAGES:
-        session.run(
-            "python", "-m", "build", "--outdir", "dist", f"packages/{package}", env=environment, silent=True
-        )
+    make = ["python", "-m", "build", "--outdir", "dist"]
+    by_time = sorted(PACKAGES, key=["vsock", "vmm", "eif", "nsm"].index)
+    run_together(
+        session, *([*make, f"packages/{name}"] for name in by_time), env=COMPILE if can_compile() else None
+    )
     session.run("python", "tools/try_wheels.py", "dist", *session.posargs)
     # Source distributions, too, install where there is no compiler, although some parts are missing then.
     target = Path(session.virtualenv.location, "without-compiler")
     shutil.rmtree(target, ignore_errors=True)
-    sources = [str(path) for path in sorted(Path("dist").glob("*.tar.gz"))]
-    session.run(
-        *("python", "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), *sources),
+    install = ["python", "-m", "pip", "install", "--quiet", "--no-deps"]
+    run_together(
+        session,
+        *(
+            [*install, "--target", str(target / path.name), str(path)]
+            for path in sorted(Path("dist").glob("*.tar.gz"))
+        ),
         env={"CC": "/nonexistent/cc"},
     )
 
