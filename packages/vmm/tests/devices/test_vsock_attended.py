@@ -23,7 +23,10 @@ class Bench:
         memory = guest_ram(RAM_BYTES)
         accepted: list[socket.socket] = []
         engine = VsockEngine(VsockConfig(guest_cid=CID), services={PORT: accepted.append})
-        self.device = VsockDevice(engine, memory, locked=lambda action: action())
+        self.now_ns = 1_000_000_000
+        self.device = VsockDevice(
+            engine, memory, locked=lambda action: action(), clock_ns=lambda: self.now_ns
+        )
         self.guest = Guest(self.device, memory)
         self.guest.start()
         self.guest.send(REQUEST, PORT)
@@ -96,6 +99,42 @@ def test_the_main_loop_takes_over_from_a_guest_that_runs_on(bench: Bench) -> Non
     assert packet.endswith(b"hello")
     bench.host.send(b"more")
     assert bench.main_loop_wakes(), "without any delay now"
+
+
+def test_the_main_loop_leaves_a_guest_alone_that_waits_again(bench: Bench) -> None:
+    bench.device.claim(mine=True)
+    bench.device.claim(mine=False)
+    bench.device.claim(mine=True)  # soon after, so that the timer runs on
+    assert bench.main_loop_wakes(PATIENCE_S)
+
+    bench.device.turn()
+
+    bench.host.send(b"hello")
+    assert not bench.main_loop_wakes()
+
+
+def test_the_main_loop_sleeps_on_beside_a_guest_that_waits_for_long(bench: Bench) -> None:
+    bench.device.claim(mine=True)
+    bench.now_ns += 10_000_000
+    bench.device.claim(mine=False)
+
+    bench.device.claim(mine=True)
+
+    timer = Path(f"/proc/self/fdinfo/{bench.device._timer.fileno()}").read_text()
+    assert "it_value: (0, 0)" in timer, "it does not fire"
+
+
+def test_a_timer_that_would_fire_too_early_is_set_anew(bench: Bench) -> None:
+    bench.device.claim(mine=True)
+    bench.device.claim(mine=False)
+    assert bench.main_loop_wakes(PATIENCE_S)
+    bench.device.claim(mine=True)
+    bench.device.turn()
+    bench.now_ns += 600_000
+
+    bench.device.claim(mine=False)
+
+    assert bench.main_loop_wakes(PATIENCE_S)
 
 
 def test_a_kick_ends_that(bench: Bench) -> None:

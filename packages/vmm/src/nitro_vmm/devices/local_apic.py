@@ -52,6 +52,10 @@ class Register(IntEnum):
     DIVIDE_CONFIGURATION = 0x3E0
 
 
+SETS_BEGIN: Final = int(Register.IN_SERVICE)
+SETS_END: Final = int(Register.ERROR_STATUS)
+"""Between these lie the three sets of vectors. Plain numbers, because an enum's member takes a look-up."""
+
 READ_ONLY: Final = (
     Register.ID,
     Register.VERSION,
@@ -458,6 +462,9 @@ class LocalApic:
     # The remaining registers.
 
     def _read_register(self, offset: int) -> int:
+        # First, because Linux reads TMR at every level-triggered interrupt, and each case takes its time.
+        if SETS_BEGIN <= offset < SETS_END:
+            return self._read_vectors(offset)
         match offset:
             case Register.CURRENT_COUNT:
                 return self._read_current_count()
@@ -489,19 +496,13 @@ class LocalApic:
                 return 0
             case _ if offset in LVT_WRITABLE:
                 return self._lvt[offset]
-            case _ if Register.IN_SERVICE <= offset < Register.ERROR_STATUS:
-                return self._read_vectors(offset)
         self._note_error(ERROR_ILLEGAL_REGISTER)
         return 0
 
     def _read_vectors(self, offset: int) -> int:
         """32 of the 256 bits of a set of vectors: each set has eight registers, 16 bytes apart."""
-        if offset < Register.TRIGGER_MODE:
-            vectors = self._isr
-        elif offset < Register.REQUESTED:
-            vectors = self._tmr
-        else:
-            vectors = self._irr
+        kind = offset - SETS_BEGIN >> 7
+        vectors = self._isr if kind == 0 else self._tmr if kind == 1 else self._irr
         word = offset >> 4 & 7
         return vectors >> 32 * word & 0xFFFF_FFFF
 

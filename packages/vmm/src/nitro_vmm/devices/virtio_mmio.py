@@ -70,6 +70,11 @@ class Register(IntEnum):
     CONFIG_GENERATION = 0x0FC
 
 
+# What every interrupt and kick comes to. Plain numbers, because an enum's member takes a look-up.
+QUEUE_NOTIFY: Final = int(Register.QUEUE_NOTIFY)
+INTERRUPT_STATUS: Final = int(Register.INTERRUPT_STATUS)
+INTERRUPT_ACK: Final = int(Register.INTERRUPT_ACK)
+
 QUEUE_ADDRESSES: Final = (
     Register.QUEUE_DESC_LOW,
     Register.QUEUE_DESC_HIGH,
@@ -242,7 +247,7 @@ class VirtioMmio:
 
     def read(self, offset: int, size: int) -> int:
         """A register, which must be read whole, or a field of the configuration space."""
-        if offset == Register.INTERRUPT_STATUS and size == 4:
+        if offset == INTERRUPT_STATUS and size == 4:
             return self._interrupt_status
         if offset >= CONFIGURATION:
             if size not in CONFIGURATION_SIZES:
@@ -255,9 +260,9 @@ class VirtioMmio:
         """Write a register whole. No device here has a configuration that the driver may change."""
         if size != 4 or offset >= CONFIGURATION:
             self._complain(f"a write of {size} bytes at {offset:#x} has no meaning")
-        elif offset == Register.QUEUE_NOTIFY:
+        elif offset == QUEUE_NOTIFY:
             self._notify(value)
-        elif offset == Register.INTERRUPT_ACK:
+        elif offset == INTERRUPT_ACK:
             self._set_interrupts(self._interrupt_status & ~value)
         else:
             self._write_register(offset, value & 0xFFFF_FFFF)

@@ -16,6 +16,7 @@ import os
 import select
 import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -48,6 +49,9 @@ UNATTENDED_NS: Final = 1_000_000
 """How long the main loop leaves the engine to the processor's thread while the guest runs. After most packets
 a guest waits for an answer long before, and then the processor's thread looks."""
 
+SLACK_NS: Final = 500_000
+"""How much longer it may be, so that the timer need not be set each time that the guest goes on."""
+
 # virtio_vsock_config (virtio 1.3 §5.10.4): guest_cid
 CONFIG: Final = struct.Struct("<Q")
 
@@ -72,6 +76,7 @@ class VsockDevice:
         locked: Calls a function under the machine's bus lock.
         fresh: Whether a guest that goes on from a saved machine has no connections and the right address, so
             that it need not be told of a reset. A reset would end what it opens meanwhile.
+        clock_ns: A monotonic clock, nanoseconds.
     """
 
     device_id = DEVICE_ID
@@ -84,12 +89,14 @@ class VsockDevice:
         *,
         locked: Callable[[Callable[[], None]], None],
         fresh: bool = False,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.features = engine.features | F_INDIRECT_DESC | F_EVENT_IDX
         self._fresh = fresh
         self._engine = engine
         self._memory = memory
         self._locked = locked
+        self._clock_ns = clock_ns
         self._driver: Driver | None = None
         self._rings: dict[str, Vring] = {}
         self._kicks = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in QUEUE_NAMES]
@@ -97,7 +104,13 @@ class VsockDevice:
         """A processor's thread serves the device where it can."""
         self._halted = False
         """It waits for the engine."""
+        self._halted_ns = 0
+        """When it began to wait."""
+        self._often = False
+        """Its last wait was short, so the timer runs on through the next one: see `_keep_gate_closed`."""
         self._timer = TimerFd()
+        self._fires_ns = 0
+        """When the timer fires, or has fired, by our clock; 0: it was stopped."""
         self._nudge = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._gate = select.epoll()
         """What the main loop waits for: timer and nudge, and the engine while the gate is open."""
@@ -149,12 +162,28 @@ class VsockDevice:
             self._halted = mine
             if mine:
                 self._set_gate(is_open=False)
+        now_ns = self._clock_ns()
         if mine:
-            self._timer.set(0)
+            self._halted_ns = now_ns
+            if self._fires_ns and not self._often:
+                self._timer.set(0)
+                self._fires_ns = 0
             if self._engine.rest():
                 self.assist()
         else:
-            self._timer.set(UNATTENDED_NS)
+            self._often = now_ns - self._halted_ns < UNATTENDED_NS
+            self._keep_gate_closed(now_ns)
+
+    def _keep_gate_closed(self, now_ns: int) -> None:
+        """The guest runs from now on: have the timer open the gate if it does so for `UNATTENDED_NS`.
+
+        Setting the timer costs as much as a small packet. So where the guest halts often, the timer is not
+        stopped meanwhile, and set anew only when it would fire too early. If it fires while the guest is
+        halted, the gate stays closed.
+        """
+        if self._fires_ns - now_ns < UNATTENDED_NS:
+            self._timer.set(UNATTENDED_NS + SLACK_NS)
+            self._fires_ns = now_ns + UNATTENDED_NS + SLACK_NS
 
     def assist(self) -> None:
         """Take a turn of the main loop's."""
@@ -228,7 +257,7 @@ class VsockDevice:
         if self._open:
             with self._gate_lock:
                 self._set_gate(is_open=False)
-            self._timer.set(UNATTENDED_NS)
+            self._keep_gate_closed(self._clock_ns())
         self._assist(halted=False)
 
     def reset(self) -> None:

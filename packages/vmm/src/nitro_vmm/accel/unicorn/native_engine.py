@@ -140,10 +140,11 @@ class NativeEngine:
 
     def _guarded(self, bus: object, method: str) -> Callable[..., Any]:
         """An exception of a device's ends the run; ctypes would print it and go on."""
+        function = getattr(bus, method)
 
         def call(*arguments: int) -> Any:  # noqa: ANN401 - an integer, or nothing
             try:
-                return getattr(bus, method)(*arguments)
+                return function(*arguments)
             except BaseException as error:  # noqa: BLE001 - `run` raises it
                 self._error = error
                 self.stop()
