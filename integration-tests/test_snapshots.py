@@ -25,6 +25,8 @@ COMPLAINTS = re.compile(
     rb"rcu.*stall|soft lockup|hung_task|clocksource.*unstable|WARNING|\bBUG:|Oops|call trace", re.IGNORECASE
 )
 CLOCK_TOLERANCE_S = 0.01
+FORK = b"crng reseeded due to virtual machine fork"
+"""What a kernel with ACPI says when its generation has changed."""
 DRAWN = ("getrandom", "urandom", "early", "init-at-random", "init-canary", "boot-id", "uuid")
 """What each enclave draws for itself; of its child's there is more."""
 
@@ -173,3 +175,4 @@ def test_a_kernel_with_modules_and_acpi(tmp_path: Path, monkeypatch: pytest.Monk
     assert all(b"heartbeat after" in life.stderr for life in lives)
     assert all(len(found) == 1 for found in random)
     assert random[0] != random[1]
+    assert all(life.stdout.count(FORK) == 1 for life in lives)

@@ -28,6 +28,8 @@ MP_TABLE: Final = 0x9FC00
 """In the last kilobyte of base memory, where the MultiProcessor Specification 1.4 §4 lets systems look."""
 ACPI_RSDP: Final = 0xE0000
 """In the BIOS read-only area, 16-byte aligned (ACPI 6.5 §5.2.5.1); the other tables follow."""
+GENERATION_ID: Final = 0xFF000
+"""Which life of the machine this is, for guests with ACPI; in a page of its own."""
 BIOS_RESET: Final = 0xFFFF0
 """Where a processor starts after a reset, and where real-mode code jumps to for one."""
 BIOS_AREA_END: Final = 0x100000
@@ -62,6 +64,8 @@ IO_APIC_ID: Final = 15
 LOCAL_APIC_ID: Final = 0
 """Of the first processor; the next ones follow."""
 PROCESSORS_MAX: Final = IO_APIC_ID
+ACPI_EVENT_IRQ: Final = 3
+"""Rises when something happens that ACPI tells of."""
 COM1_IRQ: Final = 4
 VIRTIO_IRQ: Final = 5
 """Of the first virtio device; the next ones follow."""

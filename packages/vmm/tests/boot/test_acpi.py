@@ -141,6 +141,24 @@ def test_acpica_reads_the_devices(disassembled: dict[bytes, str]) -> None:
 
 
 @needs_iasl
+def test_acpica_finds_the_generation_and_who_tells_of_it(disassembled: dict[bytes, str]) -> None:
+    dsdt = disassembled[b"DSDT"]
+
+    assert 'Name (_CID, "VM_Gen_Counter")' in dsdt
+    assert "Name (ADDR, Package (0x02) { 0x000FF000, Zero })" in dsdt
+    assert 'Name (_HID, "ACPI0013"' in dsdt
+    assert "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive, ,, ) { 0x00000003, }" in dsdt
+    assert "Method (_EVT, 1, Serialized) // _EVT: Event { Notify (VGEN, 0x80)" in dsdt
+
+
+def test_the_generation_is_where_nothing_else_is() -> None:
+    end = address_map.ACPI_RSDP + len(acpi.build([virtio_slot(index) for index in range(19)]))
+
+    assert end <= address_map.GENERATION_ID < address_map.BIOS_RESET
+    assert address_map.ACPI_EVENT_IRQ not in {address_map.COM1_IRQ, *range(address_map.VIRTIO_IRQ, 24)}
+
+
+@needs_iasl
 def test_acpica_reads_the_fixed_tables(disassembled: dict[bytes, str]) -> None:
     assert "Hardware Reduced (V5) : 1" in disassembled[b"FACP"]
     assert "Reset Register Supported (V2) : 1" in disassembled[b"FACP"]

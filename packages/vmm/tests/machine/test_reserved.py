@@ -11,7 +11,7 @@ from nitro_vmm.devices.virtio_mmio import CONFIGURATION, MAGIC, Register
 from nitro_vmm.errors import StateError
 from nitro_vmm.machine.board import Board, BoardState
 from nitro_vmm.machine.bus import AddressSpace
-from nitro_vsock import QueueLayout
+from nitro_vsock import GuestMemory, QueueLayout
 
 ALL_ONES = 0xFFFF_FFFF
 NAMES = ("first", "second")
@@ -65,6 +65,7 @@ class Wired:
         self.signals: list[tuple[int, int, int]] = []
         self.board = Board(
             self.bus,
+            GuestMemory([]),
             lambda _irq: lambda _level: None,
             signal_on_write=lambda *signal: self.signals.append(signal),
             wall_clock_ns=lambda: 0,

@@ -45,6 +45,8 @@ RESET_REGISTER_SUPPORTED, HARDWARE_REDUCED = 1 << 10, 1 << 20
 PROCESSOR_ENABLED = 1
 ALL_PROCESSORS = 0xFF
 NMI_LINT = 1
+GENERATION = "VGEN"
+GENERATION_CHANGED = 0x80
 
 
 def build(virtio: Sequence[VirtioSlot], *, processors: int = 1, kvm_clock: bool = False) -> bytes:
@@ -153,6 +155,22 @@ def _dsdt(virtio: Sequence[VirtioSlot], *, cmos_clock: bool) -> bytes:
         )
         for index, slot in enumerate(virtio)
     ]
+    # The specification leaves the hardware id to us; drivers look for the compatible one.
+    generation = aml.device(
+        GENERATION,
+        aml.name("_HID", aml.string("NVMM0001")),
+        aml.name("_CID", aml.string("VM_Gen_Counter")),
+        aml.name("_DDN", aml.string("VM_Gen_Counter")),
+        aml.name("ADDR", aml.package(aml.integer(address_map.GENERATION_ID), aml.integer(0))),
+    )
+    # Hardware-reduced machines tell of events through this device (ACPI 6.5 §5.6.9). There is one event.
+    events = aml.device(
+        "EVNT",
+        aml.name("_HID", aml.string("ACPI0013")),
+        aml.name("_UID", aml.integer(0)),
+        aml.name("_CRS", aml.resource_template(aml.interrupt(address_map.ACPI_EVENT_IRQ, level=False))),
+        aml.method("_EVT", 1, aml.notify(GENERATION, GENERATION_CHANGED)),
+    )
     clocks = [clock] if cmos_clock else []
     s5 = aml.package(*(aml.integer(value) for value in (address_map.ACPI_SLEEP_TYPE_S5, 0, 0, 0)))
-    return aml.name("_S5", s5) + aml.scope("_SB", console, *clocks, *devices)
+    return aml.name("_S5", s5) + aml.scope("_SB", console, *clocks, generation, events, *devices)

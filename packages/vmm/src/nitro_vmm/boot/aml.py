@@ -8,6 +8,8 @@ import struct
 ZERO_OP, ONE_OP, NAME_OP = b"\x00", b"\x01", b"\x08"
 BYTE_PREFIX, WORD_PREFIX, DWORD_PREFIX, QWORD_PREFIX = b"\x0a", b"\x0b", b"\x0c", b"\x0e"
 STRING_PREFIX, SCOPE_OP, BUFFER_OP, PACKAGE_OP, DEVICE_OP = b"\x0d", b"\x10", b"\x11", b"\x12", b"\x5b\x82"
+METHOD_OP, NOTIFY_OP = b"\x14", b"\x86"
+METHOD_SERIALIZED = 1 << 3
 
 # Resource descriptors (ACPI 6.5 §6.4): tag, flags, then numbers.
 IO_PORT = struct.Struct("<BBHHBB")
@@ -69,6 +71,17 @@ def scope(text: str, *objects: bytes) -> bytes:
 def device(text: str, *objects: bytes) -> bytes:
     """A device, ``Device (text) {...}``."""
     return DEVICE_OP + _with_length(segment(text) + b"".join(objects))
+
+
+def method(text: str, arguments: int, *statements: bytes) -> bytes:
+    """A method that runs once at a time, ``Method (text, arguments, Serialized) {...}``."""
+    flags = bytes([arguments | METHOD_SERIALIZED])
+    return METHOD_OP + _with_length(segment(text) + flags + b"".join(statements))
+
+
+def notify(text: str, value: int) -> bytes:
+    """Tell the driver of an object that something happened to it, ``Notify (text, value)``."""
+    return NOTIFY_OP + segment(text) + integer(value)
 
 
 def eisa_id(text: str) -> bytes:

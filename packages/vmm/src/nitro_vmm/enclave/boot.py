@@ -17,6 +17,7 @@ from nitro_vmm.address_map import MIB
 from nitro_vmm.boot.loader import load
 from nitro_vmm.boot.ram import Proceed, nothing
 from nitro_vmm.cache import Cache
+from nitro_vmm.devices.generation_id import GENERATION_ID_BYTES
 from nitro_vmm.enclave.image import MachineChoice, choose_memory_mib, measure_bootable
 from nitro_vmm.enclave.kernel_cache import KernelCache
 from nitro_vmm.enclave.timeline import LOADED, MEASURED, Timeline
@@ -170,6 +171,7 @@ def boot(
     around.say(f"booting {config.eif_path} ({image_mib:.1f} MiB) in {image.memory_mib} MiB")
     hardware = make_hardware(image, memory, accelerator, resources, around, memory_fd=memory_fd)
     machine = hardware.machine
+    machine.change_generation(os.urandom(GENERATION_ID_BYTES))
     entry = load(
         memory.guest,
         image.memory_mib * MIB,

@@ -4,6 +4,7 @@ As `nitro_vmm.enclave.boot`, it imports no trio, no cryptography and no pydantic
 it is done. The devices of the virtio slots get their saved states when they are made, see `Board.settle`.
 """
 
+import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from nitro_eif import Eif
 from nitro_vmm.accel import Accelerator, SavesMachines
 from nitro_vmm.address_map import MIB
 from nitro_vmm.boot import canonical
+from nitro_vmm.devices.generation_id import GENERATION_ID_BYTES
 from nitro_vmm.enclave.boot import Begun, Image, Surroundings, boot, look_at, make_hardware
 from nitro_vmm.enclave.image import MachineChoice, choose_memory_mib
 from nitro_vmm.enclave.saved import (
@@ -141,6 +143,7 @@ class Resumption:
             )
         hardware = make_hardware(image, memory, self.accelerator, self.resources, self.around)
         hardware.machine.restore(description.state)
+        hardware.machine.change_generation(os.urandom(GENERATION_ID_BYTES))
         # There are no connections before the first program.
         known = not description.vsock_found or description.cid == self.config.cid
         self._renew_at_first_program(hardware.machine, address_known=known)

@@ -12,6 +12,7 @@ from typing import Final
 from nitro_vmm import address_map as at
 from nitro_vmm.accel import Line
 from nitro_vmm.devices.acpi_power import AcpiPower
+from nitro_vmm.devices.generation_id import GenerationId
 from nitro_vmm.devices.i8042 import I8042, I8042State
 from nitro_vmm.devices.rtc import Rtc, RtcState
 from nitro_vmm.devices.serial import Serial, SerialState
@@ -19,6 +20,7 @@ from nitro_vmm.devices.virtio import VirtioDevice
 from nitro_vmm.devices.virtio_mmio import Register, VirtioMmio, VirtioMmioState
 from nitro_vmm.errors import StateError
 from nitro_vmm.machine.bus import AddressSpace
+from nitro_vsock import GuestMemory
 
 I8042_PORTS: Final = (at.I8042_DATA, at.I8042_COMMAND)
 RTC_PORTS: Final = 2
@@ -104,6 +106,7 @@ class Board:
 
     Args:
         bus: Where the devices are put.
+        memory: The guest's.
         line: Gives the interrupt line of a number.
         signal_on_write: See `Vm.signal_on_write`.
         wall_clock_ns: Nanoseconds since 1970, for the clock that the guest reads at its start.
@@ -117,6 +120,7 @@ class Board:
     def __init__(
         self,
         bus: AddressSpace,
+        memory: GuestMemory,
         line: Callable[[int], Line],
         *,
         signal_on_write: Callable[[int, int, int], None],
@@ -138,6 +142,8 @@ class Board:
         """The console's port."""
         self._i8042 = I8042(reset)
         self._rtc = Rtc(wall_clock_ns)
+        self.generation_id: GenerationId = GenerationId(memory, line(at.ACPI_EVENT_IRQ))
+        """Which life of the guest this is."""
         self._reserved: dict[str, _Reserved] = {}
         self._virtio: dict[str, VirtioMmio] = {}
         self._virtio_names: list[str] = []

@@ -100,6 +100,7 @@ class Machine:
         self._vm = accelerator.create_vm(memory.ram, bus, processors=processors)
         self.board: Board = Board(
             bus,
+            memory.guest,
             self._vm.line,
             signal_on_write=self._vm.signal_on_write,
             wall_clock_ns=wall_clock_ns,
@@ -248,6 +249,10 @@ class Machine:
         # The controllers first: a device that drives its line high must not look like an edge to them.
         self._vm.restore(state.vm)
         self.board.restore(state.board)
+
+    def change_generation(self, number: bytes) -> None:
+        """Tell a guest with ACPI that it lives once more; see `GenerationId.change`."""
+        self._vm.locked(lambda: self.board.generation_id.change(number))
 
     def at_first_program(self, function: Callable[[Program], None]) -> None:
         """Have a function called once, before the first instruction of the guest's first program.
