@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,11 +20,16 @@ from nitro_vmm import (
     UsageError,
 )
 from nitro_vmm.accel import EntryState, Exit, ExitReason
+from nitro_vmm.enclave.assembly import Assembly, Reach, connect
+from nitro_vmm.enclave.boot import Begun
 from nitro_vmm.enclave.console import KEPT_BYTES_MAX
+from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT
+from nitro_vmm.enclave.timeline import Timeline
 from nitro_vmm.testing import FakeAccelerator, FakeVcpu
 from nitro_vsock import VsockError
 
 Program = Callable[[FakeVcpu], Exit]
+PATIENCE_S = 60
 PANIC = b"Kernel panic - not syncing: no init\n---[ end Kernel panic - not syncing: no init ]---\n"
 
 
@@ -242,6 +248,48 @@ async def test_a_document_from_outside_has_the_registers_of_now(image: Path) -> 
     assert any(after.pcrs[16])
     assert (after.nonce, after.user_data, after.public_key) == (b"2", b"data", b"key")
     assert "4096 bytes" in refused.value.hint
+
+
+def connect_with_heartbeat(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> socket.socket:
+    """Let a guest's heartbeat come before the enclave's tasks run; returns the guest's end."""
+    guest, host = socket.socketpair()
+    guest.settimeout(PATIENCE_S)
+    guest.sendall(b"\xb7")
+
+    def connect_quickly(
+        config: EnclaveConfig, begun: Begun, resources: ExitStack, timeline: Timeline, reach: Reach
+    ) -> Assembly:
+        assembly = connect(config, begun, resources, timeline, reach)
+        reach.services[HEARTBEAT_PORT](host)
+        if error is not None:
+            raise error
+        return assembly
+
+    monkeypatch.setattr("nitro_vmm.enclave.enclave.connect", connect_quickly)
+    return guest
+
+
+async def test_a_guest_that_is_quicker_than_its_enclave_is_served(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect_with_heartbeat(monkeypatch) as guest:
+        async with enclave_with(image, wait_for_kick) as enclave:
+            await enclave.booted()
+            answer = await trio.to_thread.run_sync(guest.recv, 2)
+
+    assert answer == b"\xb7"
+
+
+async def test_a_guest_that_is_quicker_than_an_enclave_that_fails_is_let_go(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect_with_heartbeat(monkeypatch, UsageError("it cannot be")) as guest:
+        with pytest.raises(UsageError, match="it cannot be"):
+            async with enclave_with(image, wait_for_kick):
+                pass
+
+        with suppress(ConnectionResetError):
+            assert guest.recv(1) == b""
 
 
 async def test_pausing_an_enclave(image: Path) -> None:

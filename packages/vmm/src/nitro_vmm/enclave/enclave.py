@@ -120,6 +120,8 @@ class Enclave:
         self._token: trio.lowlevel.TrioToken | None = None
         self._nursery: trio.Nursery | None = None
         self._assembly: Assembly | None = None
+        self._deferred: list[Callable[[], object]] | None = []
+        """What is to be done when the tasks run, because the guest may be quicker; `None` once they do."""
 
     async def __aenter__(self) -> Self:
         self._token = trio.lowlevel.current_trio_token()
@@ -128,6 +130,7 @@ class Enclave:
                 self._assembly = await self._assembled()
         except BaseException:
             self._launch.close()
+            self._do_deferred()  # which closes the connections
             raise
         self._nursery = self._egress.nursery = await self._tasks.enter_async_context(trio.open_nursery())
         if self._published is not None and self._assembly.engine is not None:
@@ -138,6 +141,7 @@ class Enclave:
             self._nursery.start_soon(task, self._assembly)
         if self._debugger is not None:
             self._nursery.start_soon(self._debugger.serve)
+        self._do_deferred()
         return self
 
     async def __aexit__(
@@ -435,10 +439,21 @@ class Enclave:
         """
         assert self._token is not None  # noqa: S101 - set before the machine exists
         try:
-            self._token.run_sync_soon(function)
+            self._token.run_sync_soon(self._do, function)
         except trio.RunFinishedError:
             return False
         return True
+
+    def _do(self, function: Callable[[], object]) -> None:
+        if self._deferred is None:
+            function()
+        else:
+            self._deferred.append(function)
+
+    def _do_deferred(self) -> None:
+        deferred, self._deferred = self._deferred or [], None
+        for function in deferred:
+            function()
 
     def _served(self, serve: Service) -> Service:
         """A handler of the enclave's connections that calls this one in the loop's thread."""
@@ -450,7 +465,9 @@ class Enclave:
         return hand_over
 
     def _on_heartbeat(self, sock: socket.socket) -> None:
-        assert self._nursery is not None  # noqa: S101 - its own task calls this
+        if self._nursery is None:
+            sock.close()
+            return
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         self._nursery.start_soon(self._heartbeat.answer, stream)
 
