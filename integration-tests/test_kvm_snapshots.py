@@ -10,7 +10,7 @@ import pytest
 import images
 from kvm_host import require_kvm
 from nitro_eif import Contents, Eif, Node, write_cpio, write_eif
-from nitro_vmm import EnclaveConfig
+from nitro_vmm import BlockingEnclave, EnclaveConfig, Outcome
 from nitro_vmm.accel.kvm import Kvm
 from nitro_vmm.enclave.saved import IMAGE, KERNEL
 from nitro_vmm.enclave.saving import Saving
@@ -19,7 +19,7 @@ from second_lives import SecondLife, together
 
 pytestmark = pytest.mark.slow
 
-PATIENCE_S = 300
+PATIENCE_S = 600
 CIDS = (16, 21)
 PROCESSORS = 2
 COMPLAINTS = re.compile(rb"rcu.*stall|soft lockup|hung_task|WARNING|\bBUG:|Oops|call trace", re.IGNORECASE)
@@ -57,6 +57,18 @@ def configure(image: Path, *, saved: Path | None = None, cid: int = CIDS[0]) -> 
 def save(image: Path, kind: str, path: Path) -> None:
     with ExitStack() as resources, new_file(path) as file:
         Saving(configure(image), Kvm(), resources, kind=kind, say=print).save(file)
+
+
+def seen_through(config: EnclaveConfig) -> bytes:
+    """What an enclave of the hello image prints, once it has ended well."""
+    with BlockingEnclave(config) as enclave:
+        result = enclave.wait(PATIENCE_S)
+        printed = enclave.console_output
+    print(printed.decode(errors="replace"), result, sep="\n")
+    assert result.outcome is Outcome.ENDED
+    assert result.heartbeat_s is not None
+    assert b"the application exited with 0" in printed
+    return printed
 
 
 def larger(image: Path, path: Path) -> Path:
@@ -115,3 +127,20 @@ def test_a_machine_of_a_kernel_serves_two_images(image: Path, tmp_path: Path) ->
     )
 
     check(lives)
+
+
+@pytest.mark.parametrize("kind", [IMAGE, KERNEL])
+def test_a_kernel_with_modules_and_acpi(tmp_path: Path, kind: str) -> None:
+    require_kvm()
+    try:
+        image = images.hello("debian")
+    except images.ERRORS as error:
+        pytest.skip(str(error))
+    saved = tmp_path / "saved"
+    save(image, kind, saved)
+
+    printed = [seen_through(configure(image, saved=saved, cid=cid)) for cid in CIDS]
+
+    random = [re.findall(rb"the first are ([0-9a-f]{16})", each) for each in printed]
+    assert all(len(found) == 1 for found in random)
+    assert random[0] != random[1]
