@@ -35,8 +35,10 @@ DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 ENDED = re.compile(rf"{MARK} (\d+)\r*\n".encode())
 EMPTY = ("/tmp", "/run")  # noqa: S108 - of the machine
 """What the command does not see of the host's files. They are in memory, and can be written to."""
-PASSED_ON = ("PATH", "VIRTUAL_ENV", "LANG", "NITRO_VMM_ACCELERATOR")
+PASSED_ON = ("PATH", "VIRTUAL_ENV", "LANG", "NITRO_VMM_ACCELERATOR", "NITRO_VMM_BOOT_TIMEOUT_S")
 """Variables that the command gets from here."""
+BOOT_TIMEOUT_S = 600
+"""How long enclaves of `vmm run` may take to boot in there, if nothing else is asked for."""
 HOLD = """
 import fcntl, os, signal
 vm = fcntl.ioctl(os.open("/dev/kvm", os.O_RDWR), 0xAE01, 0)  # KVM_CREATE_VM
@@ -189,7 +191,7 @@ def run(command: str, *, processors: int, memory_mib: int, timeout_s: float) -> 
             "-initrd",
             str(ramdisk),
             "-append",
-            "console=ttyS0 loglevel=1 panic=-1 maxcpus=1",
+            "console=ttyS0 loglevel=1 panic=-1 maxcpus=1 mitigations=off no5lvl",
         ),
         *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),
         *("-device", f"virtio-9p-pci,fsdev=root,mount_tag={TAG}"),
@@ -239,6 +241,7 @@ def run_here(
     """
     compile_modules()
     settings = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | variables
+    settings.setdefault("NITRO_VMM_BOOT_TIMEOUT_S", str(BOOT_TIMEOUT_S))
     settings |= {"HOME": "/tmp", "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis"}  # noqa: S108 - in there
     assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in settings.items())
     hold = shlex.join([sys.executable, "-I", "-S", "-c", HOLD])
