@@ -1,6 +1,5 @@
 """Some of the tests on KVM, in a machine of QEMU's that has it: the short form of `nox -s kvm`."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -52,9 +51,7 @@ def test_kvm_in_a_machine_of_qemus(capfd: pytest.CaptureFixture[str]) -> None:
     options = ["-p", "no:cacheprovider", "--durations=20", "--deselect", SLOW_THERE]
     command = [sys.executable, "-m", "pytest", *options, *tests]
 
-    code = kvm.run_here(
-        command, processors=os.cpu_count() or 1, timeout_s=PATIENCE_S, NITRO_VMM_ACCELERATOR="kvm"
-    )
+    code = kvm.run_here(command, timeout_s=PATIENCE_S, NITRO_VMM_ACCELERATOR="kvm")
 
     out, _ = capfd.readouterr()
     assert code == 0, out

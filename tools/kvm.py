@@ -50,7 +50,7 @@ if not os.fork():
 """Makes a machine of KVM's that is there for as long as the command runs. With the first and the last one
 Linux changes its scheduler's code, and QEMU's emulated processors sometimes run what stood there in between.
 So the first one is made while there is one processor."""
-OTHERS_ON = "for other in /sys/devices/system/cpu/cpu[1-9]*/online; do echo 1 >$other; done"
+OTHERS_ON = "for cpu in /sys/devices/system/cpu/cpu[1-9]*/online; do [ ! -e $cpu ] || echo 1 >$cpu; done"
 NEVER_IMPORTED = re.compile(r"/(test|tests|idlelib|lib2to3)/")
 """Folders that programs do not import from; Python's own tests alone take a minute to compile."""
 EXIT_LOST = 125
@@ -216,6 +216,11 @@ def run(command: str, *, processors: int, memory_mib: int, timeout_s: float) -> 
     return code
 
 
+def processors_default() -> int:
+    """Two; one on a computer that has much else to do, where two of them mostly wait for each other."""
+    return 1 if os.getloadavg()[0] > 2 * (os.cpu_count() or 1) else 2
+
+
 def compile_modules() -> None:
     """Have what Python may import compiled, because in the machine each start of it would do that anew.
 
@@ -228,12 +233,14 @@ def compile_modules() -> None:
 def run_here(
     command: list[str],
     *,
-    processors: int = 2,
+    processors: int | None = None,
     memory_mib: int = 3072,
     timeout_s: float = 1800,
     **variables: str,
 ) -> int:
     """`run` in this directory, with this environment's programs; ``variables`` are more for its environment.
+
+    Without a number of processors it is `processors_default`.
 
     Raises:
         KvmError: there is no QEMU.
@@ -248,6 +255,7 @@ def run_here(
     line = (
         f"{hold}; {OTHERS_ON}; cd {shlex.quote(str(Path.cwd()))} && {assignments} exec {shlex.join(command)}"
     )
+    processors = processors or processors_default()
     return run(line, processors=processors, memory_mib=memory_mib, timeout_s=timeout_s)
 
 
@@ -256,7 +264,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--processors", type=int, default=2)
+    parser.add_argument("--processors", type=int, help="default: 2, and 1 on a busy computer")
     parser.add_argument("--memory-mib", type=int, default=3072)
     parser.add_argument("--timeout-s", type=float, default=1800)
     parser.add_argument("command", nargs=argparse.REMAINDER)
