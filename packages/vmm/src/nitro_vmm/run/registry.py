@@ -284,19 +284,34 @@ def _write(directory: Path, entry: Entry) -> None:
 def _look(directory: Path) -> Entry | None:
     """The entry of a directory, with what the kernel says about its process; `None` if it is none."""
     try:
-        with (directory / "state.json").open("rb") as file:
-            entry = Entry(**json.loads(file.read(STATE_BYTES_MAX)))
-        gone = not _is_locked(directory / "lock")
-        if gone and alive(entry):
-            # It may have ended after the state was read.
-            with (directory / "state.json").open("rb") as file:
-                entry = Entry(**json.loads(file.read(STATE_BYTES_MAX)))
-            if alive(entry):
-                entry = replace(entry, status=KILLED)
-                _tidy(directory, entry)
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # By its descriptor it stays the same directory, even if another enclave of this name takes its place.
+        # Otherwise the state could be of one that has ended, and the lock of that which runs.
+        entry = _read(Path(f"/proc/self/fd/{fd}"))
     except (OSError, ValueError, TypeError):
         return None
+    finally:
+        os.close(fd)
     return replace(entry, name=directory.name)
+
+
+def _read(directory: Path) -> Entry:
+    entry = _state(directory)
+    gone = not _is_locked(directory / "lock")
+    if gone and alive(entry):
+        entry = _state(directory)  # it may have ended after the state was read
+        if alive(entry):
+            entry = replace(entry, status=KILLED)
+            _tidy(directory, entry)
+    return entry
+
+
+def _state(directory: Path) -> Entry:
+    with (directory / "state.json").open("rb") as file:
+        return Entry(**json.loads(file.read(STATE_BYTES_MAX)))
 
 
 def _is_locked(path: Path) -> bool:
