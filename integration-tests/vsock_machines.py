@@ -49,7 +49,7 @@ class Qemu:
     initramfs: Path
     options: tuple[str, ...]
     device: str
-    # Linux measures whether the timer's interrupts come, and panics if QEMU had no processor for it meanwhile.
+    # Linux measures whether the timer's interrupts come, and panics if QEMU had no processor meanwhile.
     append: str = "console=ttyS0 quiet panic=-1 no_timer_check"
 
     def command(self, directory: Path, cid: int) -> list[str]:
