@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nitro_vmm.devices.vsock import VsockDevice
+from nitro_vmm.devices.vsock import SLACK_NS, VsockDevice
 from nitro_vsock import VsockConfig, VsockEngine
 from nitro_vsock.testing import guest_ram
 from vsock_guest import CID, RAM_BYTES, REQUEST, RESPONSE, RW, Guest
@@ -130,7 +130,7 @@ def test_a_timer_that_would_fire_too_early_is_set_anew(bench: Bench) -> None:
     assert bench.main_loop_wakes(PATIENCE_S)
     bench.device.claim(mine=True)
     bench.device.turn()
-    bench.now_ns += 600_000
+    bench.now_ns += SLACK_NS + 1
 
     bench.device.claim(mine=False)
 

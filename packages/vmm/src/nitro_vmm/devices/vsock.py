@@ -49,7 +49,7 @@ UNATTENDED_NS: Final = 1_000_000
 """How long the main loop leaves the engine to the processor's thread while the guest runs. After most packets
 a guest waits for an answer long before, and then the processor's thread looks."""
 
-SLACK_NS: Final = 500_000
+SLACK_NS: Final = 1_500_000
 """How much longer it may be, so that the timer need not be set each time that the guest goes on."""
 
 # virtio_vsock_config (virtio 1.3 §5.10.4): guest_cid

@@ -499,10 +499,15 @@ class VsockEngine:
         return wait
 
     def _look(self, pace: int) -> tuple[float | None, list[Callable[[], None]]]:
-        """One look at everything without waiting, under the lock; returns as `_serve`."""
+        """One look at everything without waiting, under the lock; returns as `_serve`.
+
+        At a kick only at what the guest has sent. What host programs have to say can wait for a moment: there
+        is no other kick before the guest halts, or another thread takes a turn.
+        """
         if self._closed:
             return None, []
-        return self._serve(self._epoll.poll(0.0, EVENTS_MAX), pace)
+        events = [] if pace == Pace.KICKED else self._epoll.poll(0.0, EVENTS_MAX)
+        return self._serve(events, pace)
 
     def _serve(
         self, events: list[tuple[int, int]], pace: int
