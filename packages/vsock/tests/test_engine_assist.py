@@ -9,7 +9,7 @@ import pytest
 
 from engine_bench import CID, PORT, Bench, readable
 from nitro_vsock import VsockConfig, VsockEngine
-from nitro_vsock.device.packet import Op
+from nitro_vsock.device.packet import HEADER_BYTES, Op
 from nitro_vsock.testing import FakeGuest
 
 
@@ -88,6 +88,41 @@ def test_an_interrupt_is_held_back_for_a_bounded_number_of_packets(bench: Bench)
         assert sent <= 32
 
     assert not bench.engine.holds
+
+
+def test_a_guest_that_waits_gets_much_data_with_one_interrupt(bench: Bench) -> None:
+    guest, host = connect(bench)
+    host.send(bytes(50_000))
+    before = bench.engine.counters().interrupts
+
+    bench.engine.assist(halted=True)
+
+    assert sum(chain.length - HEADER_BYTES for chain in guest.receive.used_chains()) == 50_000
+    assert guest.interrupts == 1
+    assert bench.engine.counters().interrupts == before + 1
+
+
+def test_a_guest_that_gets_more_and_more_data_goes_on(bench: Bench) -> None:
+    guest, host = connect(bench)
+    host.send(bytes(200_000))
+
+    bench.engine.assist(halted=True)
+
+    assert guest.interrupts == 1
+    assert readable(bench.engine), "there is more to do"
+
+
+def test_what_the_host_says_waits_at_a_kick_until_the_guest_halts(bench: Bench) -> None:
+    guest, host = connect(bench)
+    host.send(b"from the host")
+    write(guest, b"from the guest")
+
+    bench.engine.assist(halted=False)
+
+    assert host.recv(100) == b"from the guest"
+    assert guest.receive.used_chains() == []
+    bench.engine.assist(halted=True)
+    assert [packet.data for packet in guest.packets()] == [b"from the host"]
 
 
 def test_after_a_kick_there_are_no_more_until_the_guest_halts(bench: Bench) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from engine_bench import Bench, data, drain, ops
 from nitro_vsock.device.packet import Op, Shutdown
+from nitro_vsock.device.socket_connection import Doubt
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
@@ -159,6 +160,24 @@ def test_a_guest_hears_at_once_of_a_host_program_that_stops_reading(bench: Bench
     assert guest.packets() == []
     host.send(b"but I talk")
     assert data(guest.packets()) == b"but I talk"
+
+
+def test_a_host_program_that_takes_data_is_not_asked_whether_it_reads(bench: Bench) -> None:
+    guest = bench.start()
+    host = bench.guest_opens()
+    guest.packets()
+    parts = bench.engine._connections
+    (connection,) = parts.table.by_address.values()
+    parts.table.doubt(connection)
+    guest.send(Op.RW, 99, 5000, b"words")
+    assert connection.doubt == Doubt.NONE
+    host.shutdown(socket.SHUT_RD)
+    parts.table.doubt(connection)
+
+    assert parts.delivery.look_at_doubtful()
+
+    (told,) = guest.packets()
+    assert (told.op, told.header.flags) == (Op.SHUTDOWN, Shutdown.RECEIVE)
 
 
 def test_a_guest_hears_that_a_host_program_stops_reading_while_that_one_still_talks(bench: Bench) -> None:

@@ -106,6 +106,8 @@ class Delivery:
 
     def _ask_whether_read(self, connection: SocketConnection) -> None:
         """Ask a stream's unix socket whether the host program still reads, by sending nothing."""
+        if connection.doubt != Doubt.WAITS:
+            return  # something was sent meanwhile, which tells as much
         connection.doubt = Doubt.NONE
         sock = connection.socket
         if sock is None or connection.write_closed or connection.shutdown_sent & Shutdown.RECEIVE:

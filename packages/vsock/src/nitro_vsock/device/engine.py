@@ -43,6 +43,9 @@ from nitro_vsock.virtio.features import VSOCK_F_SEQPACKET, VSOCK_F_STREAM
 ROUNDS_PER_TURN: Final = 16
 """After so many rounds `VsockEngine.turn` returns, so that its caller can do something else in between."""
 
+ROUNDS_PER_ASSIST: Final = 4
+"""After so many rounds `VsockEngine.assist` returns, so that the guest goes on."""
+
 KICK_EVENTS: Final = select.EPOLLIN | select.EPOLLET
 """Every write to an eventfd makes a new edge, so it need not be read."""
 
@@ -404,7 +407,7 @@ class VsockEngine:
         return wait
 
     def assist(self, *, halted: bool) -> bool:
-        """Take one round in place of the thread that calls `turn`, because that one would have to wake up.
+        """Take some rounds in place of the thread that calls `turn`, because that one would have to wake up.
 
         For the thread in which the guest runs, and not with `run`. The guest is asked for no more kicks until
         it halts: look again then, and call `turn` if it does not halt for a while. The interrupt of the
@@ -422,6 +425,15 @@ class VsockEngine:
             return False
         try:
             delay_s, calls = self._look(Pace.HALTED if halted else Pace.KICKED)
+            if halted:
+                # One interrupt for all that is there, because each costs the guest as much as some packets.
+                for _ in range(ROUNDS_PER_ASSIST - 1):
+                    if delay_s != 0.0:
+                        break
+                    delay_s, more = self._look(Pace.HALTED)
+                    fresh = [call for call in more if call not in calls]
+                    self._counters.interrupts -= len(more) - len(fresh)
+                    calls += fresh
             deadline, promised = self._connections.timers.next_deadline(), self._promised
             earlier = deadline is not None and (promised is None or deadline < promised)
             if earlier:

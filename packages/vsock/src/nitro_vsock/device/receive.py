@@ -169,8 +169,8 @@ class Receiver:
         ring.consume(lengths)
         used = len(lengths)
         connection.sent(count, used)
-        # The next read is as wide as this one proved to need: twice as wide if it was filled, else as wide as
-        # it was.
+        # The next read is twice as wide if this one was filled, else as wide as this one proved to need. It
+        # shrinks by half at most, because a program that writes much is often read before it has written all.
         if count == room:
             if connection.width < WIDTH_MAX:
                 connection.width *= 2
@@ -179,7 +179,7 @@ class Receiver:
             # which is a read of nothing, comes after it; and on TCP a read stops short in front of urgent
             # data.
             connection.readable = connection.ending or not connection.unix
-            connection.width = max(WIDTH_MIN, used)
+            connection.width = max(WIDTH_MIN, used, connection.width // 2)
         self._counters.bytes_to_guest += count
         self._counters.packets_to_guest += used
         return used

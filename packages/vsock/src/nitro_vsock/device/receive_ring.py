@@ -36,13 +36,16 @@ class ReceiveBuffer:
         self.segments = chain.writable
         self.first = self.segments[0] if self.segments else NOTHING
         """The first segment. In all chains that real drivers make, it holds the whole header."""
-        room = -HEADER_BYTES
-        for segment in self.segments:
-            room += len(segment)
-        self.capacity = max(0, room)
+        room = len(self.first)
+        if len(self.segments) > 1:  # which no buffer of Linux has
+            room = sum(map(len, self.segments))
+        self.capacity = max(0, room - HEADER_BYTES)
 
     def add_data(self, views: list[memoryview]) -> None:
         """Append to ``views`` the segments, or parts of segments, that come after the header."""
+        if len(self.segments) == 1:
+            views.append(self.first[HEADER_BYTES:])
+            return
         skip = HEADER_BYTES
         for segment in self.segments:
             if len(segment) > skip:

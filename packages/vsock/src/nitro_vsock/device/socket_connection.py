@@ -201,6 +201,8 @@ class SocketConnection(Connection):
             except OSError:
                 self._stop_writing()
                 raise
+            if sent and self.doubt == Doubt.WAITS:
+                self.doubt = Doubt.NONE  # the program reads, or there would have been an error
             for segment in batch:
                 length = len(segment)
                 if sent >= length:
