@@ -20,6 +20,7 @@ from nitro_vmm.config import EnclaveConfig
 from nitro_vmm.enclave import Enclave, Result
 from nitro_vmm.enclave.tasks import ungrouped
 from nitro_vmm.errors import LaunchStoppedError, UsageError
+from nitro_vmm.run.code_pages import give_back_when_settled
 from nitro_vmm.run.control import REQUEST_BYTES_MAX
 from nitro_vmm.run.log_file import LogFile
 from nitro_vmm.run.registry import ENDED, RUNNING, Entry, Registration, control_address
@@ -139,6 +140,7 @@ async def _serve(
                     server = Server(enclave, registration.entry)
                     nursery.start_soon(server.serve, listener)
                     nursery.start_soon(_unless_it_ends, note_boot)
+                    nursery.start_soon(give_back_when_settled, enclave)
                     result = await enclave.wait()
                     await server.finish()
                 nursery.cancel_scope.cancel()

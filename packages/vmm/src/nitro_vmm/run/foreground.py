@@ -16,6 +16,7 @@ from nitro_vmm.enclave.outcome import EnclaveEndedError, Result
 from nitro_vmm.enclave.tasks import ungrouped
 from nitro_vmm.enclave.timeline import Timeline
 from nitro_vmm.errors import LaunchStoppedError
+from nitro_vmm.run.code_pages import give_back_when_settled
 from nitro_vmm.run.process import notify
 from nitro_vmm.run.signals import EarlySignals, receiver, said
 from nitro_vmm.run.terminal import may_read, pollable, stdin_fd
@@ -80,6 +81,7 @@ async def see_through(
                     elif enclave.config.console is None:
                         launch.say(HIDDEN)
                     nursery.start_soon(_notify_boot, enclave)
+                    nursery.start_soon(give_back_when_settled, enclave)
                     result = await enclave.wait()
                 nursery.cancel_scope.cancel()
     except LaunchStoppedError as error:
