@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -59,7 +60,8 @@ def many(count: int, image: Path) -> int:
             for line in enclave.stderr:
                 if HEARTBEAT in line:
                     beats += 1
-                    sizes.append(own_kib(enclave.pid))
+                    with suppress(ProcessLookupError):  # it may have ended while we waited for another one
+                        sizes.append(own_kib(enclave.pid))
                     break
         took_s = time.monotonic() - started
         for enclave in enclaves:
