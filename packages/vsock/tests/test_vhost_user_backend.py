@@ -468,7 +468,10 @@ class AnyMessages(RuleBasedStateMachine):
         """A session that broke is closed, and another begins."""
         try:
             yield
-        except VhostUserError:
+        except VhostUserError as error:
+            # From Python 3.13 on an exception that went through a context manager keeps its frames, so the
+            # session and its memory, until the garbage collector comes.
+            error.__traceback__ = None
             self.session.backend.close()
             self.session = Session()
 
