@@ -46,6 +46,14 @@ def test_all_tables_are_found_and_add_up() -> None:
     assert all(sum(table) % 256 == 0 for table in tables.values())
 
 
+def test_the_revisions_are_those_that_the_tables_follow() -> None:
+    revisions = {signature: table[8] for signature, table in pointed_to().items()}
+
+    assert revisions == {b"XSDT": 1, b"FACP": 6, b"APIC": 5, b"DSDT": 2}
+    assert pointed_to()[b"FACP"][131] == 5, "and the FADT's minor one, for ACPI 6.5"
+    assert {table[10:][:14] for table in pointed_to().values()} == {b"NITROVENCLAVE "}
+
+
 def test_as_many_devices_as_there_are_interrupts_fit_the_bios_area() -> None:
     slots = [virtio_slot(index) for index in range(address_map.IO_APIC_PINS - address_map.VIRTIO_IRQ)]
     assert address_map.ACPI_RSDP + len(acpi.build(slots)) <= address_map.BIOS_RESET
@@ -63,6 +71,15 @@ def test_the_fadt_says_how_to_reset_and_power_off() -> None:
     assert fadt[128] == address_map.ACPI_RESET_VALUE
     assert fadt[244:256] == port + struct.pack("<Q", address_map.ACPI_SLEEP_CONTROL)
     assert fadt[256:268] == port + struct.pack("<Q", address_map.ACPI_SLEEP_STATUS)
+
+
+def test_what_a_guest_need_not_look_for() -> None:
+    fadt = pointed_to()[b"FACP"]
+
+    (boot_architecture,) = struct.unpack_from("<H", fadt, 109)
+    (flags,) = struct.unpack_from("<I", fadt, 112)
+    assert boot_architecture == 1 << 0 | 1 << 2 | 1 << 3, "devices on ports, no VGA, no MSI, no i8042"
+    assert flags == 1 << 0 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 10 | 1 << 20, "WBINVD, no fixed buttons or RTC"
 
 
 CMOS_RTC_NOT_PRESENT = 1 << 5
@@ -99,11 +116,30 @@ def test_the_madt_has_one_processor_and_one_io_apic() -> None:
     )
 
 
+def test_non_maskable_interrupts_come_to_the_second_pin_of_each_processor() -> None:
+    madt = pointed_to()[b"APIC"]
+
+    assert struct.unpack_from("<BBBHB", madt, 64) == (4, 6, 0xFF, 0, 1)
+    assert len(madt) == 70
+
+
 def test_each_processor_has_an_id_of_its_own() -> None:
     madt = pointed_to(acpi.build([], processors=4))[b"APIC"]
 
     found = [struct.unpack_from("<BBBBI", madt, 44 + 8 * number) for number in range(4)]
     assert found == [(0, 8, number, number, 1) for number in range(4)]
+
+
+def io_ports(first: int, count: int) -> bytes:
+    """An I/O port descriptor (ACPI 6.5 §6.4.2.5) of 16 address bits, aligned to 1."""
+    return struct.pack("<BBHHBB", 0x47, 1, first, first, 1, count)
+
+
+def test_the_ports_of_the_console_and_the_clock() -> None:
+    dsdt = pointed_to()[b"DSDT"]
+
+    assert io_ports(0x3F8, 8) in dsdt
+    assert io_ports(0x70, 2) in dsdt
 
 
 needs_iasl = pytest.mark.skipif(shutil.which("iasl") is None, reason="iasl (acpica-tools) is not installed")

@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from nitro_vmm.cli.nitro import enclaves
 from nitro_vmm.cli.nitro.errors import ERRORS
 from nitro_vmm.cli.nitro.main import VERSION, allocator, main, parser
 from vmm_command import Vmm
@@ -188,3 +190,153 @@ def test_it_is_a_command_of_vmm_as_well(vmm: Vmm) -> None:
     done = vmm("nitro-cli", "describe-enclaves")
 
     assert (done.returncode, done.stdout) == (0, "[]\n")
+
+
+GIB = 1 << 30
+Ask = Callable[..., list[str]]
+"""Asks run-enclave for something; returns the command line of ``vmm`` that it would launch."""
+
+
+@pytest.fixture
+def ask(vmm: Vmm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """Nothing is launched, so that enclaves may be as large as they like."""
+    launched: list[list[str]] = []
+
+    def refuse(argv: list[str]) -> tuple[int, None, str]:
+        launched.append(argv)
+        return 4, None, "vmm: error: nothing is launched here"
+
+    monkeypatch.setattr(enclaves, "start", refuse)
+
+    def ask(*arguments: str, image_bytes: int = 1) -> list[str]:
+        with (tmp_path / "image").open("wb") as image:
+            image.truncate(image_bytes)
+        code = main(["run-enclave", "--eif-path", str(tmp_path / "image"), *arguments])
+        return launched[-1] if code == 29 else [f"E{code:02}"]
+
+    return ask
+
+
+def option(argv: list[str], name: str) -> str:
+    return argv[argv.index(name) + 1] if name in argv else " ".join(argv)
+
+
+@pytest.mark.parametrize(
+    ("image_bytes", "memory", "memory_mib"),
+    [
+        (1, "64", "64"),
+        (16 << 20, "64", "64"),
+        ((16 << 20) + 1, "64", "E26"),
+        ((16 << 20) + 1, "65", "65"),
+        (GIB, "4096M", "4096"),
+        (GIB, "4G", "4096"),
+        (GIB, "4095", "E26"),
+        (1, "1T", str(1 << 20)),
+        (1, "1K", "E03"),
+    ],
+)
+def test_memory_is_at_least_four_times_the_image(
+    ask: Ask, image_bytes: int, memory: str, memory_mib: str
+) -> None:
+    argv = ask("--memory", memory, "--cpu-count", "2", image_bytes=image_bytes)
+
+    assert option(argv, "--memory-mib") == memory_mib
+
+
+@pytest.mark.parametrize(
+    ("image_bytes", "memory", "timeout_s"),
+    [(1, "64", 180), (6 * GIB - 1, "99G", 180), (6 * GIB, "99G", 270), (1, "100G", 270), (1, "200G", 360)],
+)
+def test_how_long_an_enclave_may_take_to_boot(
+    ask: Ask, image_bytes: int, memory: str, timeout_s: int
+) -> None:
+    argv = ask("--memory", memory, "--cpu-count", "2", image_bytes=image_bytes)
+
+    assert option(argv, "--boot-timeout-s") == str(timeout_s)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "processors"),
+    [
+        (["--cpu-count", "1"], "1"),
+        (["--cpu-count", "64"], "64"),
+        (["--cpu-count", "0"], "E22"),
+        (["--cpu-count", "-1"], "E22"),
+        (["--cpu-ids", "1"], "1"),
+        (["--cpu-ids", "1", "1023"], "2"),
+        (["--cpu-ids", "1024"], "E21"),
+        (["--cpu-ids", *map(str, range(1, 65))], "64"),
+        (["--cpu-ids", *map(str, range(1, 66))], "E22"),
+    ],
+)
+def test_how_many_processors(ask: Ask, arguments: list[str], processors: str) -> None:
+    assert option(ask("--memory", "64", *arguments), "--processors") == processors
+
+
+@pytest.mark.parametrize(
+    ("cid", "given"),
+    [
+        ("0", "0"),
+        ("1", "E03"),
+        ("2", "E03"),
+        ("4", "4"),
+        ("4294967294", "4294967294"),
+        ("4294967296", "E03"),
+        ("-1", "E03"),
+    ],
+)
+def test_which_cids(ask: Ask, cid: str, given: str) -> None:
+    assert option(ask("--memory", "64", "--cpu-count", "2", f"--enclave-cid={cid}"), "--cid") == given
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shows", "debugs"),
+    [
+        ([], "--no-console", False),
+        (["--debug-mode"], "--console", True),
+        (["--attach-console"], "--console", True),
+    ],
+)
+def test_when_the_console_is_shown(ask: Ask, arguments: list[str], shows: str, debugs: bool) -> None:  # noqa: FBT001
+    argv = ask("--memory", "64", "--cpu-count", "2", *arguments)
+
+    assert shows in argv
+    assert ("--debug-mode" in argv) is debugs
+
+
+def test_a_configuration_file_says_what_the_options_say(ask: Ask, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    wanted = {"memory_mib": 64, "cpu_ids": [1, 3], "enclave_cid": 18, "eif_path": str(tmp_path / "image")}
+    by_options = ask("--memory", "64", "--cpu-ids", "1", "3", "--enclave-cid", "18")
+    config.write_text(json.dumps(wanted))
+
+    assert main(["run-enclave", "--config", str(config)]) == 29
+    assert ask("--memory", "64", "--cpu-ids", "1", "3", "--enclave-cid", "18") == by_options
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code"),
+    [
+        ({"cpu_count": 2, "cpu_ids": []}, 29),
+        ({"cpu_count": 2, "memory_mib": True}, 3),
+        ({"cpu_count": 2, "cpu_ids": [1]}, 2),
+        ({"cpu_ids": []}, 1),
+        ({"cpu_ids": 1}, 29),
+        ({"cpu_count": "many"}, 3),
+        ([], 17),
+    ],
+)
+def test_what_a_configuration_file_may_say(ask: Ask, tmp_path: Path, wanted: object, code: int) -> None:
+    config = tmp_path / "config.json"
+    ask("--memory", "64", "--cpu-count", "2")  # makes the image
+    common = {"eif_path": str(tmp_path / "image"), "memory_mib": 64}
+    config.write_text(json.dumps(common | wanted if isinstance(wanted, dict) else wanted))
+
+    assert main(["run-enclave", "--config", str(config)]) == code
+
+
+def test_a_configuration_file_that_is_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"eif_path": "x" * (1 << 20)}))
+
+    assert main(["run-enclave", "--config", str(config)]) == 17

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 
 import pytest
@@ -146,6 +146,91 @@ def test_without_the_kernels_words_kernel_and_init_are_one_phase() -> None:
     found = Page(page(quiet, {}, {}))
 
     assert "kernel and init: 1.000 s" in found.texts
+
+
+def number(attributes: dict[str, str | None], name: str) -> float:
+    return float(attributes[name] or "")
+
+
+def bars(found: Page) -> list[tuple[float, float]]:
+    """Where the phases begin and end in the picture, from left to right."""
+    rectangles = [attributes for tag, attributes in found.tags if tag == "rect"]
+    return [(number(one, "x"), number(one, "x") + number(one, "width")) for one in rectangles]
+
+
+def test_bars_and_marks_are_where_their_times_are() -> None:
+    found = Page(page(list(moments()), {}, {}))
+
+    axis = next(attributes for tag, attributes in found.tags if tag == "line")
+    marks = [attributes for tag, attributes in found.tags if tag == "circle"]
+    # The boot takes 1.5 of 1.875 s that are shown of 1000 units with margins of 10; the end is beyond.
+    places = [10.0, 271.3, 532.7, 794.0, 990.0]
+    assert [number(mark, "cx") for mark in marks] == places
+    assert bars(found) == [pytest.approx(pair, abs=0.11) for pair in pairwise(places)]
+    assert (number(axis, "x1"), number(axis, "x2"), number(axis, "y1")) == (10, 990, number(axis, "y2"))
+    assert {number(mark, "cy") for mark in marks} == {number(axis, "y1")}
+    assert [number(mark, "r") for mark in marks] == [3, 3, 3, 5, 5]
+
+
+def test_the_axis_is_marked_at_every_fifth_of_the_time() -> None:
+    found = Page(page([Moment("launch", 0.0), Moment("end", 10.0)], {}, {}))
+
+    ticks = [attributes for tag, attributes in found.tags if tag == "text"]
+    assert [text for text in found.texts if text.endswith(".00 s")] == [
+        f"{second}.00 s" for second in (0, 2, 4, 6, 8, 10)
+    ]
+    assert [number(tick, "x") for tick in ticks] == [10, 206, 402, 598, 794, 990]
+    assert [tick["text-anchor"] for tick in ticks] == ["start", *["middle"] * 4, "end"]
+
+
+def test_phases_are_below_each_other_and_above_the_axis() -> None:
+    found = Page(page(list(moments()), {}, {}))
+
+    rectangles = [attributes for tag, attributes in found.tags if tag == "rect"]
+    tops = [number(one, "y") for one in rectangles]
+    bottoms = [number(one, "y") + number(one, "height") for one in rectangles]
+    labels = [number(attributes, "y") for tag, attributes in found.tags if tag == "text"]
+    axis = number(next(attributes for tag, attributes in found.tags if tag == "line"), "y1")
+    assert tops[0] == 0
+    assert all(bottom < top for bottom, top in zip(bottoms, [*tops[1:], axis], strict=True))
+    assert all(top < label < bottom for top, label, bottom in zip(tops, labels, bottoms, strict=False))
+    assert len(set(labels[len(tops) :])) == 1
+    assert labels[-1] > axis
+    view = next(attributes for tag, attributes in found.tags if tag == "svg")["viewbox"] or ""
+    assert view.split()[:3] == ["0", "0", "1000"]
+    assert float(view.split()[3]) > labels[-1]
+
+
+@pytest.mark.parametrize(("begin_s", "anchor"), [(1.0, None), (9.0, "end")])
+def test_the_label_of_a_late_phase_stays_in_the_picture(begin_s: float, anchor: str | None) -> None:
+    found = Page(page([Moment("launch", begin_s), Moment("guest starts", 10.0)], {}, {}))
+
+    label = next(attributes for tag, attributes in found.tags if tag == "text")
+    ((left, _),) = bars(found)
+    assert label.get("text-anchor") == anchor
+    assert 0 < (left - number(label, "x") if anchor else number(label, "x") - left) < 10
+
+
+def test_a_phase_of_no_time_is_seen() -> None:
+    found = Page(page([Moment("launch", 0.0), Moment("guest starts", 0.0), Moment("end", 1.0)], {}, {}))
+
+    ((left, right),) = bars(found)
+    assert right - left == 1
+
+
+def test_a_phase_that_ends_before_it_begins_is_left_out() -> None:
+    found = Page(page([Moment("guest starts", 0.0), Moment("launch", 0.5), Moment("end", 1.0)], {}, {}))
+
+    assert bars(found) == []
+
+
+def test_each_moment_has_its_time_and_that_since_the_one_before() -> None:
+    found = Page(page([Moment("a", 0.25), Moment("b", 1.0, "well", kernel_s=0.5)], {"image": "x"}, {}))
+
+    rows = [text for text in found.texts if text.strip()]
+    rows = rows[rows.index("more") + 1 : -1]
+    assert rows == ["0.250", "0.000", "a", "1.000", "0.750", "0.500000", "b", "well"]
+    assert "Boot of x" in found.texts
 
 
 @given(st.lists(st.tuples(st.text(), st.floats(0, 1e9), st.text()), max_size=5), st.text())

@@ -26,6 +26,9 @@ def test_text_and_colours_pass(text: bytes) -> None:
         pytest.param(b"\x1b]0;title\x07", id="title"),
         pytest.param(b"\x1b]52;c;aGk=\x1b\\", id="clipboard"),
         pytest.param(b"\x1b[6n", id="cursor report"),
+        pytest.param(b"\x1b[4@", id="insert characters, the first final byte"),
+        pytest.param(b"\x1b[2~", id="the last final byte"),
+        pytest.param(b"\x1b[1\x7f", id="broken off by DEL"),
         pytest.param(b"\x1b[c", id="device attributes"),
         pytest.param(b"\x1b[2J\x1b[H\x1b[A", id="clear and move"),
         pytest.param(b"\x1b[?1049h", id="alternate screen"),
@@ -48,6 +51,30 @@ def test_other_sequences_do_not(sequence: bytes, piece_bytes: int) -> None:
     clean = EscapeFilter()
 
     assert b"".join(clean.feed(piece) for piece in pieces) == b"ab"
+
+
+@pytest.mark.parametrize(
+    ("text", "passes"),
+    [
+        pytest.param(b"\x1b[1\rm", b"\r\x1b[1m", id="a control within a sequence is obeyed"),
+        pytest.param(b"\x1b[1\x0em", b"\x1b[1m", id="an unwanted control is not"),
+        pytest.param(b"\x1b[6\x18n", b"n", id="CAN breaks a sequence off"),
+        pytest.param(b"\x1b[6\x1an", b"n", id="SUB breaks a sequence off"),
+        pytest.param(b"\x1b[6\x1b[1m", b"\x1b[1m", id="ESC begins anew"),
+        pytest.param(b"\x1b]0;t\x18n", b"n", id="CAN ends a string"),
+        pytest.param(b"\x1b]0;t\x1an", b"n", id="SUB ends a string"),
+        pytest.param(b"\x1b]0;t\x1b[1mn", b"\x1b[1mn", id="ESC and another byte end a string"),
+        pytest.param(b"\x1b[" + b"1" * 61 + b"m", b"\x1b[" + b"1" * 61 + b"m", id="64 bytes"),
+        pytest.param(b"\x1b[" + b"1" * 62 + b"m", b"", id="65 bytes"),
+        pytest.param("\xa0".encode(), "\xa0".encode(), id="the first character that is no control"),
+        pytest.param("\x9f".encode(), b"", id="the last control"),
+        pytest.param(b"\xc3a", b"a", id="a character that is broken off by another"),
+        pytest.param(b"\xf0\x9f\x98a", b"a", id="and one of four bytes"),
+        pytest.param(b"\xc3\x1b[1m", b"\x1b[1m", id="and by a sequence"),
+    ],
+)
+def test_what_is_broken_off_takes_nothing_else_with_it(text: bytes, passes: bytes) -> None:
+    assert EscapeFilter().feed(text) == passes
 
 
 FRAGMENTS = st.sampled_from(

@@ -46,7 +46,7 @@ INVARIANT_TSC: Final = 1 << 8
 SSE42: Final = 1 << 20
 TSC_DEADLINE: Final = 1 << 24
 # Leaf 0x40000001, EAX: kvm-clock by old and new registers, no delays between port accesses, a stable clock.
-KVM_FEATURES: Final = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24
+KVM_FEATURES: Final = sum(1 << bit for bit in (0, 1, 3, 24))
 ADDRESS_BITS: Final = 48 << 8 | 40
 """Linear and physical."""
 

@@ -1,0 +1,107 @@
+"""What ``vmm doctor`` finds of limits and memory; the machine's own are stood in for."""
+
+import io
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nitro_vmm.cli import main
+from nitro_vmm.cli.exit_code import ExitCode
+
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+
+
+def findings(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, dict[str, Any]]]:
+    code = main(["doctor", "--json"])
+    return code, {finding["what"]: finding for finding in json.loads(capsys.readouterr().out)}
+
+
+def limit(monkeypatch: pytest.MonkeyPatch, which: int, soft: int) -> None:
+    ask = resource.getrlimit
+    monkeypatch.setattr(resource, "getrlimit", lambda asked: (soft, soft) if asked == which else ask(asked))
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "enough"), [(255, False), (256, True), (257, True), (resource.RLIM_INFINITY, True)]
+)
+def test_open_files(
+    descriptors: int,
+    enough: bool,  # noqa: FBT001 - a parameter of the test
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    limit(monkeypatch, resource.RLIMIT_NOFILE, descriptors)
+
+    code, found = findings(capsys)
+
+    assert found["open files"]["ok"] is enough
+    assert found["open files"]["fix"] == ("" if enough else "raise ulimit -n")
+    assert enough or code == ExitCode.HOST
+
+
+@pytest.mark.parametrize(
+    ("space", "enough", "fact"),
+    [
+        (2048 * MIB, True, "at most 2048 MiB"),
+        (2048 * MIB - 1, False, "at most 2047 MiB"),
+        (resource.RLIM_INFINITY, True, "unlimited"),
+    ],
+)
+def test_address_space(
+    space: int,
+    enough: bool,  # noqa: FBT001
+    fact: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    limit(monkeypatch, resource.RLIMIT_AS, space)
+
+    code, found = findings(capsys)
+
+    assert (found["address space"]["ok"], found["address space"]["fact"]) == (enough, fact)
+    assert enough or code == ExitCode.HOST
+
+
+@pytest.mark.parametrize(("available_kib", "enough"), [(1024 << 10, True), ((1024 << 10) - 1, False)])
+def test_memory(
+    available_kib: int,
+    enough: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(
+        "nitro_vmm.cli.doctor.open",
+        lambda *_arguments, **_options: io.StringIO(
+            f"MemTotal: 9999999 kB\nMemAvailable: {available_kib} kB\n"
+        ),
+        raising=False,
+    )
+
+    code, found = findings(capsys)
+
+    assert found["memory"]["ok"] is enough
+    assert found["memory"]["fact"] == f"{available_kib >> 10} MiB are available"
+    assert enough or code == ExitCode.HOST
+
+
+def test_people_are_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit(monkeypatch, resource.RLIMIT_NOFILE, 100)
+
+    code = main(["doctor"])
+
+    printed = capsys.readouterr().out
+    assert code == ExitCode.HOST
+    assert "BAD  open files: at most 100\n     hint: raise ulimit -n\n" in printed
+    assert "ok   system: Linux " in printed
+    assert "ok   runtime directory: " in printed

@@ -1,0 +1,65 @@
+"""The log of an enclave in the background is bounded, and keeps the end."""
+
+from pathlib import Path
+
+from nitro_vmm.run.log_file import LOG_BYTES_MAX, LogFile, read_log
+
+
+def test_what_is_printed_is_read_back(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "console.log")
+
+    log.write(b"one ")
+    log.write(b"two")
+    log.close()
+
+    assert read_log(tmp_path / "console.log") == b"one two"
+    assert (tmp_path / "console.log").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_log_from_before_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "console.log").write_bytes(b"a log from before")
+
+    log = LogFile(tmp_path / "console.log")
+    log.write(b"new")
+    log.close()
+
+    assert read_log(tmp_path / "console.log") == b"new"
+
+
+def test_a_full_file_is_put_aside_and_read_first(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "console.log")
+
+    log.write(b"a" * (LOG_BYTES_MAX - 1))
+    log.write(b"b")
+    assert not (tmp_path / "console.log.1").exists()
+    log.write(b"c")
+    log.write(b"d")
+
+    assert (tmp_path / "console.log.1").stat().st_size == LOG_BYTES_MAX
+    assert read_log(tmp_path / "console.log").endswith(b"abcd")
+    log.close()
+
+
+def test_at_most_twice_as_much_is_kept(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "console.log")
+
+    for letter in b"abcd":
+        log.write(bytes((letter,)) * LOG_BYTES_MAX)
+    log.close()
+
+    assert read_log(tmp_path / "console.log") == b"c" * LOG_BYTES_MAX + b"d" * LOG_BYTES_MAX
+
+
+def test_a_directory_that_is_gone_loses_output_and_nothing_else(tmp_path: Path) -> None:
+    directory = tmp_path / "enclave"
+    directory.mkdir()
+    log = LogFile(directory / "console.log")
+    (directory / "console.log").unlink()
+    directory.rmdir()
+
+    for _ in range(3):
+        log.write(bytes(LOG_BYTES_MAX))
+    log.close()
+    log.close()
+
+    assert read_log(directory / "console.log") == b""
