@@ -5,7 +5,8 @@ all the same do not say what that place should do. Places are drawn by a seed, s
 with the same seed and a larger count the first ones stay the same.
 
 Each mutant is tested in a copy, by the tests that reach its line, and by all if it is run when a module is
-imported. One that nobody can notice is listed with its reason in ``tools/mutants.toml``, and left out.
+imported, or by a program that a test starts. One that nobody can notice is listed with its reason in
+``tools/mutants.toml``, and left out.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import tempfile
 import time
 import tokenize
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -45,7 +47,15 @@ NO_SUCH_TEST = 4
 """Pytest's exit code for names that it does not find, and for a package that cannot be imported at all."""
 
 PATIENCE = 5
-"""A mutant may take so many times as long as all tests together; one that hangs is noticed, too."""
+"""A mutant may take so many times as long as all tests together."""
+
+TEST_SECONDS_MAX = 120
+"""A single test that takes longer hangs, because the slowest take seconds; that is noticed, too."""
+
+PYTEST = [
+    *(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"),
+    *("-o", f"faulthandler_timeout={TEST_SECONDS_MAX}", "-o", "faulthandler_exit_on_timeout=true"),
+]
 
 TURNED = {
     "<": "<=",
@@ -233,10 +243,26 @@ class Copy:
         lines = self._reached.contexts_by_lineno(str(self._root / mutant.file))
         names = {context.rpartition("|")[0] for context in lines.get(mutant.line, [])}
         if not names or "" in names:
-            return [self._tests]
+            return self._all_files(mutant, lines)
         if len(names) > TESTS_BY_NAME_MAX:
             names = {name.partition("::")[0] for name in names}
         return sorted(names)
+
+    def _all_files(self, mutant: Mutant, lines: dict[int, list[str]]) -> list[str]:
+        """All files of tests. Those that probably notice a mutant are first, so that it is soon done.
+
+        Args:
+            mutant: What is tried.
+            lines: Which tests reach which of its file's lines.
+        """
+        folder = Path(mutant.file).relative_to(self._source).parts[0]
+        reached = Counter(context.partition("::")[0] for contexts in lines.values() for context in contexts)
+        files = [
+            path.relative_to(self._root).as_posix() for path in (self._root / self._tests).rglob("test_*.py")
+        ]
+        return sorted(
+            files, key=lambda file: (-reached[file], not file.startswith(f"{self._tests}/{folder}/"), file)
+        )
 
     def _pytest(self, arguments: list[str], *, timeout_s: float | None) -> int:
         """Run pytest; returns its exit code, and -1 if it takes too long."""
@@ -246,7 +272,7 @@ class Copy:
             "COVERAGE_FILE": str(self._root / "coverage"),
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments],
+            [*PYTEST, *arguments],
             cwd=self._root,
             env=environment,
             stdin=subprocess.DEVNULL,
