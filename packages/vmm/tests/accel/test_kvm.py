@@ -178,6 +178,25 @@ def test_it_starts_as_the_boot_protocol_says(guest: Guest) -> None:
     assert [asked[3] for asked in guest.bus.asked] == [0x7000, 0x20_8000, 0x18, 0x10, 2]
 
 
+def test_it_starts_in_flat_64_bit_mode_with_paging(guest: Guest) -> None:
+    guest.enter("f4")
+
+    kernels = guest.vcpu._file
+    system, general = kernels.system_registers(), kernels.registers()
+    code, *data, task, table = system.segments
+    flat = {"base": 0, "limit": 0xFFFF_FFFF, "present": 1, "dpl": 0, "s": 1, "g": 1, "avl": 0, "unusable": 0}
+    assert code._asdict() == flat | {"selector": 0x10, "type": 0xB, "db": 0, "l": 1}
+    assert {segment == data[0] for segment in data} == {True}
+    assert data[0]._asdict() == flat | {"selector": 0x18, "type": 3, "db": 1, "l": 0}
+    assert (task.type, task.present, task.s, task.unusable) == (0xB, 1, 0, 0)
+    assert table.unusable == 1
+    assert (system.cr4, system.efer, system.cr0 & 0x8000_0001) == (0x20, 0x500, 0x8000_0001)
+    assert (system.gdt.base, system.gdt.limit) == (entry().gdt_address, entry().gdt_limit)
+    assert system.idt == Table(0, 0), "so that an exception without a handler is a triple fault"
+    set_ = {"rip": CODE, "rsi": 0x7000, "rsp": 0x20_8000, "rflags": 2}
+    assert general._asdict() == dict.fromkeys(Registers._fields, 0) | set_
+
+
 @pytest.mark.parametrize("code", ["ebfe", "fb f4 ebfd"], ids=["loop", "sleep"])
 def test_a_kick_stops_a_guest_that_runs_or_sleeps(guest: Guest, code: str) -> None:
     guest.enter("b041 e610" + code)
@@ -375,7 +394,7 @@ def test_requests_have_the_numbers_of_the_kernels_header() -> None:
 
 
 u8, u16, u32, u64 = (st.integers(0, (1 << bits) - 1) for bits in (8, 16, 32, 64))
-segments = st.builds(Segment, u64, u32, u16, *[u8] * 10)
+segments = st.builds(Segment, u64, u32, u16, *[u8] * 9)
 tables = st.builds(Table, u64, u16)
 
 

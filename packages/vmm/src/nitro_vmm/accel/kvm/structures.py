@@ -27,7 +27,7 @@ CPUID_ENTRY: Final = struct.Struct("<7I12x")
 # struct kvm_regs: rax rbx rcx rdx rsi rdi rsp rbp r8 to r15 rip rflags
 REGS: Final = struct.Struct("<18Q")
 # struct kvm_segment: base limit selector type present dpl db s l g avl unusable padding
-SEGMENT: Final = struct.Struct("<QIH10B")
+SEGMENT: Final = struct.Struct("<QIH9Bx")
 # struct kvm_dtable: base limit padding
 TABLE: Final = struct.Struct("<QH6x")
 # The end of struct kvm_sregs: cr0 cr2 cr3 cr4 cr8 efer apic_base, interrupt_bitmap
@@ -133,7 +133,6 @@ class Segment(NamedTuple):
     g: int = 0
     avl: int = 0
     unusable: int = 0
-    padding: int = 0
 
 
 class Table(NamedTuple):
