@@ -444,6 +444,64 @@ def test_a_guest_sees_its_own_topology() -> None:
     assert seen(leaf(0x8000_0008, value=0)).ecx == 1
 
 
+@pytest.mark.parametrize(("apic_id", "processors"), [(0, 1), (0, 3), (2, 3)])
+def test_each_processor_is_a_core_of_one_package(apic_id: int, processors: int) -> None:
+    def ask(function: int, *, subleaf: int = 0, value: int = 0xFFFF_FFFF) -> CpuidEntry:
+        return seen(leaf(function, subleaf=subleaf, value=value), apic_id=apic_id, processors=processors)
+
+    basic = ask(1)
+    assert basic.ebx == apic_id << 24 | processors << 16 | 0xFFFF
+    assert basic.edx >> 28 & 1 == (processors > 1)
+    assert basic.edx | 1 << 28 == 0xFFFF_FFFF
+    assert ask(1, value=0).edx == (1 << 28 if processors > 1 else 0)
+    assert ask(0xB, subleaf=5)[3:] == (0, 0, 0xFF, apic_id)
+    assert ask(0x1F)[3:] == (0, 0, 0xFF, apic_id)
+    assert ask(0x8000_001E)[3:] == (apic_id, apic_id, 0, 0)
+    assert ask(0x8000_0008).ecx == 0xFFFF_0000 | processors - 1
+
+
+@pytest.mark.parametrize("function", [4, 0x8000_001D])
+@pytest.mark.parametrize(("level", "users"), [(1, 1), (2, 1), (3, 5), (4, 1)])
+def test_the_third_cache_is_shared_by_all_processors(function: int, level: int, users: int) -> None:
+    kind, flags = 1, 0x1F << 8
+    cache = leaf(function)._replace(eax=0xFFFF_C000 | flags | level << 5 | kind)
+
+    found = seen(cache, processors=5)
+
+    assert found.eax & 0x3FFF == flags | level << 5 | kind
+    assert (found.eax >> 14 & 0xFFF) + 1 == users
+    assert (found.eax >> 26) + 1 == 5
+    assert found[4:] == cache[4:]
+    assert seen(leaf(function, value=0)) == leaf(function, value=0), "no more caches"
+
+
+@pytest.mark.parametrize("function", [6, 0xA, 0x8000_000A, 0x8000_001F])
+def test_what_a_guest_has_not(function: int) -> None:
+    assert seen(leaf(function)) == leaf(function, value=0)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_timers_deadline_is_the_kernels(there: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    (found,) = cpuid.for_guest([leaf(1, value=0)], apic_id=0, processors=1, tsc_deadline=there)
+
+    assert found.ecx == 1 << 31 | (1 << 24 if there else 0)
+
+
+@pytest.mark.parametrize(("bits", "offered"), [(1, True), (8, True), (9, True), (0, False), (6, False)])
+def test_whether_kvm_clock_is_offered(bits: int, offered: bool) -> None:  # noqa: FBT001
+    assert cpuid.offers_kvm_clock([leaf(1), leaf(0x4000_0001, value=bits)]) is offered
+
+
+def test_the_processors_name_is_in_three_leaves() -> None:
+    words = struct.unpack("<12I", b"  Fine  Processor @ 3 GHz".ljust(48, b"\0"))
+    leaves = [
+        CpuidEntry(0x8000_0002 + number, 0, 0, *words[4 * number : 4 * number + 4]) for number in range(3)
+    ]
+
+    assert cpuid.name(reversed(leaves)) == "Fine Processor @ 3 GHz"
+    assert cpuid.name([]) == "a processor"
+
+
 def test_what_is_not_filtered_is_the_hosts() -> None:
     assert seen(leaf(7)) == leaf(7)
     assert seen(leaf(0x4000_0001)) == leaf(0x4000_0001)

@@ -91,6 +91,7 @@ class Rtc:
         self._memory = bytearray(MEMORY_BYTES)
         self._memory[REGISTER_A] = A_32768_HZ_1024_HZ
         self._memory[REGISTER_B] = B_24_HOURS
+        self._memory[REGISTER_D] = D_VALID
         self._held_s = 0
         self._held_until_ns = 0
         self._being_set: dict[int, int] | None = None

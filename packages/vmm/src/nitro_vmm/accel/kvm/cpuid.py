@@ -10,17 +10,9 @@ from typing import Final
 
 from nitro_vmm.accel.kvm.structures import CpuidEntry
 
-BASIC: Final = 1
-CACHES: Final = 4
-POWER: Final = 6
-PERFORMANCE: Final = 0xA
-TOPOLOGIES: Final = (0xB, 0x1F)
 EXTENDED: Final = 0x8000_0001
-ADDRESS_SIZES: Final = 0x8000_0008
-SVM: Final = 0x8000_000A
 NAMES: Final = (0x8000_0002, 0x8000_0003, 0x8000_0004)
 KVM_FEATURES: Final = 0x4000_0001
-ENCRYPTION: Final = 0x8000_001F
 
 ECX_VMX: Final = 1 << 5
 ECX_TSC_DEADLINE: Final = 1 << 24
@@ -75,6 +67,7 @@ def for_guest(
                 users = processors - 1 if shared else 0
                 yield entry._replace(eax=entry.eax & 0x3FFF | users << 14 | processors - 1 << 26)
             case 6 | 0xA | 0x8000_000A | 0x8000_001F:
+                # Power management, performance counters, SVM, and memory encryption.
                 yield entry._replace(eax=0, ebx=0, ecx=0, edx=0)
             case 0xB | 0x1F:
                 # Without levels; Linux then takes the topology from leaves 1 and 4.
@@ -85,6 +78,7 @@ def for_guest(
             case 0x8000_0001:
                 yield entry._replace(ecx=entry.ecx & ~EXTENDED_ECX_SVM)
             case 0x8000_0008:
+                # Beside the sizes of addresses: how many cores there are, and no bits of their numbers.
                 yield entry._replace(ecx=entry.ecx & ~0xFFFF | processors - 1)
             case _:
                 yield entry

@@ -115,32 +115,19 @@ class Request(IntEnum):
         return self.value >> 16 & 0x3FFF
 
 
-CAP_IRQCHIP: Final = 0
-CAP_USER_MEMORY: Final = 3
-CAP_EXT_CPUID: Final = 7
-CAP_NR_VCPUS: Final = 9
-CAP_MP_STATE: Final = 14
 CAP_COALESCED_MMIO: Final = 15
-CAP_IRQ_ROUTING: Final = 25
-CAP_IOEVENTFD: Final = 36
-CAP_GET_TSC_KHZ: Final = 61
-CAP_MAX_VCPUS: Final = 66
 CAP_TSC_DEADLINE_TIMER: Final = 72
-CAP_IMMEDIATE_EXIT: Final = 136
 CAP_COALESCED_PIO: Final = 162
 CAP_SET_GUEST_DEBUG2: Final = 195
 CAP_XSAVE2: Final = 208
 
-EXIT_UNKNOWN: Final = 0
 EXIT_IO: Final = 2
 EXIT_DEBUG: Final = 4
-EXIT_HLT: Final = 5
 EXIT_MMIO: Final = 6
 EXIT_SHUTDOWN: Final = 8
 EXIT_FAIL_ENTRY: Final = 9
 EXIT_INTR: Final = 10
 EXIT_INTERNAL_ERROR: Final = 17
-EXIT_SYSTEM_EVENT: Final = 24
 
 IO_OUT: Final = 1
 INTERNAL_EMULATION: Final = 1
@@ -156,7 +143,6 @@ MSRS_MAX: Final = 2048
 MSRS_AT_ONCE: Final = 255
 """The kernel takes less than 256."""
 
-MP_STATE_RUNNABLE: Final = 0
 MP_STATE_UNINITIALIZED: Final = 1
 MP_STATE_HALTED: Final = 3
 

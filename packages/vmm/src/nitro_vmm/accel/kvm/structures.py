@@ -61,7 +61,6 @@ XSAVE_BYTES: Final = 4096
 """Of a processor without tile registers. `VmFile.xsave_bytes` has the size that is right for all."""
 
 # struct kvm_run, the memory that is shared with the kernel; offsets of what is used.
-RUN_IMMEDIATE_EXIT: Final = 1
 RUN_EXIT_REASON: Final = struct.Struct("<8xI")
 RUN_EXIT: Final = 32
 """Where the union begins that says more about an exit."""

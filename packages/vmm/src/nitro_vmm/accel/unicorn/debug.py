@@ -18,8 +18,6 @@ from unicorn import x86_const as x86
 from nitro_vmm.accel.unicorn.engine import Stopped
 from nitro_vmm.accel.unicorn.private import PrivateState
 
-MSR_FS_BASE: Final = 0xC000_0100
-MSR_GS_BASE: Final = 0xC000_0101
 MSRS: Final = {"kernel_gs_base": 0xC000_0102, "efer": 0xC000_0080}
 NAMES: Final = {
     **{name: getattr(x86, f"UC_X86_REG_{name.upper()}") for name in ("rax", "rbx", "rcx", "rdx", "rsi")},
