@@ -13,12 +13,25 @@ from nitro_vsock.vhost_user.messages import (
     MemoryRegion,
     Message,
     MessageDecoder,
+    ProtocolFeature,
     Request,
     memory_table,
 )
 from vhost_user_strategies import streams
 
 numbers = st.integers(0, (1 << 64) - 1)
+
+
+def test_requests_and_features_have_the_numbers_of_the_specification() -> None:
+    """QEMU, docs/interop/vhost-user.rst: "Front-end message types", "Protocol features", "Header"."""
+    requests = [*range(1, 19), 24, 25, 34, 36, 37, 38]
+
+    assert [int(request) for request in Request] == requests
+    assert [feature.bit_length() - 1 for feature in ProtocolFeature] == [0, 3, 9, 13, 15]
+    assert messages.PROTOCOL_FEATURES == 1 << 30
+    assert (messages.VERSION, messages.VERSION_MASK, messages.REPLY, messages.NEED_REPLY) == (1, 3, 4, 8)
+    assert (messages.RING_INDEX_MASK, messages.NO_DESCRIPTOR) == (0xFF, 0x100)
+    assert (messages.PAYLOAD_BYTES_MAX, messages.TABLE_REGIONS_MAX) == (4096, 8)
 
 
 @given(

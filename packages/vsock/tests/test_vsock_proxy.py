@@ -195,7 +195,11 @@ def test_without_awss_file_its_contents_count() -> None:
         ["8000", "localhost"],
         ["4294967296", "localhost", "443"],
         ["8000", "localhost", "0"],
+        ["8000", "localhost", "65536"],
+        ["4294967295", "localhost", "443"],
+        ["-1", "localhost", "443"],
         ["-w", "0", "8000", "localhost", "443"],
+        ["-w", "65537", "8000", "localhost", "443"],
     ],
 )
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,6 +208,14 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
 
     assert ended.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+def test_what_the_numbers_may_be_and_how_many_connections_there_are_at_a_time() -> None:
+    parse = vsock_proxy.parser().parse_args
+    first, last = parse(["0", "a", "1"]), parse(["-w", "65536", "4294967294", "a", "65535"])
+
+    assert (first.local_port, first.remote_port, first.num_workers) == (0, 1, 4)
+    assert (last.local_port, last.remote_port, last.num_workers) == (4294967294, 65535, 65536)
 
 
 def test_a_full_disk_and_too_few_descriptors_are_no_tracebacks(allowed: Path, server: int) -> None:
