@@ -202,7 +202,7 @@ class Copy:
         self._reached = CoverageData(basename=str(directory / "coverage"))
         for name in ("conftest.py", "pyproject.toml"):
             shutil.copy(ROOT / name, directory / name)
-        for name in (f"packages/{package}", "tools"):
+        for name in (f"packages/{package}", "tools", "docs"):
             shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
 
     def mutants(self) -> list[Mutant]:
