@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nitro_eif.cli import main
-from nitro_eif.commands.terminal import Meter
+from nitro_eif.commands.terminal import Meter, print_json, size, table
 
 
 class Terminal(io.StringIO):
@@ -36,6 +36,38 @@ def test_a_meter_waits_a_second_and_then_shows_ten_times_a_second(monkeypatch: p
 def test_a_meter_shows_nothing_for_short_work_or_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(Terminal(), monkeypatch, 0.2, 0.9) == ""
     assert shown(io.StringIO(), monkeypatch, 2.0, 3.0) == ""
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (9_999, "9999 B"),
+        (10_000, "9.8 KiB"),
+        ((1000 << 10) - 1, "1000.0 KiB"),
+        (1000 << 10, "1.0 MiB"),
+        ((1000 << 20) - 1, "1000.0 MiB"),
+        (1000 << 20, "1.0 GiB"),
+        (1 << 50, "1048576.0 GiB"),
+    ],
+)
+def test_sizes_are_written_for_people(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+def test_rows_are_laid_out_in_columns() -> None:
+    assert table([("a", "one", ""), ("bcd", "x", "last")]) == "  a    one\n  bcd  x    last"
+    assert table([]) == ""
+
+
+def test_json_is_laid_out_as_nitro_cli_does_and_steers_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_json({"Name": "\x9b\u202eä", "Measurements": {"PCR0": "00"}})
+
+    assert capsys.readouterr().out == (
+        '{\n  "Name": "\\u009b\\u202eä",\n  "Measurements": {\n    "PCR0": "00"\n  }\n}\n'
+    )
 
 
 @pytest.mark.parametrize(

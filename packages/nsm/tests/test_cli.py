@@ -40,7 +40,9 @@ def document(tmp_path: Path) -> Path:
 
 
 def answer(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    found: dict[str, Any] = json.loads(printed)
+    assert printed == json.dumps(found, indent=2) + "\n"
     return found
 
 
@@ -193,7 +195,7 @@ def test_pki(home: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     assert main(["pki", "show"]) == 0
     assert ensure_test_root().trust.fingerprint.encode() in capsysbinary.readouterr().out
     assert main(["pki", "export", "--json"]) == 0
-    assert json.loads(capsysbinary.readouterr().out) == {"pem": pem.decode()}
+    assert capsysbinary.readouterr().out == json.dumps({"pem": pem.decode()}, indent=2).encode() + b"\n"
     assert main(["pki", "show", "--json"]) == 0
     before = json.loads(capsysbinary.readouterr().out)
     assert before["sha256"] == ensure_test_root().trust.fingerprint

@@ -208,4 +208,4 @@ def test_the_command_prints_its_path(
     path = Path(capsys.readouterr().out.strip())
     assert path.read_bytes().startswith(b"\x7fELF")
     assert main(["preload", "--json"]) == 0
-    assert f'"path": "{path}"' in capsys.readouterr().out
+    assert f'{{\n  "path": "{path}",\n' in capsys.readouterr().out

@@ -24,9 +24,11 @@ class Vmm:
         err = done.stderr.decode(errors="replace")
         assert "Traceback" not in err
         assert "bug of vmm" not in err
-        return subprocess.CompletedProcess(
-            done.args, done.returncode, done.stdout.decode(errors="replace"), err
-        )
+        out = done.stdout.decode(errors="replace")
+        if "--json" in arguments and out:
+            value = json.loads(out)
+            assert out.removesuffix("\n") in {json.dumps(value), json.dumps(value, indent=2)}
+        return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
     def entries(self) -> dict[str, Any]:
         """All enclaves by name, as ``vmm ps`` tells them."""

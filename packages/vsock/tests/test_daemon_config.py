@@ -23,7 +23,9 @@ pytestmark = pytest.mark.usefixtures("any_host")
 def checked(capsys: pytest.CaptureFixture[str], *arguments: str) -> DaemonConfig:
     """What ``--check`` says that the arguments mean."""
     assert cli.main([*arguments, "--check"]) == cli.EXIT_OK
-    return DaemonConfig.model_validate_json(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert printed.startswith('{\n  "vms"')
+    return DaemonConfig.model_validate_json(printed)
 
 
 def complaint(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> str:
@@ -248,7 +250,9 @@ def test_capabilities_are_as_the_specification_says(capsys: pytest.CaptureFixtur
 
 def test_the_descriptor_names_a_program(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--print-descriptor"]) == cli.EXIT_OK
-    descriptor = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    descriptor = json.loads(printed)
+    assert printed == json.dumps(descriptor, indent=2) + "\n"
     assert descriptor["type"] == "vsock"
     assert Path(descriptor["binary"]).is_absolute()
 

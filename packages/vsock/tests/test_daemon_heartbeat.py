@@ -33,7 +33,10 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 
 def counted(directory: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, int]:
     assert cli.main(["stats", f"{directory}/stats", "--json"]) == cli.EXIT_OK
-    found: dict[str, int] = json.loads(capsys.readouterr().out)["vms"][0]["services"]["heartbeat"]
+    printed = capsys.readouterr().out
+    report = json.loads(printed)
+    assert printed == json.dumps(report, indent=2) + "\n"
+    found: dict[str, int] = report["vms"][0]["services"]["heartbeat"]
     return found
 
 

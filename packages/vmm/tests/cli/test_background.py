@@ -32,7 +32,7 @@ def wait_until_gone(pid: int) -> None:
 def test_the_life_of_an_enclave(vmm: Vmm, spinning_image: Path) -> None:
     launched = vmm("run", "-d", spinning_image)
     listed = vmm("ps").stdout
-    described = json.loads(vmm("describe", "spinning").stdout)
+    described = json.loads(vmm("describe", "spinning", "--json").stdout)
     stopped = vmm("stop", "spinning")
     waited = vmm("wait", "spinning", "--json")
     ended = vmm("ps").stdout
@@ -217,7 +217,7 @@ def test_a_hidden_console_is_in_no_file_and_not_at_the_socket(vmm: Vmm, spinning
 def test_what_it_uses(vmm: Vmm, spinning_image: Path) -> None:
     vmm("run", "-d", spinning_image)
 
-    usage = json.loads(vmm("stats", "spinning").stdout)
+    usage = json.loads(vmm("stats", "spinning", "--json").stdout)
 
     assert usage["Name"] == "spinning"
     assert usage["CpuSeconds"] > 0

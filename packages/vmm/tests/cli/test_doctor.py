@@ -22,7 +22,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def findings(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, dict[str, Any]]]:
     code = main(["doctor", "--json"])
-    return code, {finding["what"]: finding for finding in json.loads(capsys.readouterr().out)}
+    printed = capsys.readouterr().out
+    found = json.loads(printed)
+    assert printed == json.dumps(found, indent=2) + "\n"
+    return code, {finding["what"]: finding for finding in found}
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, which: int, soft: int) -> None:

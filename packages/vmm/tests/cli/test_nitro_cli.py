@@ -153,7 +153,8 @@ def test_a_configuration_file(vmm: Vmm, image: Path, tmp_path: Path) -> None:
 
 
 def test_describe_eif_and_pcr(image: Path) -> None:
-    described = json.loads(call("describe-eif", "--eif-path", image).stdout)
+    printed = call("describe-eif", "--eif-path", image).stdout
+    described = json.loads(printed)
     measured = json.loads(call("pcr", "--input", image).stdout)
 
     assert list(described) == [
@@ -162,6 +163,7 @@ def test_describe_eif_and_pcr(image: Path) -> None:
     ]
     assert described["Measurements"]["HashAlgorithm"] == "Sha384 { ... }"
     assert list(measured) == ["PCR"]
+    assert printed == json.dumps(described, indent=2) + "\n", "laid out as nitro-cli does"
 
 
 @pytest.mark.parametrize("code", ERRORS)

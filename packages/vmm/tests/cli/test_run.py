@@ -180,6 +180,7 @@ def test_json(image: Path) -> None:
     done = call("run", str(image), "--console", "--json", "--quiet", "--cid", "21", "--memory-mib", "64")
 
     report = json.loads(done.stdout)
+    assert done.stdout == json.dumps(report, indent=2) + "\n"
     assert (done.returncode, done.stderr) == (0, "hi")
     assert list(report) == [
         *("ExitCode", "Outcome", "Reason", "Seconds", "HeartbeatSeconds"),
