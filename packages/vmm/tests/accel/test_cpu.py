@@ -99,6 +99,17 @@ def test_cpuid_of_a_leaf_that_is_not_there(guest: Guest) -> None:
     assert guest.result == 0
 
 
+@pytest.mark.parametrize(
+    ("leaf", "subleaf", "is_there"), [(7, 0, True), (7, 1, False), (1, 5, True), (1, 0, True)]
+)
+def test_only_leaf_7_has_subleaves(guest: Guest, leaf: int, subleaf: int, is_there: bool) -> None:  # noqa: FBT001
+    # mov eax,LEAF; mov ecx,SUBLEAF; cpuid; mov eax,ebx
+    code = f"b8{leaf:02x}000000 b9{subleaf:02x}000000 0fa2 89d8 {STORE_RAX} {HLT}"
+
+    assert guest.run(code) is Stopped.HALTED
+    assert bool(guest.result) is is_there
+
+
 def test_syscall_and_sysret(guest: Guest) -> None:
     entry = HANDLER.to_bytes(4, "little").hex()
     guest.put(HANDLER, f"4889c8 {STORE_RAX} 9c 58 48890425 08302000 {HLT}")  # RCX, and the flags

@@ -2,6 +2,7 @@
 
 import mmap
 import struct
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -9,12 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nitro_vmm.accel.kvm import programs, stops
+from nitro_vmm.accel import Exit, ExitReason
+from nitro_vmm.accel.kvm import ioctl, programs, stops, structures
+from nitro_vmm.accel.kvm.debug import KvmDebug
 from nitro_vmm.accel.kvm.ioctl import Request, VcpuFile, VmFile
 from nitro_vmm.accel.kvm.programs import MSR_FMASK, MSR_KERNEL_GS_BASE, MSR_LSTAR, MSR_STAR
-from nitro_vmm.accel.kvm.stops import OUT, Return, Stops, find_returns
+from nitro_vmm.accel.kvm.stops import OUT, PORT, Return, Stops, find_returns
 from nitro_vmm.accel.kvm.structures import Registers, Segment, SystemRegisters, Table
+from nitro_vmm.accel.kvm.vcpu import KvmVcpu
 from nitro_vmm.address_map import MIB, RamRange
+from nitro_vmm.machine.bus import AddressSpace
 from nitro_vsock import GuestMemory
 
 ENTRY, STACK, GDT = 0x8000, 0x6000, 0x4000
@@ -271,6 +276,51 @@ def test_the_kernel_is_changed_when_its_timer_runs_and_put_back(vcpu: Vcpu, vm: 
     assert watched.return_at(ENTRY + SYSRET_AT) is Return.SYSTEM_CALL
     assert watched.return_at(ENTRY + SWAPGS_AT + len(OUT)) is Return.INTERRUPT
     assert watched.return_at(ENTRY) is None
+
+
+class Running(Vcpu):
+    """A processor that leaves the guest at the kernel's way back to a program, and then crashes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        io = structures.RUN_IO.pack(ioctl.IO_OUT, 1, PORT, 1, 0)
+        self.shared = mmap.mmap(-1, mmap.PAGESIZE)
+        self.shared[structures.RUN_EXIT : structures.RUN_EXIT + len(io)] = io
+        self._reasons = iter([ioctl.EXIT_IO, None, ioctl.EXIT_SHUTDOWN])
+
+    def set_signals(self, blocked: Iterable[int]) -> None: ...
+
+    def mp_state(self) -> int:
+        return 0
+
+    def run(self) -> int:
+        reason = next(self._reasons)
+        if reason is None:
+            raise InterruptedError
+        return reason
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_"),
+    [
+        pytest.param(USER_CODE, Exit(ExitReason.PROGRAM), id="a program of 64 bits"),
+        pytest.param(0x23, Exit(ExitReason.TRIPLE_FAULT), id="one of 32 bits, which is let go"),
+    ],
+)
+def test_a_run_ends_at_a_program(vm: Vm, code: int, exit_: Exit) -> None:
+    file = Running()
+    put(file, LINUX)
+    file.timer(TIMER_ON)
+    file.frame(0x40_1234, code, 0x202, 0x7FFF_1000, USER_STACK)
+    file.general = file.general._replace(rip=ENTRY + SWAPGS_AT)
+    debug = KvmDebug(file, 0)
+    vcpu = KvmVcpu(
+        file, AddressSpace(), threading.RLock(), stops=stops_of(vm, file), debug=debug, halted=lambda: False
+    )
+    vcpu.watch_programs(wanted=True)
+
+    assert vcpu.run() == exit_
+    assert file.general.rip == 0x40_1234
 
 
 def test_a_saved_kernel_need_not_switch_its_timer_on_again(vcpu: Vcpu, vm: Vm) -> None:
