@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from nitro_nsm import DocumentError, Step
 from nitro_nsm.pki.authority import (
+    P384_ORDER,
     Authority,
     Extension,
     Root,
@@ -21,6 +22,7 @@ from nitro_nsm.pki.authority import (
     key_usage,
     name_of,
     new_key,
+    new_serial,
     subject_key,
 )
 from nitro_nsm.pki.chain import verify_chain
@@ -53,6 +55,48 @@ def refusal(*chain: bytes, at: datetime = NOW) -> str:
         verify_chain(chain, at=at)
     assert caught.value.step is Step.CERTIFICATES
     return str(caught.value)
+
+
+def test_a_new_root_has_the_name_and_the_life_of_awss(root: Root) -> None:
+    certificate = root.certificate
+
+    assert certificate.subject.rfc4514_string() == "CN=aws.nitro-enclaves,OU=AWS,O=Amazon,C=US"
+    assert certificate.issuer == certificate.subject
+    assert certificate.not_valid_before_utc == datetime(2019, 10, 28, 13, 28, 5, tzinfo=UTC)
+    assert certificate.not_valid_after_utc == datetime(2049, 10, 28, 14, 28, 5, tzinfo=UTC)
+    assert isinstance(root.key.curve, ec.SECP384R1)
+
+
+@pytest.mark.parametrize(
+    ("random", "length", "serial"),
+    [
+        (b"\xff" * 16, 16, 2**128 - 1),
+        (b"\xff" * 20, 20, 2**159 - 1),
+        (b"\xff" * 19, 19, 2**152 - 1),
+        (bytes(16), 16, 1),
+        (bytes(20), 20, 1),
+    ],
+)
+def test_a_serial_number_is_positive_and_no_longer_than_is_allowed(
+    random: bytes, length: int, serial: int
+) -> None:
+    assert new_serial(lambda count: random[:count], length) == serial
+
+
+@pytest.mark.parametrize(("secret", "scalar"), [(0, 1), (1, 2), (P384_ORDER - 1, 1), (P384_ORDER, 2)])
+def test_a_key_is_never_zero_nor_the_curves_order(secret: int, scalar: int) -> None:
+    key = new_key(lambda count: secret.to_bytes(count, "big"))
+
+    assert key.private_numbers().private_value == scalar
+
+
+def test_the_curves_order_is_that_of_the_standard() -> None:
+    """SP 800-186 §3.2.1.4: n times a point is nothing, so the keys n-1 and 1 differ in a sign only."""
+    one, last = (ec.derive_private_key(n, ec.SECP384R1()) for n in (1, P384_ORDER - 1))
+
+    points = [key.public_key().public_numbers() for key in (one, last)]
+    assert points[0].x == points[1].x
+    assert points[0].y != points[1].y
 
 
 @pytest.fixture

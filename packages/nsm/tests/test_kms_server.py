@@ -224,7 +224,11 @@ def test_a_state_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"version": 1}', '{"version": 1, "keys": [{}]}', "[" * 100_000]
+    "text",
+    [
+        *("", "{}", "[]", '{"version": 1}', '{"version": 1, "keys": [{}]}', "[" * 100_000),
+        *('{"version": 2, "keys": []}', '{"version": 1, "keys": {}}'),
+    ],
 )
 def test_a_file_without_keys_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "keys.json").write_text(text)

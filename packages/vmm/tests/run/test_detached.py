@@ -20,6 +20,7 @@ from nitro_vmm.errors import HostError
 from nitro_vmm.run.control import ANSWER_BYTES_MAX, REQUEST_BYTES_MAX, ask, attest, stats
 from nitro_vmm.run.detached import CLIENTS_MAX, see_through
 from nitro_vmm.run.registry import ENDED, RUNNING, Entry, control_address, entries, find
+from nitro_vmm.run.signals import EarlySignals
 from nitro_vmm.testing import FakeAccelerator, FakeVcpu
 
 Talk = Callable[[Path], object]
@@ -64,14 +65,15 @@ def see(image: Path, runtime: Path) -> Callable[..., object]:
             threads.append(threading.Thread(target=client, args=(runtime / entry.name,)))
             threads[0].start()
 
-        see_through(
-            EnclaveConfig.model_validate({"eif_path": image, **settings}),
-            started=started,
-            report=describe,
-            forget=forget,
-            accelerator=FakeAccelerator(say_hi_and_wait),
-        )
-        threads[0].join()
+        with EarlySignals():  # SIGTERM must not end the tests when the enclave has ended already
+            see_through(
+                EnclaveConfig.model_validate({"eif_path": image, **settings}),
+                started=started,
+                report=describe,
+                forget=forget,
+                accelerator=FakeAccelerator(say_hi_and_wait),
+            )
+            threads[0].join()
         for error in failed:
             raise error
         return found[0]
@@ -208,12 +210,13 @@ def test_the_first_signal_ends_it(
         for number in numbers:
             os.kill(os.getpid(), number)
 
-    see_through(
-        EnclaveConfig(eif_path=image),
-        started=started,
-        report=describe,
-        accelerator=FakeAccelerator(say_hi_and_wait),
-    )
+    with EarlySignals():
+        see_through(
+            EnclaveConfig(eif_path=image),
+            started=started,
+            report=describe,
+            accelerator=FakeAccelerator(say_hi_and_wait),
+        )
 
     (ended,) = entries()
     assert ended.report is not None
