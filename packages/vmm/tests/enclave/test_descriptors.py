@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from nitro_vmm import Enclave, EnclaveConfig
-from nitro_vmm.accel.kvm.probe import probe
+from nitro_vmm.accel.kvm import Kvm
+from nitro_vmm.errors import HostError
+from nitro_vmm.machine.bus import AddressSpace
 
 
 def open_descriptors() -> dict[int, str]:
@@ -17,12 +19,19 @@ def open_descriptors() -> dict[int, str]:
     return found
 
 
+def require_kvm() -> None:
+    try:
+        Kvm().create_vm([], AddressSpace()).close()
+    except HostError as error:
+        pytest.skip(str(error))
+
+
 @pytest.mark.parametrize("accelerator", ["unicorn", "kvm"])
 async def test_nothing_is_inherited_and_no_event_is_waited_for(
     spinning_image: Path, tmp_path: Path, accelerator: str
 ) -> None:
-    if accelerator == "kvm" and (reason := probe().reason):
-        pytest.skip(reason)
+    if accelerator == "kvm":
+        require_kvm()
     config = EnclaveConfig.model_validate(
         {
             "eif_path": spinning_image,
