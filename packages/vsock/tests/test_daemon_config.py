@@ -257,6 +257,34 @@ def test_the_descriptor_names_a_program(capsys: pytest.CaptureFixture[str]) -> N
     assert Path(descriptor["binary"]).is_absolute()
 
 
+def test_a_program_that_is_not_on_the_path_is_the_one_that_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "program")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "link"), "--print-descriptor"])
+
+    assert cli.main(["--print-descriptor"]) == cli.EXIT_OK
+    assert json.loads(capsys.readouterr().out)["binary"] == str(tmp_path / "program")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("guest-cid", "tx-buffer-size", "queue-size", "connections-max", "half-open-max"),
+        *("buffered-bytes-max", "handshake-timeout-s", "connect-timeout-s", "close-timeout-s"),
+        "linger-timeout-s",
+    ],
+)
+def test_the_help_tells_the_default_that_holds(name: str) -> None:
+    told = " ".join(parser().format_help().split())
+
+    found = re.search(rf"--{name} [A-Z]+ .*?\(default: ([0-9]+)\)", told)
+
+    assert found is not None
+    assert int(found[1]) == getattr(VmConfig(), name.replace("-", "_"))
+
+
 @pytest.mark.parametrize(("file", "suffix"), [("engine.py", ""), ("engine.so", " (compiled)")])
 def test_the_version_says_whether_the_data_path_is_compiled(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, file: str, suffix: str

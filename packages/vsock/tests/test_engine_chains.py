@@ -107,3 +107,26 @@ def test_buffers_of_many_pieces_take_a_lot_at_once(bench: Bench) -> None:
     received = words(guest)
     assert {op for op, _ in received} == {Op.RW}
     assert b"".join(part for _, part in received) == data
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        pytest.param([44], id="header, data"),
+        pytest.param([47], id="header and some data, data"),
+        pytest.param([44, 3], id="header, data, data"),
+        pytest.param([47, 2], id="header and some data, data, data"),
+        pytest.param([10, 34], id="half a header, the rest, data"),
+        pytest.param([10, 37], id="half a header, the rest and some data, data"),
+        pytest.param([53], id="all in one"),
+    ],
+)
+@pytest.mark.parametrize("more", [0, 5])
+def test_it_does_not_matter_how_a_packet_is_cut(bench: Bench, pieces: list[int], more: int) -> None:
+    guest = bench.start()
+    host = bench.guest_opens()
+
+    guest.send(Op.RW, 99, 5000, b"some data" + bytes(more), pieces=pieces, len=9)
+    guest.send(Op.RW, 99, 5000, b"; more")
+
+    assert host.recv(100) == b"some data; more"

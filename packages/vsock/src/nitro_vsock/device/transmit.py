@@ -180,6 +180,7 @@ class Transmitter:
         if kind != connection.kind:
             self._endings.finish(connection, reset=True)
             return
+        is_answer = connection.state == State.REQUESTED
         match connection.receive(op, flags, buf_alloc, fwd_cnt):
             case Verdict.NOTHING:
                 pass
@@ -188,6 +189,7 @@ class Transmitter:
             case Verdict.SHUTDOWN:
                 self._endings.follow_guest_shutdown(connection)
             case Verdict.RESET:
+                self._counters.refused += is_answer
                 self._endings.finish(connection, reset=False)
                 return
             case Verdict.FINISHED | Verdict.VIOLATION:
