@@ -25,6 +25,23 @@ def test_a_slow_host_program_does_not_block_the_ring(bench: Bench) -> None:
     assert fast.recv(100) == b"others go on"
 
 
+@pytest.mark.parametrize("size", [1001, 3000, 4093])
+def test_a_batch_that_the_socket_takes_a_part_of_loses_nothing(bench: Bench, size: int) -> None:
+    guest = bench.start(queue_size=256)
+    host = bench.guest_opens()
+    sent = bytearray()
+    for first in range(0, WINDOW // size, 60):
+        for number in range(first, min(first + 60, WINDOW // size)):
+            piece = bytes([number % 251]) * size
+            sent += piece
+            guest.send(Op.RW, 99, 5000, piece, run=False)
+        guest.run()
+        guest.transmit.used_chains()
+    assert bench.engine.counters().buffered_bytes > 0
+
+    assert drain(host, guest, len(sent)) == sent
+
+
 def test_a_host_program_that_was_slow_once_has_room_for_the_window(bench: Bench) -> None:
     bench.start()
     host = bench.guest_opens()

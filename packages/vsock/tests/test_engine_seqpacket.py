@@ -27,6 +27,21 @@ def test_empty_messages_to_a_slow_reader_are_bounded(bench: Bench) -> None:
     assert bench.engine.counters().credit_violations == 1
 
 
+def test_a_message_that_is_not_complete_counts_as_held(bench: Bench) -> None:
+    guest = bench.start(seqpacket=True)
+    listener = bench.listen(5000, socket.SOCK_SEQPACKET)
+    guest.send(Op.REQUEST, 99, 5000, type=2)
+    host = bench.accept(listener)
+
+    held = []
+    for flags in (0, 0, 1):
+        guest.send(Op.RW, 99, 5000, bytes(1000), type=2, flags=flags)
+        held.append(bench.engine.counters().buffered_bytes)
+
+    assert held == [1000, 2000, 0]
+    assert len(host.recv(10_000)) == 3000
+
+
 def test_messages_keep_their_boundaries_both_ways(bench: Bench) -> None:
     guest = bench.start(seqpacket=True)
     listener = bench.listen(5000, socket.SOCK_SEQPACKET)

@@ -12,9 +12,9 @@ from nitro_vmm.run.signals import EarlySignals, receiver, said
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Those of the test run come back."""
+    """None is ignored, as under nohup; those of the test run come back."""
     numbers = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
