@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from nitro_eif import BuildMetadata, Contents, Eif, Metadata, write_eif
+from nitro_vmm.run.registry import alive, entries
 from nitro_vmm.testing import tiny_kernel
 from vmm_command import Vmm
 
@@ -88,4 +89,5 @@ def vmm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vmm]:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     command = Vmm(runtime)
     yield command
-    command("terminate", "--all")
+    if any(alive(entry) for entry in entries()):
+        command("terminate", "--all")

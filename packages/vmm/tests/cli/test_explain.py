@@ -198,23 +198,6 @@ INNER_WORDS = (b"Traceback", b"bug of vmm", b"pydantic", b"validation error", b"
 """What no user must see: our insides, and the words of a library for them."""
 
 
-@pytest.mark.parametrize("command", NAMES)
-def test_nothing_of_our_insides_is_seen_whatever_is_given(vmm: Vmm, command: str, tmp_path: Path) -> None:
-    # `vmm init` makes a directory of what it is given, also of ../.., which must be the test's own as well.
-    directory = tmp_path / "some" / "where"
-    directory.mkdir(parents=True)
-    for odd in ODD:
-        done = subprocess.run(
-            [*VMM, command, os.fsencode(odd)],
-            input=b"",
-            capture_output=True,
-            check=False,
-            timeout=60,
-            cwd=directory,
-        )
-        assert [word for word in INNER_WORDS if word in done.stdout + done.stderr] == [], odd
-
-
 Sweep = Callable[..., None]
 
 
@@ -229,6 +212,28 @@ def check_manners(vmm: Vmm, capfd: pytest.CaptureFixture[str]) -> Sweep:
         assert [word for word in INNER_WORDS if word in said] == [], (arguments, said)
 
     return check
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_nothing_of_our_insides_is_seen_whatever_is_given(
+    check_manners: Sweep, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # `vmm init` makes a directory of what it is given, also of ../.., which must be the test's own as well.
+    directory = tmp_path / "some" / "where"
+    directory.mkdir(parents=True)
+    monkeypatch.chdir(directory)
+
+    for odd in ODD:
+        check_manners(command, odd)
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_nor_by_a_process_that_is_given_bytes_of_no_text(vmm: Vmm, command: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*VMM, command, b"\xff"], input=b"", capture_output=True, check=False, timeout=60, cwd=tmp_path
+    )
+
+    assert [word for word in INNER_WORDS if word in done.stdout + done.stderr] == []
 
 
 @pytest.mark.parametrize("command", NITRO_NAMES)
