@@ -18,7 +18,8 @@ def test_who_takes_a_name_again_while_it_is_looked_at_is_not_taken_for_the_one_b
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     register(OLD_PID).close()  # as if it was killed: it says that it starts, and its lock is free
-    is_locked, successors = registry._is_locked, []
+    is_locked = registry._is_locked
+    successors: list[Registration] = []
 
     def be_succeeded_first(path: Path) -> bool:
         if not successors:
