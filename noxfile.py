@@ -325,7 +325,7 @@ def kvm(session: nox.Session) -> None:
     if here or commands:
         listed = [*listed, *KVM_COMMAND_TESTS]
     session.run(
-        *([] if here else ["python", "tools/kvm.py", "--timeout-s", "7200" if commands else "1800"]),
+        *([] if here else ["python", "tools/kvm.py", "--timeout-s", "7200" if commands else "3600"]),
         *("python", "-m", "pytest", "-p", "no:cacheprovider", *(named or listed)),
         env={"NITRO_VMM_ACCELERATOR": "kvm"},
     )
