@@ -336,9 +336,13 @@ def test_a_device_that_does_not_open_is_explained(
 def test_a_file_that_is_no_kvm_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "kvm"
     path.touch()
+    before = set(Path("/proc/self/fd").iterdir())
 
-    with pytest.raises(HostError, match="KVM_GET_API_VERSION: Inappropriate ioctl"):
+    with pytest.raises(HostError, match="kvm is not KVM: KVM_GET_API_VERSION: Inappropriate ioctl") as caught:
         System(path)
+
+    assert "kvm_intel or kvm_amd" in caught.value.hint
+    assert set(Path("/proc/self/fd").iterdir()) == before
 
 
 # As a C compiler has them on x86-64 from <linux/kvm.h>.

@@ -215,7 +215,13 @@ class System(_File):
 
     def __init__(self, path: Path = DEVICE) -> None:
         super().__init__(_open(path))
-        if (version := self._ask(Request.GET_API_VERSION)) != API_VERSION:
+        try:
+            version = self._ask(Request.GET_API_VERSION)
+        except HostError as error:
+            self.close()
+            hint = "remove it, and load the module kvm_intel or kvm_amd"
+            raise HostError(f"{path} is not KVM: {error}", hint=hint, code="M22") from error
+        if version != API_VERSION:
             self.close()
             raise HostError(
                 f"{path} speaks version {version} of KVM's interface, not {API_VERSION}", code="M22"
