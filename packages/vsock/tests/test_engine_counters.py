@@ -142,3 +142,15 @@ def test_more_connections_than_there_may_be(bench: Bench) -> None:
     guest.packets()
 
     assert counted(bench) == {"connections": 1, "opened_by_guest": 1, "refused": 2, "resets": 1}
+
+
+def test_a_connection_to_a_guest_that_is_not_there(bench: Bench) -> None:
+    bench.start()
+    bench.engine.detach()
+
+    for _ in range(2):
+        with bench.engine.connect(52) as host:
+            bench.engine.turn()
+            assert host.recv(10) == b""
+
+    assert counted(bench) == {"refused": 2}

@@ -302,3 +302,14 @@ def test_a_host_side_may_be_connecting() -> None:
         listener.close()
         guest.send(Op.REQUEST, 100, 80)
         assert ops(wait_for(guest, engine)) == [Op.RST]
+
+
+def test_the_hosts_ports_are_given_in_turn_and_begin_anew_behind_the_last_one(bench: Bench) -> None:
+    bench.start()
+    first = bench.host_opens(52)[1]
+    bench.engine._dialer._next_host_port = (1 << 31) - 1  # a billion connections later
+
+    ports = [bench.host_opens(guest_port)[1] for guest_port in (52, 53, 52)]
+
+    assert first == 1 << 30
+    assert ports == [(1 << 31) - 1, 1 << 30, (1 << 30) + 1]
