@@ -273,3 +273,20 @@ def test_what_is_encoded_is_read_again(node: ber.Node, data: st.DataObject) -> N
         return encode(tag, *map(encoded, contents))
 
     assert ber.read(encoded(node)) == node
+
+
+@pytest.mark.parametrize(
+    ("size", "head"),
+    [
+        (0, "0400"),
+        (127, "047f"),
+        (128, "048180"),
+        (255, "0481ff"),
+        (256, "04820100"),
+        (65535, "0482ffff"),
+        (65536, "0483010000"),
+    ],
+)
+def test_lengths_are_as_short_as_der_wants_them(size: int, head: str) -> None:
+    """X.690 §8.1.3 and §10.1."""
+    assert ber.der(0x04, bytes(size)) == bytes.fromhex(head) + bytes(size)
