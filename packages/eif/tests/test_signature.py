@@ -165,6 +165,9 @@ def test_malformed_signature_sections_are_told_apart() -> None:
     broken: list[Any] = [
         [],
         {},
+        None,
+        5,
+        "text",
         [1],
         [{}],
         [entry | {"signature": message}],
