@@ -63,6 +63,19 @@ def test_what_is_written_is_read_again(entries: dict[str, Node], mtime: int) -> 
     assert len(data) % 512 == 0
 
 
+def test_an_entry_is_laid_out_as_the_kernel_reads_it() -> None:
+    """Linux, Documentation/driver-api/early-userspace/buffer-format.rst: a header of 13 numbers, and name."""
+    data = archive({"name": Node(stat.S_IFREG | 0o640, data=b"contents")}, 7)
+
+    numbers = [int(data[at : at + 8], 16) for at in range(6, 110, 8)]
+    _, mode, uid, gid, links, mtime, size, *devices, name_bytes, checksum = numbers
+    assert data[:6] == b"070701"
+    assert (mode, uid, gid, links, mtime, size) == (stat.S_IFREG | 0o640, 0, 0, 1, 7, 8)
+    assert devices[2:] == [0, 0], "the numbers of device nodes, which this is not"
+    assert (name_bytes, checksum) == (5, 0)
+    assert data[110:124] == b"name\0".ljust(6, b"\0") + b"contents"
+
+
 @given(st.dictionaries(paths, nodes, max_size=6), st.randoms())
 def test_the_order_of_entries_does_not_matter(entries: dict[str, Node], random: object) -> None:
     shuffled = list(entries.items())

@@ -1,5 +1,6 @@
 import hashlib
 import os
+import struct
 import threading
 from pathlib import Path
 
@@ -23,6 +24,19 @@ from nitro_eif import (
     write_eif,
 )
 from nitro_eif.testing import example_contents
+
+
+def test_a_header_says_what_awss_writer_says_unless_something_else_is_wanted() -> None:
+    contents = example_contents()
+
+    data = bytes(pack_eif(contents))
+
+    count = 3 + len(contents.ramdisks)
+    assert struct.unpack(">4sHHQQHH", data[:28]) == (b".eif", 4, 0, 1 << 30, 2, 0, count)
+    offsets, sizes = struct.unpack(">32Q", data[28:284]), struct.unpack(">32Q", data[284:540])
+    assert set(offsets[count:]) == set(sizes[count:]) == {0}
+    assert 0 not in offsets[:count]
+    assert data[540:544] == bytes(4)
 
 
 def register(*contents: bytes) -> bytes:
