@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from nitro_vsock import VsockConfig
+from nitro_vsock import PlainVsockConfig, VsockConfig
 from nitro_vsock.daemon.config import VmConfig
 
 
@@ -87,3 +87,8 @@ def test_what_is_so_when_nobody_says_otherwise() -> None:
 def test_every_field_is_described() -> None:
     properties = VsockConfig.model_json_schema()["properties"]
     assert [name for name, schema in properties.items() if "description" not in schema] == []
+
+
+def test_the_plain_configuration_has_the_same_fields_and_defaults() -> None:
+    assert PlainVsockConfig()._asdict() == VsockConfig().model_dump()
+    assert PlainVsockConfig(guest_cid=3).local_cids == VsockConfig(guest_cid=3).local_cids

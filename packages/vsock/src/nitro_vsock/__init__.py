@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     )
     from nitro_vsock.host.sides import HostSide
     from nitro_vsock.host.unix import UnixHostSide, UnixListener
+    from nitro_vsock.plain_config import PlainVsockConfig
     from nitro_vsock.virtio.features import (
         F_EVENT_IDX,
         F_INDIRECT_DESC,
@@ -109,6 +110,7 @@ _HOMES = {
         "UnixHostSide",
         "UnixListener",
     ),
+    "plain_config": ("PlainVsockConfig",),
     "virtio.features": (
         "F_EVENT_IDX",
         "F_INDIRECT_DESC",
@@ -142,6 +144,7 @@ __all__ = [
     "GuestMemoryError",
     "HostError",
     "HostSide",
+    "PlainVsockConfig",
     "QueueError",
     "QueueLayout",
     "Service",

@@ -12,6 +12,8 @@ HOST_CID: Final = 2
 """The host, for every guest (virtio 1.3 §5.10.4)."""
 PARENT_CID: Final = 3
 """The parent instance, for an AWS Nitro enclave."""
+DEFAULT_HOST_CIDS: Final = frozenset({HOST_CID, PARENT_CID})
+"""Where a guest finds the host unless it is told otherwise."""
 
 PORT_MAX: Final = 0xFFFF_FFFE
 """The next number is VMADDR_PORT_ANY of vsock(7), which stands for a port that the system chooses."""

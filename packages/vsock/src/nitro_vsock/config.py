@@ -5,9 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nitro_vsock.addresses import ANY_CID, HOST_CID, PARENT_CID
-
-DEFAULT_HOST_CIDS = frozenset({HOST_CID, PARENT_CID})
+from nitro_vsock.addresses import ANY_CID, DEFAULT_HOST_CIDS, HOST_CID
 
 Cid = Annotated[int, Field(ge=HOST_CID, lt=ANY_CID)]
 

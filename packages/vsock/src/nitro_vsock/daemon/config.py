@@ -12,8 +12,8 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
-from nitro_vsock.addresses import ANY_CID, HOST_CID
-from nitro_vsock.config import DEFAULT_HOST_CIDS, VsockConfig
+from nitro_vsock.addresses import ANY_CID, DEFAULT_HOST_CIDS, HOST_CID
+from nitro_vsock.config import VsockConfig
 from nitro_vsock.host.allowlist import Allowlist
 from nitro_vsock.host.endpoints import FrozenModel, Port, Proxied, Published, SocketPath, check_utf8
 from nitro_vsock.host.unix import PORT_SUFFIX_BYTES_MAX, UNIX_PATH_BYTES_MAX

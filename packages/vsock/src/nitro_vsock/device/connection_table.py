@@ -7,14 +7,16 @@ what all of these share, and the account of what is held in total.
 import select
 import socket
 from collections import deque
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nitro_vsock.addresses import SocketType
-from nitro_vsock.config import VsockConfig
 from nitro_vsock.device.counters import Counters
 from nitro_vsock.device.packet import HEADER, Address, Op
 from nitro_vsock.device.socket_connection import Doubt, SocketConnection
 from nitro_vsock.host.handshake import take_line
+
+if TYPE_CHECKING:
+    from nitro_vsock.plain_config import VsockSettings
 
 RESETS_MAX: Final = 256
 """RSTs that wait for receive buffers, and connections that ended while they waited.
@@ -40,7 +42,7 @@ class ConnectionTable:
         counters: Where what is held is counted.
     """
 
-    def __init__(self, config: VsockConfig, epoll: select.epoll, counters: Counters) -> None:
+    def __init__(self, config: "VsockSettings", epoll: select.epoll, counters: Counters) -> None:
         self._epoll = epoll
         self._counters = counters
         self._connections_max = config.connections_max

@@ -2,8 +2,8 @@
 
 import select
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from nitro_vsock.config import VsockConfig
 from nitro_vsock.device.connection import State
 from nitro_vsock.device.connection_table import ConnectionTable
 from nitro_vsock.device.counters import Counters
@@ -18,6 +18,9 @@ from nitro_vsock.device.sibling_credit import SiblingCredit
 from nitro_vsock.device.socket_connection import Doubt, SocketConnection
 from nitro_vsock.device.timers import Timers
 from nitro_vsock.host.sides import HostSide
+
+if TYPE_CHECKING:
+    from nitro_vsock.plain_config import VsockSettings
 
 
 class Connections:
@@ -35,7 +38,7 @@ class Connections:
 
     def __init__(
         self,
-        config: VsockConfig,
+        config: "VsockSettings",
         epoll: select.epoll,
         clock: Callable[[], float],
         *,

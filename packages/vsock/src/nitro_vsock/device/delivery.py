@@ -2,14 +2,17 @@
 
 import select
 import socket
+from typing import TYPE_CHECKING
 
-from nitro_vsock.config import VsockConfig
 from nitro_vsock.device.connection_table import ConnectionTable
 from nitro_vsock.device.counters import Counters
 from nitro_vsock.device.endings import Endings
 from nitro_vsock.device.packet import Sequence, Shutdown
 from nitro_vsock.device.sibling_credit import SiblingCredit
 from nitro_vsock.device.socket_connection import Doubt, SocketConnection
+
+if TYPE_CHECKING:
+    from nitro_vsock.plain_config import VsockSettings
 
 
 class Delivery:
@@ -25,7 +28,7 @@ class Delivery:
 
     def __init__(
         self,
-        config: VsockConfig,
+        config: "VsockSettings",
         table: ConnectionTable,
         endings: Endings,
         sibling_credit: SiblingCredit,

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nitro_vsock.addresses import SocketType
-from nitro_vsock.config import VsockConfig
 from nitro_vsock.device.connection import State
 from nitro_vsock.device.connection_table import ConnectionTable
 from nitro_vsock.device.counters import Counters
@@ -24,6 +23,9 @@ from nitro_vsock.device.timers import Timers
 from nitro_vsock.host.handshake import take_line
 from nitro_vsock.host.sides import ConnectedUnixSocket, HostSide
 from nitro_vsock.host.unix import UNIX_TYPES
+
+if TYPE_CHECKING:
+    from nitro_vsock.plain_config import VsockSettings
 
 LOGGER = logging.getLogger(__name__)
 
@@ -106,7 +108,7 @@ class Dialer:
 
     def __init__(
         self,
-        config: VsockConfig,
+        config: "VsockSettings",
         table: ConnectionTable,
         endings: Endings,
         timers: Timers,

@@ -9,13 +9,16 @@ import errno
 import socket
 from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
-from nitro_vsock.config import VsockConfig
 from nitro_vsock.device.connection import State
 from nitro_vsock.device.connection_table import ConnectionTable
 from nitro_vsock.device.packet import Shutdown
 from nitro_vsock.device.socket_connection import SocketConnection
 from nitro_vsock.device.timers import Timers
+
+if TYPE_CHECKING:
+    from nitro_vsock.plain_config import VsockSettings
 
 
 class Endings:
@@ -27,7 +30,7 @@ class Endings:
         timers: What wakes those that wait too long.
     """
 
-    def __init__(self, config: VsockConfig, table: ConnectionTable, timers: Timers) -> None:
+    def __init__(self, config: "VsockSettings", table: ConnectionTable, timers: Timers) -> None:
         self._table = table
         self._timers = timers
         self._close_timeout_s = config.close_timeout_s

@@ -23,10 +23,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nitro_vsock.addresses import SocketType
-from nitro_vsock.config import VsockConfig
 from nitro_vsock.device.coalescing import EVENTS_MAX, Coalescing
 from nitro_vsock.device.connections import Connections
 from nitro_vsock.device.counters import Counters
@@ -39,6 +38,9 @@ from nitro_vsock.errors import QueueError, UsageError
 from nitro_vsock.host.sides import HostSide
 from nitro_vsock.host.unix import UNIX_TYPES, UnixHostSide
 from nitro_vsock.virtio.features import VSOCK_F_SEQPACKET, VSOCK_F_STREAM
+
+if TYPE_CHECKING:
+    from nitro_vsock.plain_config import VsockSettings
 
 ROUNDS_PER_TURN: Final = 16
 """After so many rounds `VsockEngine.turn` returns, so that its caller can do something else in between."""
@@ -69,7 +71,7 @@ class VsockEngine:
 
     def __init__(
         self,
-        config: VsockConfig,
+        config: "VsockSettings",
         *,
         services: Mapping[int, Service] | None = None,
         host_side: HostSide | None = None,

@@ -7,16 +7,18 @@ import select
 import socket
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nitro_vsock.addresses import SocketType
-from nitro_vsock.config import VsockConfig
 from nitro_vsock.device.connection_table import SOCKET_EVENTS, ConnectionTable
 from nitro_vsock.device.counters import Counters
 from nitro_vsock.device.dialing import ConnectRequest, Dialer
 from nitro_vsock.device.timers import Timers
 from nitro_vsock.host.handshake import Handshake, HandshakeError, take_line
 from nitro_vsock.host.unix import SEQPACKET_SUFFIX, UnixListener, allowed_users, may_connect
+
+if TYPE_CHECKING:
+    from nitro_vsock.plain_config import VsockSettings
 
 ACCEPT_RETRY_S: Final = 0.5
 """How long not to accept after the host ran out of descriptors."""
@@ -36,7 +38,7 @@ class FrontDoor:
 
     def __init__(
         self,
-        config: VsockConfig,
+        config: "VsockSettings",
         epoll: select.epoll,
         *,
         table: ConnectionTable,

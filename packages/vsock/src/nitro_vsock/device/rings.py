@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from nitro_vsock.config import VsockConfig
 from nitro_vsock.device.coalescing import Coalescing
 from nitro_vsock.device.connections import Connections
 from nitro_vsock.device.counters import Counters
@@ -16,6 +15,9 @@ from nitro_vsock.device.state import VsockState
 from nitro_vsock.device.transmit import Transmitter
 from nitro_vsock.errors import ChainError, QueueError
 from nitro_vsock.virtio.split_queue import SplitQueue
+
+if TYPE_CHECKING:
+    from nitro_vsock.plain_config import VsockSettings
 
 BAD_CHAINS_MAX: Final = 1024
 """After so many bad chains the guest's driver is taken for broken, and the device stops."""
@@ -81,7 +83,7 @@ class Rings:
 
     def __init__(
         self,
-        config: VsockConfig,
+        config: "VsockSettings",
         connections: Connections,
         coalescing: Coalescing,
         *,

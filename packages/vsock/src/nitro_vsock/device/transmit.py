@@ -5,9 +5,8 @@ call, and all its descriptors go back to the guest with one interrupt.
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from nitro_vsock.config import VsockConfig
 from nitro_vsock.device.connection import State, Verdict
 from nitro_vsock.device.connection_table import ConnectionTable
 from nitro_vsock.device.counters import Counters
@@ -21,6 +20,9 @@ from nitro_vsock.device.sibling_credit import SiblingCredit
 from nitro_vsock.device.socket_connection import SocketConnection
 from nitro_vsock.errors import ChainError
 from nitro_vsock.virtio.split_queue import Chain, SplitQueue
+
+if TYPE_CHECKING:
+    from nitro_vsock.plain_config import VsockSettings
 
 TRANSMIT_BATCH: Final = 64
 """Packets taken at once. More would keep the guest's descriptors, and the packets to it, waiting longer."""
@@ -44,7 +46,7 @@ class Transmitter:
 
     def __init__(
         self,
-        config: VsockConfig,
+        config: "VsockSettings",
         queue: SplitQueue,
         *,
         table: ConnectionTable,
