@@ -20,7 +20,7 @@ from nitro_nsm import (
     Root,
     verify,
 )
-from nitro_nsm.config import new_enclave_id
+from nitro_nsm.identity import new_enclave_id
 from nitro_nsm.testing import seeded_entropy
 
 ZERO = bytes(48)

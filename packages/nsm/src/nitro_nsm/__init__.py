@@ -40,9 +40,11 @@ if TYPE_CHECKING:
     )
     from nitro_nsm.cose import Sign1
     from nitro_nsm.document import AttestationDocument, VerifiedDocument
+    from nitro_nsm.identity import PlainNsmConfig
     from nitro_nsm.module import REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Nsm
     from nitro_nsm.pki.authority import Root
-    from nitro_nsm.pki.store import ensure_test_root, read_test_root, rotate_test_root
+    from nitro_nsm.pki.store import ensure_test_root, read_test_root, rotate_test_root, stored_test_root
+    from nitro_nsm.pki.stored import StoredRoot
     from nitro_nsm.pki.trust import TrustRoot, aws_root
     from nitro_nsm.policy import Policy
     from nitro_nsm.policy_file import read_policy
@@ -55,9 +57,11 @@ _LATER = {
     "config": ("INSTANCE_ID_PATTERN", "ROLE_ARN_PATTERN", "InstanceId", "NsmConfig", "NsmState", "RoleArn"),
     "cose": ("Sign1",),
     "document": ("AttestationDocument", "VerifiedDocument"),
+    "identity": ("PlainNsmConfig",),
     "module": ("REQUEST_BYTES_MAX", "RESPONSE_BYTES_MAX", "Nsm"),
     "pki.authority": ("Root",),
-    "pki.store": ("ensure_test_root", "read_test_root", "rotate_test_root"),
+    "pki.store": ("ensure_test_root", "read_test_root", "rotate_test_root", "stored_test_root"),
+    "pki.stored": ("StoredRoot",),
     "pki.trust": ("TrustRoot", "aws_root"),
     "policy": ("Policy",),
     "policy_file": ("read_policy",),
@@ -87,6 +91,7 @@ __all__ = [
     "NsmError",
     "NsmState",
     "PcrDescription",
+    "PlainNsmConfig",
     "Policy",
     "Refusal",
     "RoleArn",
@@ -94,6 +99,7 @@ __all__ = [
     "Sign1",
     "SocketTransport",
     "Step",
+    "StoredRoot",
     "TrustRoot",
     "UsageError",
     "VerifiedDocument",
@@ -105,6 +111,7 @@ __all__ = [
     "read_test_root",
     "rotate_test_root",
     "serve",
+    "stored_test_root",
     "verify",
 ]
 

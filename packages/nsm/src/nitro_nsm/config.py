@@ -15,10 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from nitro_nsm.identity import Identity, PlainNsmConfig, new_enclave_id
 from nitro_nsm.pcrs import LOCKED_AT_START, PCR_BYTES, PCR_COUNT, ZERO, extended
-
-DEBUG_ZEROED = (0, 1, 2, 8)
-"""What debug mode zeroes: all that measures the image. PCR3 and PCR4, which say who runs it, stay."""
 
 INSTANCE_ID_PATTERN = r"^i-(?:[0-9a-f]{8}|[0-9a-f]{17})$"
 """An EC2 instance id: 17 digits, or 8 for instances from before 2016 (Amazon EC2 guide, "Resource IDs")."""
@@ -94,6 +92,13 @@ class NsmConfig(FrozenConfig):
             fingerprint(self.signing_certificate)
         return self
 
+    def plain(self) -> PlainNsmConfig:
+        """The same, with the measurement of the certificate."""
+        values = dict(self)
+        if (certificate := values.pop("signing_certificate")) is not None:
+            values["pcrs"] = self.pcrs | {8: extended(ZERO, fingerprint(certificate))}
+        return PlainNsmConfig(**values)
+
 
 def fingerprint(certificate: bytes) -> bytes:
     """The SHA-384 of a certificate's DER form.
@@ -132,7 +137,11 @@ class NsmState(FrozenConfig):
     @property
     def module_id(self) -> str:
         """The enclave's name on its instance, as in DescribeNSM and documents."""
-        return f"{self.instance_id}-enc{self.enclave_id}"
+        return self.identity().module_id
+
+    def identity(self) -> Identity:
+        """The same without the version."""
+        return Identity(*(getattr(self, field) for field in Identity._fields))
 
     def renamed(
         self,
@@ -166,39 +175,3 @@ class NsmState(FrozenConfig):
             "pcrs": tuple(pcrs),
         }
         return self.model_validate(dict(self) | changed)
-
-
-def new_enclave_id(entropy: Callable[[int], bytes], clock: Callable[[], int]) -> str:
-    """An enclave id as AWS makes it: the milliseconds since 1970 in 48 bits, and 16 random bits."""
-    started_ms = clock() // 1_000_000 & (1 << 48) - 1
-    return f"{started_ms:012x}{entropy(2).hex()}"
-
-
-def launched(
-    config: NsmConfig, *, host: str | None, entropy: Callable[[int], bytes], clock: Callable[[], int]
-) -> NsmState:
-    """The state of a module whose enclave has just been started: PCR0 to PCR15 are filled and locked.
-
-    Args:
-        config: Who the enclave is.
-        host: Hexadecimal digits, of which an instance id is made if none is configured; `None` makes a
-            random one.
-        entropy: Returns as many random bytes as it is asked for.
-        clock: Returns the nanoseconds since 1970.
-    """
-    instance_id = config.instance_id or f"i-0{(host or entropy(8).hex())[:16]}"
-    values = {4: extended(ZERO, instance_id.encode())} | config.pcrs
-    if config.role_arn is not None:
-        values[3] = extended(ZERO, config.role_arn.encode())
-    if config.signing_certificate is not None:
-        values[8] = extended(ZERO, fingerprint(config.signing_certificate))
-    if config.debug_mode:
-        values |= dict.fromkeys(DEBUG_ZEROED, ZERO)
-    return NsmState(
-        instance_id=instance_id,
-        enclave_id=config.enclave_id or new_enclave_id(entropy, clock),
-        region=config.region,
-        payload_map=config.payload_map,
-        pcrs=tuple(values.get(index, ZERO) for index in range(PCR_COUNT)),
-        locked=frozenset(range(LOCKED_AT_START)),
-    )

@@ -9,21 +9,25 @@ only after its literal first 19 bytes.
 Where hardware is not known to differ, a bad request gets the error that QEMU's device gives.
 """
 
+import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import cbor2
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from nitro_nsm import system
 from nitro_nsm.cbor import Value, decode
-from nitro_nsm.config import NsmConfig, NsmState, launched
-from nitro_nsm.cose import sign1
-from nitro_nsm.document import DIGEST, AttestationDocument, encode_payload
-from nitro_nsm.errors import CborError, ErrorCode, Refusal
+from nitro_nsm.errors import CborError, ErrorCode, InputError, Refusal
+from nitro_nsm.identity import Identity, PlainNsmConfig
 from nitro_nsm.pcrs import PCR_COUNT, PcrBank
-from nitro_nsm.pki.authority import Root
-from nitro_nsm.pki.issuer import Issuer
+from nitro_nsm.pki.stored import StoredRoot
+
+if TYPE_CHECKING:
+    from nitro_nsm.config import NsmConfig, NsmState
+    from nitro_nsm.pki.authority import Root
+    from nitro_nsm.signer import Signer
+
+logger = logging.getLogger(__name__)
 
 REQUEST_BYTES_MAX = 0x1000
 """Linux's driver refuses longer requests with EMSGSIZE, so a real one never sends them."""
@@ -48,7 +52,9 @@ class Nsm:
     Args:
         start: Who the enclave is, for a module that starts as hardware does at launch; or what `state`
             returned, for one that goes on from there.
-        root: Signs documents. Without one, Attestation is refused with InvalidOperation.
+        root: Signs documents. Without one, Attestation is refused with InvalidOperation. One that is stored
+            is loaded when the first document is asked for; should it be damaged, that and all others are
+            refused with InternalError, and the log says why.
         entropy: Returns as many random bytes as it is asked for.
         clock: Returns the nanoseconds since 1970.
         deterministic: Sign as in RFC 6979, so that the same entropy and clock give the same replies.
@@ -56,46 +62,36 @@ class Nsm:
 
     def __init__(
         self,
-        start: NsmConfig | NsmState,
+        start: "NsmConfig | PlainNsmConfig | NsmState",
         *,
-        root: Root | None = None,
+        root: "Root | StoredRoot | None" = None,
         entropy: Callable[[int], bytes] = system.entropy,
         clock: Callable[[], int] = system.now_ns,
         deterministic: bool = False,
     ) -> None:
-        if isinstance(start, NsmConfig):
-            host = root.trust.fingerprint if root else None
-            start = launched(start, host=host, entropy=entropy, clock=clock)
-        self._start = start
-        self._issuer: Issuer | None = None
-        if root is not None:
-            self._issuer = Issuer(
-                root,
-                region=start.region,
-                instance_id=start.instance_id,
-                enclave_id=start.enclave_id,
-                entropy=entropy,
-                deterministic=deterministic,
-            )
-        self._ecdsa = ec.ECDSA(hashes.SHA384(), deterministic_signing=deterministic)
+        self._start = _identity(start, root, entropy, clock)
+        self._root = root
+        self._signer: Signer | None = None
+        self._deterministic = deterministic
         self._entropy = entropy
         self._clock = clock
-        self._pcrs = PcrBank(start.pcrs, start.locked)
+        self._pcrs = PcrBank(self._start.pcrs, self._start.locked)
 
     @property
     def module_id(self) -> str:
         """The enclave's name on its instance, as in DescribeNSM and documents."""
         return self._start.module_id
 
-    def state(self) -> NsmState:
+    def state(self) -> "NsmState":
         """What to save so that `Nsm(state)` goes on from here.
 
         Keys and certificates are not part of it, because a saved file should hold no secrets. A restored
         module makes new ones under the root that it is given; its documents differ in nothing else.
         """
-        return self._start.model_copy(
-            update={"pcrs": self._pcrs.values(), "locked": frozenset(self._pcrs.locked())}
-        )
+        from nitro_nsm.config import NsmState  # noqa: PLC0415 - takes pydantic, and few modules are saved
+
+        now = self._start._replace(pcrs=tuple(self._pcrs.values()), locked=frozenset(self._pcrs.locked()))
+        return NsmState(**now._asdict())
 
     def handle(self, request: bytes) -> bytes:
         """Answer one request. Any bytes get a reply, never an exception."""
@@ -137,28 +133,31 @@ class Nsm:
         raise Refusal(ErrorCode.INVALID_OPERATION, "no such request")
 
     def _attest(self, *, public_key: bytes | None, user_data: bytes | None, nonce: bytes | None) -> bytes:
-        if self._issuer is None:
+        if self._root is None:
             raise Refusal(ErrorCode.INVALID_OPERATION, "there is no root to sign documents under")
-        now_ms = self._clock() // 1_000_000
-        credentials = self._issuer.credentials(now_ms // 1000)
-        document = AttestationDocument(
-            module_id=self.module_id,
-            digest=DIGEST,
-            timestamp_ms=now_ms,
-            pcrs=self._pcrs.locked(),
-            certificate=credentials.certificate,
-            cabundle=credentials.cabundle,
+        if self._signer is None:
+            self._signer = self._load_signer(self._root)
+        signed = self._signer.sign(
+            self._pcrs.locked(),
+            now_ms=self._clock() // 1_000_000,
             public_key=public_key,
             user_data=user_data,
             nonce=nonce,
-            payload_map=self._start.payload_map,
-            unknown=(),
         )
-        signed = sign1(encode_payload(document), credentials.key, self._ecdsa)
         reply = cbor2.dumps({"Attestation": {"document": signed}})
         if len(reply) > RESPONSE_BYTES_MAX:
             raise Refusal(ErrorCode.BUFFER_TOO_SMALL, f"{len(reply)} bytes of {RESPONSE_BYTES_MAX}")
         return reply
+
+    def _load_signer(self, root: "Root | StoredRoot") -> "Signer":
+        from nitro_nsm.signer import Signer  # noqa: PLC0415 - takes cryptography, which many never need
+
+        try:
+            loaded = root.load() if isinstance(root, StoredRoot) else root
+        except InputError as error:
+            logger.error("no document can be signed: %s; %s", error, error.hint)  # noqa: TRY400 - not our fault
+            raise Refusal(ErrorCode.INTERNAL_ERROR, str(error)) from error
+        return Signer(loaded, self._start, entropy=self._entropy, deterministic=self._deterministic)
 
     def _describe_nsm(self) -> bytes:
         major, minor, patch = VERSION
@@ -175,6 +174,28 @@ class Nsm:
                 }
             }
         )
+
+
+def _identity(
+    start: "NsmConfig | PlainNsmConfig | NsmState",
+    root: "Root | StoredRoot | None",
+    entropy: Callable[[int], bytes],
+    clock: Callable[[], int],
+) -> Identity:
+    if not isinstance(start, PlainNsmConfig):
+        from nitro_nsm.config import NsmState  # noqa: PLC0415 - loaded already, because this is of it
+
+        if isinstance(start, NsmState):
+            return start.identity()
+        start = start.plain()
+    match root:
+        case None:
+            host = None
+        case StoredRoot():
+            host = root.fingerprint
+        case _:
+            host = root.trust.fingerprint
+    return start.launched(host=host, entropy=entropy, clock=clock)
 
 
 def call(item: Value) -> tuple[Value, ...]:

@@ -9,9 +9,13 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nitro_nsm.errors import HostError, InputError
-from nitro_nsm.pki.authority import Root
+from nitro_nsm.pki.stored import StoredRoot
+
+if TYPE_CHECKING:
+    from nitro_nsm.pki.authority import Root
 
 TEST_ROOT = "test"
 """The name of the root that we make ourselves."""
@@ -42,7 +46,7 @@ def root_path(directory: Path | None = None) -> Path:
     return (directory or data_directory()) / FILE_NAME
 
 
-def read_test_root(directory: Path | None = None) -> Root:
+def read_test_root(directory: Path | None = None) -> "Root":
     """The test root, which must be there already.
 
     Args:
@@ -52,6 +56,8 @@ def read_test_root(directory: Path | None = None) -> Root:
         InputError: There is none yet, or the file is damaged.
         HostError: The file cannot be read.
     """
+    from nitro_nsm.pki.authority import Root  # noqa: PLC0415 - takes cryptography, which a stored root does not
+
     path = root_path(directory)
     try:
         return Root.load(TEST_ROOT, path.read_bytes())
@@ -69,7 +75,7 @@ def read_test_root(directory: Path | None = None) -> Root:
         raise InputError(f"{path}: {error}", hint="`nsm pki rotate` makes a new one") from error
 
 
-def ensure_test_root(directory: Path | None = None) -> Root:
+def ensure_test_root(directory: Path | None = None) -> "Root":
     """The test root, which is made now if there is none.
 
     Args:
@@ -79,6 +85,8 @@ def ensure_test_root(directory: Path | None = None) -> Root:
         InputError: The file is damaged.
         HostError: The file can be neither read nor made.
     """
+    from nitro_nsm.pki.authority import Root  # noqa: PLC0415 - see `read_test_root`
+
     path = root_path(directory)
     with _host_errors("made"):
         if not path.exists():
@@ -91,7 +99,23 @@ def ensure_test_root(directory: Path | None = None) -> Root:
     return read_test_root(directory)
 
 
-def rotate_test_root(directory: Path | None = None) -> Root:
+def stored_test_root(directory: Path | None = None) -> "Root | StoredRoot":
+    """The test root, which is made now if there is none; as it is stored, if it looks as it should.
+
+    Args:
+        directory: Where it is kept; by default `data_directory`.
+
+    Raises:
+        InputError: The file is damaged.
+        HostError: The file can be neither read nor made.
+    """
+    with suppress(OSError):  # none is there yet, or else `ensure_test_root` says what is wrong
+        if (stored := StoredRoot.of(TEST_ROOT, root_path(directory).read_bytes())) is not None:
+            return stored
+    return ensure_test_root(directory)
+
+
+def rotate_test_root(directory: Path | None = None) -> "Root":
     """Replace the test root by a new one. Documents of the old one no longer verify.
 
     Args:
@@ -100,6 +124,8 @@ def rotate_test_root(directory: Path | None = None) -> Root:
     Raises:
         HostError: The file cannot be made.
     """
+    from nitro_nsm.pki.authority import Root  # noqa: PLC0415 - see `read_test_root`
+
     path = root_path(directory)
     root = Root.create(TEST_ROOT, entropy=os.urandom)
     with _host_errors("replaced"):
@@ -121,7 +147,7 @@ def _host_errors(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _written_beside(path: Path, root: Root) -> Iterator[Path]:
+def _written_beside(path: Path, root: "Root") -> Iterator[Path]:
     """A temporary file that only we can read, with `root` in it."""
     new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     new.touch(mode=0o600, exist_ok=False)
