@@ -1,7 +1,6 @@
 """Where a configuration comes from, and what is said when it cannot be."""
 
 import json
-from dataclasses import astuple, fields
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nitro_vmm import UsageError
-from nitro_vmm.cli.configure import SPELLINGS, config_of, plain_machine
+from nitro_vmm.cli.configure import SPELLINGS, config_of, plain_config
 from nitro_vmm.cli.main import parser
 from nitro_vmm.config import EnclaveConfig, Endpoint, Proxied, Published
 from nitro_vmm.config_sources import load_config
@@ -208,41 +207,60 @@ NUMBERS = st.one_of(
     st.integers(999_990, 1_048_580).map(str),
     st.sampled_from(["", "0128", " 128", "1_28", "+128", "128.0", "1e3", "\u0661\u0662\u0668"]),
 )
+PATHS = st.sampled_from(["", "v", "/none/v w", "../v/", "v\u00e9", "\udcff"])
 OPTIONS = st.one_of(
-    st.sampled_from(["b.eif", ""]).map(lambda path: ["--eif-path", path]),
-    NUMBERS.map(lambda number: [f"--memory-mib={number}"]),
-    st.sampled_from([["--console"], ["--no-console"], ["--debug-mode"], ["--quiet-kernel"]]),
-    st.just(["--vsock-path", "v"]),
-    st.sampled_from(["auto", "kvm", "unicorn", "KVM", ""]).map(lambda name: [f"--accel={name}"]),
-    st.sampled_from(
-        [["--warm", "image"], ["--warm", "kernel"], ["--warm", "off"], ["--warm", "cold"], ["--warm", ""]]
+    st.tuples(st.sampled_from(["--eif-path", "--from", "--vsock-path"]), PATHS).map(list),
+    st.tuples(st.sampled_from(["--memory-mib", "--memory", "--cid", "--enclave-cid"]), NUMBERS).map(
+        lambda option: [f"{option[0]}={option[1]}"]
     ),
-    st.sampled_from([["--from", "a.saved"], ["--from", ""], ["--gdb", "0"], ["--vsock", "vhost-user:v"]]),
-    st.sampled_from([["--cpu-count", "1"], ["--cid", "2"], ["--config", "none.toml"]]),
+    st.sampled_from(["--console", "--no-console", "--debug-mode", "--quiet-kernel", "--seqpacket"]).map(
+        lambda flag: [flag]
+    ),
+    st.sampled_from(["auto", "kvm", "unicorn", "KVM", ""]).map(lambda name: [f"--accel={name}"]),
+    st.sampled_from(["off", "kernel", "image", "Image", ""]).map(lambda kind: [f"--warm={kind}"]),
+    st.sampled_from([["--gdb", "0"], ["--vsock", "vhost-user:v"], ["--cpu-count", "1"], ["--name", "n"]]),
+    st.sampled_from(
+        [["--config", "none.toml"], ["--from-qemu", "-m 512"], ["--role-arn", "r"], ["--kms", ""]]
+    ),
 )
 
 
-@given(image=st.lists(st.just("a.eif"), max_size=1), words=st.lists(OPTIONS, max_size=5))
-def test_a_machine_that_is_known_from_a_few_options_is_that_of_the_configuration(
-    image: list[str], words: list[list[str]]
-) -> None:
-    arguments = parser("run").parse_args(["run", *image, *(word for option in words for word in option)])
+@given(images=st.lists(PATHS, max_size=1), words=st.lists(OPTIONS, max_size=4))
+def test_a_plain_configuration_is_that_of_all_sources(images: list[str], words: list[list[str]]) -> None:
+    given = [*images, *(word for option in words for word in option)]
+    arguments = parser("run").parse_args(["run", *given])
 
-    machine = plain_machine(arguments)
+    plain = plain_config(arguments)
 
-    if machine is not None:
+    if plain is not None:
         config = config_of(arguments)
-        assert config.begins_at_once
-        assert [getattr(config, field.name) for field in fields(machine)] == list(astuple(machine))
+        assert {name: getattr(plain, name) for name in EnclaveConfig.model_fields} == dict(config)
+        assert plain.checked() == config
+        assert plain.begins_at_once == config.begins_at_once
+        assert plain.shows_console == config.shows_console
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a.eif"],
+        ["--eif-path", "a.eif", "--memory", "512", "--cid", "16"],
+        ["a.eif", "--vsock-path", "v", "--console", "--quiet-kernel", "--accel", "unicorn"],
+        ["--from", "a.saved", "--debug-mode"],
+        ["a.eif", "--warm", "image", "--no-console", "--seqpacket"],
+    ],
+)
+def test_common_command_lines_are_plain(words: list[str]) -> None:
+    assert plain_config(parser("run").parse_args(["run", *words])) is not None
 
 
 def test_a_setting_in_the_environment_is_not_overlooked(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = parser("run").parse_args(["run", "a.eif"])
-    assert plain_machine(arguments) is not None
+    assert plain_config(arguments) is not None
 
     monkeypatch.setenv("NITRO_VMM_MEMORY_MIB", "128")
 
-    assert plain_machine(arguments) is None
+    assert plain_config(arguments) is None
 
 
 @pytest.mark.parametrize(("option", "chosen"), [([], "unicorn"), (["--accel", "kvm"], "kvm")])
@@ -252,7 +270,7 @@ def test_the_environment_may_name_the_accelerator(
     monkeypatch.setenv("NITRO_VMM_ACCELERATOR", "unicorn")
     arguments = parser("run").parse_args(["run", "a.eif", *option])
 
-    machine = plain_machine(arguments)
+    machine = plain_config(arguments)
 
     assert machine is not None
     assert machine.accelerator == config_of(arguments).accelerator == chosen

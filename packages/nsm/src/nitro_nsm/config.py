@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal, Self
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -106,6 +104,9 @@ def fingerprint(certificate: bytes) -> bytes:
     Raises:
         ValueError: It is neither DER nor PEM.
     """
+    from cryptography import x509  # noqa: PLC0415 - takes long to import, and most configurations have none
+    from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
+
     load = x509.load_pem_x509_certificate if b"-----BEGIN" in certificate else x509.load_der_x509_certificate
     try:
         return load(certificate).fingerprint(hashes.SHA384())

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from nitro_vmm.config import EnclaveConfig, KmsSettings
+from nitro_vmm.defaults import ENVIRONMENT_PREFIX
 from nitro_vmm.errors import UsageError
 from nitro_vmm.qemu_options import QemuOptions
 
-ENVIRONMENT_PREFIX: Final = "NITRO_VMM_"
 FILE_BYTES_MAX: Final = 1 << 20
 
 NITRO_CLI_KEYS: Final = {"enclave_cid": "cid", "enclave_name": "name", "cpu_count": "processors"}

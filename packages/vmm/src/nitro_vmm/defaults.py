@@ -2,6 +2,8 @@
 
 from typing import Final
 
+ENVIRONMENT_PREFIX: Final = "NITRO_VMM_"
+"""How the names of variables begin that are settings."""
 CID_DEFAULT: Final = 16
 """The enclave's vsock address where none is chosen; nitro-cli counts up from this one."""
 MEMORY_MIB_MIN: Final = 64

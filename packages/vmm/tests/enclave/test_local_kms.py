@@ -23,7 +23,7 @@ from nitro_nsm.testing import seeded_entropy
 from nitro_vmm import Enclave, EnclaveConfig, HostError, UsageError
 from nitro_vmm.config import KmsSettings
 from nitro_vmm.enclave.local_kms import CONNECTIONS_MAX, LocalKms, kms_config, open_local_kms
-from nitro_vmm.enclave.security import signing_root
+from nitro_vmm.enclave.security import trust_of
 from nitro_vmm.testing import FakeAccelerator
 
 ROLE = "arn:aws:iam::111122223333:role/enclave"
@@ -61,7 +61,7 @@ async def serving(config: EnclaveConfig) -> AsyncIterator[Served]:
     """The KMS of an enclave, without the enclave."""
     assert config.kms is not None
     with ExitStack() as resources:
-        root = signing_root(config).trust
+        root = trust_of(config)
         kms = open_local_kms(config, config.kms, root, resources, lambda _: None)
         async with trio.open_nursery() as nursery:
             kms.start(nursery)

@@ -4,18 +4,22 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
 from nitro_vmm import EnclaveConfig, Outcome, UsageError
 from nitro_vmm.accel import Exit, ExitReason
-from nitro_vmm.enclave.image import PlainMachine
 from nitro_vmm.machine.board import _Reserved
+from nitro_vmm.plain_config import PlainConfig
+from nitro_vmm.run import foreground
 from nitro_vmm.run.attach import attach
-from nitro_vmm.run.foreground import HIDDEN
+from nitro_vmm.run.foreground import HIDDEN, Attached
 from nitro_vmm.testing import FakeAccelerator, FakeVcpu
+from nitro_vsock import VsockError
 
 
 @pytest.mark.parametrize(
@@ -35,7 +39,7 @@ def test_the_first_signal_counts(
         os.kill(os.getpid(), second)
         return Exit(ExitReason.HALTED)
 
-    attached = attach(lambda: EnclaveConfig(eif_path=image), accelerator=FakeAccelerator(send_signals))
+    attached = attach(EnclaveConfig(eif_path=image), accelerator=FakeAccelerator(send_signals))
 
     assert attached.signal is first
     assert (attached.result.outcome, attached.result.reason) == (Outcome.STOPPED, reason)
@@ -48,7 +52,7 @@ def test_the_console_arrives_before_it_returns(image: Path) -> None:
 
     read_end, write_end = os.pipe()
     attached = attach(
-        lambda: EnclaveConfig(eif_path=image, console=True),
+        EnclaveConfig(eif_path=image, console=True),
         console_fd=write_end,
         accelerator=FakeAccelerator(speak),
     )
@@ -65,7 +69,7 @@ def test_what_cannot_be_launched_is_one_error(image: Path) -> None:
         file.truncate(20 << 20)
 
     with pytest.raises(UsageError, match="four times"):
-        attach(lambda: EnclaveConfig(eif_path=image, memory_mib=64))
+        attach(EnclaveConfig(eif_path=image, memory_mib=64))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +87,7 @@ def test_a_terminal_gets_colours_and_the_rest_on_request(
 
     controller, terminal = os.openpty()
     attach(
-        lambda: EnclaveConfig(eif_path=image, console=True),
+        EnclaveConfig(eif_path=image, console=True),
         console_fd=terminal,
         accelerator=FakeAccelerator(speak),
         raw_console=raw,
@@ -103,7 +107,7 @@ def test_a_console_that_is_not_shown(image: Path) -> None:
     read_end, write_end = os.pipe()
     said: list[str] = []
     attach(
-        lambda: EnclaveConfig(eif_path=image),
+        EnclaveConfig(eif_path=image),
         console_fd=write_end,
         accelerator=FakeAccelerator(speak),
         say=said.append,
@@ -116,7 +120,20 @@ def test_a_console_that_is_not_shown(image: Path) -> None:
     assert HIDDEN in said
 
 
-def test_a_machine_that_is_known_runs_before_the_configuration_is_read(image: Path) -> None:
+class SecondHalf:
+    """The second half of a launch, which begins when the test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, until: Callable[[], object]) -> None:
+        self._begin = foreground.see_through
+        self._until = until
+        monkeypatch.setattr(foreground, "see_through", self)
+
+    async def __call__(self, *arguments: Any) -> Attached:  # noqa: ANN401 - those of the real one
+        self._until()
+        return await self._begin(*arguments)
+
+
+def test_a_guest_runs_before_the_second_half(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     began = threading.Event()
 
     def speak(vcpu: FakeVcpu) -> Exit:
@@ -124,14 +141,10 @@ def test_a_machine_that_is_known_runs_before_the_configuration_is_read(image: Pa
         vcpu.print(b"early")
         return Exit(ExitReason.HALTED)
 
-    def load_config() -> EnclaveConfig:
-        assert began.wait(10)
-        return EnclaveConfig(eif_path=image, console=True)
-
+    SecondHalf(monkeypatch, lambda: began.wait(10))
     read_end, write_end = os.pipe()
     attached = attach(
-        load_config,
-        machine=PlainMachine(image),
+        PlainConfig(image, console=True),
         console_fd=write_end,
         accelerator=FakeAccelerator(speak),
     )
@@ -140,10 +153,13 @@ def test_a_machine_that_is_known_runs_before_the_configuration_is_read(image: Pa
     os.close(read_end)
 
     assert attached.result.outcome is Outcome.ENDED
+    assert began.is_set()
     assert printed == b"early"
 
 
-def test_a_configuration_that_cannot_be_ends_a_guest_that_runs_and_shows_nothing(image: Path) -> None:
+def test_a_second_half_that_fails_ends_a_guest_that_runs_and_shows_nothing(
+    image: Path, tmp_path: Path
+) -> None:
     ended = threading.Event()
 
     def speak(vcpu: FakeVcpu) -> Exit:
@@ -152,14 +168,10 @@ def test_a_configuration_that_cannot_be_ends_a_guest_that_runs_and_shows_nothing
         ended.set()
         return Exit(ExitReason.KICKED)
 
-    def load_config() -> EnclaveConfig:
-        raise UsageError("there is no such setting")
-
     read_end, write_end = os.pipe()
-    with pytest.raises(UsageError, match="no such setting"):
+    with pytest.raises(VsockError):
         attach(
-            load_config,
-            machine=PlainMachine(image),
+            PlainConfig(image, vsock_path=tmp_path / "none" / "vsock", console=True),
             console_fd=write_end,
             accelerator=FakeAccelerator(speak),
         )
@@ -171,40 +183,27 @@ def test_a_configuration_that_cannot_be_ends_a_guest_that_runs_and_shows_nothing
     assert printed == b""
 
 
-def test_what_is_wrong_with_the_configuration_is_said_before_what_is_wrong_with_the_image(
-    tmp_path: Path,
-) -> None:
-    def load_config() -> EnclaveConfig:
-        raise UsageError("there is no such setting")
-
-    with pytest.raises(UsageError, match="no such setting"):
-        attach(load_config, machine=PlainMachine(tmp_path / "none.eif"))
-
-
-def test_a_signal_before_the_event_loop_counts(image: Path) -> None:
+def test_a_signal_before_the_event_loop_counts(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wait(vcpu: FakeVcpu) -> Exit:
         vcpu.wait_for_kick()
         return Exit(ExitReason.KICKED)
 
-    def load_config() -> EnclaveConfig:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return EnclaveConfig(eif_path=image)
-
-    attached = attach(load_config, machine=PlainMachine(image), accelerator=FakeAccelerator(wait))
+    SecondHalf(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    attached = attach(PlainConfig(image), accelerator=FakeAccelerator(wait))
 
     assert attached.signal is signal.SIGTERM
     assert attached.result.reason == "ended by SIGTERM"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_guest_may_end_before_its_devices_are_there(image: Path) -> None:
-    def load_config() -> EnclaveConfig:
+def test_a_guest_may_end_before_its_devices_are_there(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait() -> None:
         for thread in threading.enumerate():
             if thread.name == "guest":
                 thread.join()
-        return EnclaveConfig(eif_path=image, accelerator="unicorn")
 
-    attached = attach(load_config, machine=PlainMachine(image, accelerator="unicorn"))
+    SecondHalf(monkeypatch, wait)
+    attached = attach(PlainConfig(image, accelerator="unicorn"))
 
     assert attached.result.outcome is Outcome.ENDED
 
@@ -222,16 +221,18 @@ def test_a_host_without_room_for_the_guests_thread_is_not_waited_for(
     monkeypatch.setattr(threading.Thread, "start", refuse)
 
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        attach(lambda: EnclaveConfig(eif_path=image), accelerator=FakeAccelerator(FakeVcpu.wait_for_kick))
+        attach(EnclaveConfig(eif_path=image), accelerator=FakeAccelerator(FakeVcpu.wait_for_kick))
 
 
-def test_a_guest_may_look_for_its_devices_before_they_are_there(looking_image: Path) -> None:
-    def load_config() -> EnclaveConfig:
+def test_a_guest_may_look_for_its_devices_before_they_are_there(
+    looking_image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait() -> None:
         while not any(waits_for_device(frame) for frame in sys._current_frames().values()):
             pass
-        return EnclaveConfig(eif_path=looking_image, accelerator="unicorn")
 
-    attached = attach(load_config, machine=PlainMachine(looking_image, accelerator="unicorn"))
+    SecondHalf(monkeypatch, wait)
+    attached = attach(PlainConfig(looking_image, accelerator="unicorn"))
 
     assert attached.result.outcome is Outcome.ENDED
 

@@ -7,11 +7,17 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from nitro_vmm.defaults import BOOT_TIMEOUT_S_DEFAULT, CID_DEFAULT, MEMORY_MIB_DEFAULT, MEMORY_MIB_MIN
+from nitro_vmm.defaults import (
+    BOOT_TIMEOUT_S_DEFAULT,
+    CID_DEFAULT,
+    ENVIRONMENT_PREFIX,
+    MEMORY_MIB_DEFAULT,
+    MEMORY_MIB_MIN,
+)
 
 if TYPE_CHECKING:
     from nitro_vmm.config import EnclaveConfig
-    from nitro_vmm.enclave.image import PlainMachine
+    from nitro_vmm.plain_config import PlainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +54,10 @@ SPELLINGS: Final = {
 """The fields of `EnclaveConfig` that options set, and how these are spelled in messages."""
 
 
-WARM: Final = ("off", "kernel", "image")
 ACCELERATOR_VARIABLE: Final = "NITRO_VMM_ACCELERATOR"
-PLAIN: Final = {
-    *("eif_path", "memory_mib", "accelerator", "quiet_kernel", "vsock_path", "debug_mode", "console"),
-    *("snapshot_path", "warm"),
-}
-"""The fields that `plain_machine` knows: they are right, or easily found not to be."""
+WARM: Final = ("off", "kernel", "image")
+NUMBERS: Final = (("memory_mib", MEMORY_MIB_MIN, 1 << 20), ("cid", 4, 0xFFFF_FFFE))
+"""The fields of `PlainConfig` that are numbers, and their limits."""
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
@@ -201,47 +204,41 @@ def _vhost_user(value: str) -> Path:
     return Path(path)
 
 
-def plain_machine(arguments: argparse.Namespace) -> "PlainMachine | None":
-    """The machine of what `config_of` will return, if few options say all about it and are right.
+def plain_config(arguments: argparse.Namespace) -> "PlainConfig | None":
+    """What `config_of` will return, if only few options were given and they are right.
 
-    `None` says nothing: `config_of` has to be asked first, and finds what is wrong.
+    `None` says nothing: `config_of` has to be asked, and finds what is wrong.
     """
     from nitro_vmm.accel import ACCELERATORS  # noqa: PLC0415 - so that --help need not wait for it
-    from nitro_vmm.enclave.image import PlainMachine  # noqa: PLC0415
+    from nitro_vmm.plain_config import PlainConfig  # noqa: PLC0415
 
-    given = {name for name, value in vars(arguments).items() if value is not None} & set(SPELLINGS)
+    given = {name: value for name in SPELLINGS if (value := getattr(arguments, name, None)) is not None}
+    if arguments.eif is not None:
+        if "eif_path" in given:
+            return None
+        given["eif_path"] = arguments.eif
     elsewhere = arguments.config is not None or arguments.from_qemu is not None
     elsewhere = elsewhere or any(
-        name.startswith("NITRO_VMM_") and name != ACCELERATOR_VARIABLE for name in os.environ
+        name.startswith(ENVIRONMENT_PREFIX) and name != ACCELERATOR_VARIABLE for name in os.environ
     )
-    paths = [path for path in (arguments.eif, arguments.eif_path) if path is not None]
-    if arguments.snapshot_path is not None and not paths:
-        paths = [arguments.snapshot_path]
-    if given - PLAIN or elsewhere or len(paths) != 1:
+    given.setdefault("eif_path", given.get("snapshot_path"))
+    given.setdefault("accelerator", os.environ.get(ACCELERATOR_VARIABLE, "auto"))
+    if elsewhere or given["eif_path"] is None or given.keys() - set(PlainConfig._fields):
         return None
-    warm = "off" if arguments.warm is None else arguments.warm
-    if warm not in WARM:
+    if given["accelerator"] not in {"auto", *ACCELERATORS} or given.get("warm", "off") not in WARM:
         return None
-    accelerator = arguments.accelerator
-    if accelerator is None:
-        accelerator = os.environ.get(ACCELERATOR_VARIABLE, "auto")
-    if accelerator not in {"auto", *ACCELERATORS}:
-        return None
-    memory_mib = None
-    if arguments.memory_mib is not None:
-        if not re.fullmatch(r"[1-9][0-9]{1,5}", arguments.memory_mib, re.ASCII):
+    for name, least, most in NUMBERS:
+        if name in given:
+            if not re.fullmatch(r"[1-9][0-9]{0,9}", given[name], re.ASCII):
+                return None
+            given[name] = int(given[name])
+            if not least <= given[name] <= most:
+                return None
+    if "vsock_path" in given:
+        if not given["vsock_path"].isascii():  # what is no UTF-8 is refused
             return None
-        memory_mib = int(arguments.memory_mib)
-        if memory_mib < MEMORY_MIB_MIN:
-            return None
-    return PlainMachine(
-        paths[0],
-        memory_mib=memory_mib,
-        accelerator=accelerator,
-        quiet_kernel=bool(arguments.quiet_kernel),
-        snapshot_path=arguments.snapshot_path,
-        warm=warm,
-    )
+        given["vsock_path"] = Path(given["vsock_path"])
+    return PlainConfig(**given)
 
 
 def config_of(arguments: argparse.Namespace) -> "EnclaveConfig":

@@ -3,12 +3,11 @@
 import argparse
 import logging
 import sys
-from functools import cache, partial
 from typing import TYPE_CHECKING, Final
 
 from nitro_vmm.cli import codes, command, launching
 from nitro_vmm.cli.command import PROGRAM, RUN_EXAMPLE, complain
-from nitro_vmm.cli.configure import add_options, config_of, plain_machine
+from nitro_vmm.cli.configure import add_options, config_of, plain_config
 from nitro_vmm.cli.exit_code import EXIT_CODES, ExitCode
 from nitro_vmm.cli.problems import complain_of
 from nitro_vmm.cli.streams import log_as_json
@@ -105,10 +104,8 @@ def execute(arguments: argparse.Namespace, started_s: float) -> int:
         return run_detached(arguments)
     path = timeline_file = None
     try:
-        # A machine that is known from a few flags boots while the rest is read, which takes pydantic.
-        machine = plain_machine(arguments)
-        load_config = cache(partial(config_of, arguments))
-        path = (machine or load_config()).eif_path
+        config = plain_config(arguments) or config_of(arguments)
+        path = config.eif_path
         if arguments.timeline is not None:
             from nitro_vmm.cli.timeline_file import TimelineFile  # noqa: PLC0415 - few want one
 
@@ -118,8 +115,7 @@ def execute(arguments: argparse.Namespace, started_s: float) -> int:
 
         console = sys.stderr if arguments.json else sys.stdout
         attached = attach(
-            load_config,
-            machine=machine,
+            config,
             console_fd=console.fileno(),
             raw_console=arguments.raw_console,
             say=say,

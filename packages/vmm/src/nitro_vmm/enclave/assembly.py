@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from nitro_nsm import Nsm
 from nitro_vmm.accel import Accelerator
-from nitro_vmm.config import EnclaveConfig
 from nitro_vmm.devices.nsm import NsmDevice
 from nitro_vmm.devices.virtio import VirtioDevice
 from nitro_vmm.devices.vsock import VsockDevice
@@ -17,9 +16,10 @@ from nitro_vmm.enclave.security import security_module
 from nitro_vmm.enclave.timeline import NSM_REQUEST, Timeline
 from nitro_vmm.errors import StateError
 from nitro_vmm.machine.machine import Machine
-from nitro_vsock import HostSide, Service, VsockConfig, VsockEngine
+from nitro_vsock import HostSide, PlainVsockConfig, Service, VsockEngine
 
 if TYPE_CHECKING:
+    from nitro_vmm.plain_config import EnclaveSettings
     from nitro_vsock.vhost_user import SharedRegion
 
 PARENT_CID: Final = 3
@@ -81,7 +81,7 @@ class Reach(NamedTuple):
 
 
 def assemble(
-    config: EnclaveConfig,
+    config: "EnclaveSettings",
     accelerator: Accelerator,
     resources: ExitStack,
     around: Surroundings,
@@ -114,7 +114,7 @@ def assemble(
 
 
 def connect(
-    config: EnclaveConfig, begun: Begun, resources: ExitStack, timeline: Timeline, reach: Reach
+    config: "EnclaveSettings", begun: Begun, resources: ExitStack, timeline: Timeline, reach: Reach
 ) -> Assembly:
     """Give a machine its virtio devices; its guest may run already.
 
@@ -187,8 +187,8 @@ def _regions(hardware: Hardware) -> "list[SharedRegion]":
     return regions
 
 
-def _vsock_config(config: EnclaveConfig) -> VsockConfig:
+def _vsock_config(config: "EnclaveSettings") -> PlainVsockConfig:
     # AWS documents that a parent's connections come from CID 3; the vsock device by itself would say 2.
-    return VsockConfig(
+    return PlainVsockConfig(
         guest_cid=config.cid, uds_path=config.vsock_path, seqpacket=config.seqpacket, source_cid=PARENT_CID
     )

@@ -1,14 +1,17 @@
 """The first half of a launch: a boot, or a saved machine."""
 
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from nitro_vmm.accel import Accelerator
 from nitro_vmm.enclave.boot import Begun, Surroundings, boot_cold
-from nitro_vmm.enclave.image import MachineChoice
+
+if TYPE_CHECKING:
+    from nitro_vmm.plain_config import EnclaveSettings
 
 
 def begin(
-    config: MachineChoice,
+    config: "EnclaveSettings",
     accelerator: Accelerator,
     resources: ExitStack,
     around: Surroundings,

@@ -18,13 +18,14 @@ from nitro_vmm.boot.loader import load
 from nitro_vmm.boot.ram import Proceed, nothing
 from nitro_vmm.cache import Cache
 from nitro_vmm.devices.generation_id import GENERATION_ID_BYTES
-from nitro_vmm.enclave.image import MachineChoice, choose_memory_mib, measure_bootable
+from nitro_vmm.enclave.image import choose_memory_mib, measure_bootable
 from nitro_vmm.enclave.kernel_cache import KernelCache
 from nitro_vmm.enclave.timeline import LOADED, MEASURED, Timeline
 from nitro_vmm.machine.machine import Machine
 from nitro_vmm.machine.memory import Memory
 
 if TYPE_CHECKING:
+    from nitro_vmm.plain_config import EnclaveSettings
     from nitro_vmm.snapshot.layout import Parameters
 
 DEVICES: Final = ("nsm", "vsock")
@@ -97,7 +98,7 @@ class Begun:
 
 
 def look_at(
-    config: MachineChoice, eif: Eif, accelerator: Accelerator, *, memory_mib: int, around: Surroundings
+    config: "EnclaveSettings", eif: Eif, accelerator: Accelerator, *, memory_mib: int, around: Surroundings
 ) -> Image:
     """Measure an image, and choose its machine.
 
@@ -139,7 +140,7 @@ def make_hardware(
 
 
 def boot(
-    config: MachineChoice,
+    config: "EnclaveSettings",
     eif: Eif,
     image: Image,
     accelerator: Accelerator,
@@ -191,7 +192,7 @@ def boot(
 
 
 def boot_cold(
-    config: MachineChoice, accelerator: Accelerator, resources: ExitStack, around: Surroundings
+    config: "EnclaveSettings", accelerator: Accelerator, resources: ExitStack, around: Surroundings
 ) -> Begun:
     """`boot` the image that a configuration names, without a look at saved machines.
 
@@ -208,13 +209,15 @@ def boot_cold(
         return Begun(*boot(config, eif, image, accelerator, resources, around=around))
 
 
-def appended(config: MachineChoice) -> list[bytes]:
+def appended(config: "EnclaveSettings") -> list[bytes]:
     """What follows the image's command line; the last word on a setting counts for Linux."""
     words = [b"quiet"] if config.quiet_kernel else []
     return [*words, config.cmdline_append.encode()] if config.cmdline_append else words
 
 
-def _choose_processors(config: MachineChoice, accelerator: Accelerator, say: Callable[[str], None]) -> int:
+def _choose_processors(
+    config: "EnclaveSettings", accelerator: Accelerator, say: Callable[[str], None]
+) -> int:
     if config.processors is None:
         return accelerator.processors_default
     if config.processors > accelerator.processors_max:

@@ -9,17 +9,18 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from nitro_vmm.config import Endpoint, Proxied
 from nitro_vsock.host.relay import CHUNK_BYTES, relay
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from concurrent.futures import Future
+
+    from nitro_vmm.config import Endpoint, Proxied
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Egress:
         allowed: What the HTTP proxy may connect to.
     """
 
-    def __init__(self, proxied: Sequence[Proxied], allowed: Sequence[Endpoint]) -> None:
+    def __init__(self, proxied: "Sequence[Proxied]", allowed: "Sequence[Endpoint]") -> None:
         self.targets = {one.port: one.target for one in proxied}
         """Where each port leads."""
         self.allowed = tuple(allowed)
@@ -48,7 +49,7 @@ class Egress:
         """Where connections are made; set before the enclave runs."""
         self._connecting = 0
 
-    def dial(self, target: Endpoint, future: "Future[socket.socket]") -> None:
+    def dial(self, target: "Endpoint", future: "Future[socket.socket]") -> None:
         """Connect to a target; for the loop's own thread."""
         if self.nursery is None or self._connecting >= CONNECTING_MAX:
             future.set_exception(ConnectionRefusedError("too many connections on their way"))
@@ -64,7 +65,7 @@ class Egress:
         self._connecting += 1
         self.nursery.start_soon(self._serve_http, sock)
 
-    def allows(self, target: Endpoint) -> bool:
+    def allows(self, target: "Endpoint") -> bool:
         """Whether the list has it."""
         name = target.host.lower().rstrip(".")
         return any(
@@ -75,7 +76,7 @@ class Egress:
             for one in self.allowed
         )
 
-    async def _answer(self, target: Endpoint, future: "Future[socket.socket]") -> None:
+    async def _answer(self, target: "Endpoint", future: "Future[socket.socket]") -> None:
         try:
             stream = await _connect(target)
         except OSError as error:
@@ -131,7 +132,9 @@ class Egress:
         return None
 
 
-def _target(text: bytes) -> Endpoint | None:
+def _target(text: bytes) -> "Endpoint | None":
+    from nitro_vmm.config import Endpoint  # noqa: PLC0415 - a model, and few have the proxy
+
     try:
         parsed = Endpoint.model_validate(Endpoint.parse(text.decode("ascii")))
     except ValueError:
@@ -149,7 +152,7 @@ async def _read_request(stream: trio.SocketStream) -> bytes:
     return request
 
 
-async def _connect(target: Endpoint) -> trio.SocketStream:
+async def _connect(target: "Endpoint") -> trio.SocketStream:
     try:
         with trio.fail_after(CONNECT_TIMEOUT_S):
             return await trio.open_tcp_stream(target.host, target.port)

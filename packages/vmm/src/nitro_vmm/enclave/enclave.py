@@ -12,16 +12,14 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import trio
 
 from nitro_eif import Measurements
-from nitro_nsm import NsmClient, Refusal
+from nitro_nsm import Refusal
 from nitro_vmm.accel import Accelerator
-from nitro_vmm.config import EnclaveConfig, Endpoint
 from nitro_vmm.defaults import CID_DEFAULT
 from nitro_vmm.enclave import timeline
 from nitro_vmm.enclave.assembly import Assembly, Reach, assemble, connect
@@ -32,18 +30,22 @@ from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT, Heartbeat
 from nitro_vmm.enclave.launch import Launch
 from nitro_vmm.enclave.outcome import EnclaveEndedError, Outcome, Result, Verdict, judge, late
 from nitro_vmm.enclave.parent import ParentListener, ParentSide
-from nitro_vmm.enclave.published import PublishedPorts
-from nitro_vmm.enclave.security import signing_root
 from nitro_vmm.enclave.tasks import either, ungrouped
 from nitro_vmm.errors import LaunchStoppedError, UsageError
 from nitro_vmm.machine.machine import End, Ending
+from nitro_vmm.plain_config import PlainConfig
 from nitro_vsock import Service, UnixHostSide
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nitro_vmm.config import EnclaveConfig, Endpoint
     from nitro_vmm.enclave.daemon_heartbeat import DaemonHeartbeat
     from nitro_vmm.enclave.debugger import Debugger
     from nitro_vmm.enclave.local_kms import LocalKms
+    from nitro_vmm.enclave.published import PublishedPorts
     from nitro_vmm.enclave.timeline import Timeline
+    from nitro_vmm.plain_config import EnclaveSettings
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,7 @@ class Enclave:
 
     def __init__(
         self,
-        config: EnclaveConfig,
+        config: "EnclaveSettings",
         *,
         console_sink: ConsoleSink | None = None,
         accelerator: Accelerator | None = None,
@@ -90,10 +92,9 @@ class Enclave:
         self._launch = launch or Launch(
             config, console_sink=console_sink, accelerator=accelerator, say=say, started_s=started_s
         )
-        self.config: EnclaveConfig = (
-            config if config.cid else config.model_copy(update={"cid": next(free_cids)})
-        )
-        """What was launched."""
+        if not config.cid and not isinstance(config, PlainConfig):
+            config = config.model_copy(update={"cid": next(free_cids)})
+        self._config = config
         self.console: Console = self._launch.console
         """What the enclave prints."""
         self.timeline: Timeline = self._launch.timeline
@@ -179,6 +180,11 @@ class Enclave:
     # What is known from the start.
 
     @property
+    def config(self) -> "EnclaveConfig":
+        """What was launched."""
+        return self._config.checked() if isinstance(self._config, PlainConfig) else self._config
+
+    @property
     def measurements(self) -> Measurements:
         """PCR0, PCR1, PCR2 and PCR8 of the image."""
         return self._running.hardware.image.measurements
@@ -194,17 +200,17 @@ class Enclave:
         return self._running.hardware.image.memory_mib
 
     @property
-    def published(self) -> list[tuple[Endpoint | Path, int]]:
+    def published(self) -> "list[tuple[Endpoint | Path, int]]":
         """Where the published ports are, with the enclave's port; a TCP port that was 0 is the one found."""
         return [] if self._published is None else self._published.endpoints
 
     @property
-    def kms_endpoint(self) -> Endpoint | None:
+    def kms_endpoint(self) -> "Endpoint | None":
         """Where this machine's programs reach the enclave's local KMS; `None` if they cannot."""
         return None if self._kms is None else self._kms.endpoint
 
     @property
-    def gdb(self) -> Endpoint | None:
+    def gdb(self) -> "Endpoint | None":
         """Where GDB is waited for; a port that was 0 is the one found. `None` if nowhere."""
         return None if self._debugger is None else self._debugger.endpoint
 
@@ -319,7 +325,7 @@ class Enclave:
         Raises:
             UsageError: There is a listener, there can be no such port, or a daemon serves vsock.
         """
-        if self.config.vhost_user_path is not None:
+        if self._config.vhost_user_path is not None:
             raise UsageError(
                 "a vhost-user daemon serves this enclave's vsock",
                 hint="listen on the daemon's sockets",
@@ -338,6 +344,8 @@ class Enclave:
         Raises:
             UsageError: The module makes no such document, because a value is too long.
         """
+        from nitro_nsm import NsmClient  # noqa: PLC0415 - few ask here, and the guest not with it
+
         assembly = self._running
         made: list[bytes | Refusal] = []
 
@@ -382,39 +390,43 @@ class Enclave:
     def _assemble(self) -> Assembly:
         launch = self._launch
         services: dict[int, Service] = {HEARTBEAT_PORT: self._served(self._on_heartbeat)}
-        if self.config.allow:
+        if self._config.allow:
             services[HTTP_PROXY_PORT] = self._served(self._on_proxy)
-        if (kms := self.config.kms) is not None:
+        if (kms := self._config.kms) is not None:
             if kms.port in services:
                 raise UsageError(f"port {kms.port} of the parent is in use", hint="give kms another port")
             from nitro_vmm.enclave.local_kms import open_local_kms  # noqa: PLC0415 - few want one
+            from nitro_vmm.enclave.security import trust_of  # noqa: PLC0415
 
-            root = signing_root(self.config).trust
+            root = trust_of(self._config)
             self._kms = open_local_kms(self.config, kms, root, self._resources, self._say)
             services[kms.port] = self._served(self._kms.serve)
-        self._published = PublishedPorts(self.config.publish, self._resources, self._say)
-        if self.config.gdb is not None:
+        if self._config.publish:
+            from nitro_vmm.enclave.published import PublishedPorts  # noqa: PLC0415 - few have any
+
+            self._published = PublishedPorts(self._config.publish, self._resources, self._say)
+        if self._config.gdb is not None:
             from nitro_vmm.enclave.debugger import Debugger  # noqa: PLC0415 - few want one
 
-            self._debugger = Debugger(self.config.gdb, self.terminate, self._say)
+            self._debugger = Debugger(self._config.gdb, self.terminate, self._say)
             self._resources.callback(self._debugger.close)
         reach = Reach(self._parent, services)
         launch.on_console_ready = self._on_console_ready
-        if launch.begun is None and self.config.begins_at_once:
+        if launch.begun is None and self._config.begins_at_once:
             launch.begin()
         if launch.begun is not None:
-            assembly = connect(self.config, launch.begun, self._resources, self.timeline, reach)
+            assembly = connect(self._config, launch.begun, self._resources, self.timeline, reach)
         else:
             accelerator, around = launch.open()
-            assembly = assemble(self.config, accelerator, self._resources, around, reach)
+            assembly = assemble(self._config, accelerator, self._resources, around, reach)
         if self._debugger is not None:
             assert self._token is not None  # noqa: S101 - set before
             self._debugger.attach(assembly.machine, assembly.hardware.memory.guest, self._token)
-        if self.config.vhost_user_path is not None:
+        if self._config.vhost_user_path is not None:
             from nitro_vmm.enclave.daemon_heartbeat import UNSEEN, DaemonHeartbeat  # noqa: PLC0415 - few have one
 
-            if self.config.vhost_user_stats_path is not None:
-                self._daemon = DaemonHeartbeat(self.config.vhost_user_stats_path, assembly.cid)
+            if self._config.vhost_user_stats_path is not None:
+                self._daemon = DaemonHeartbeat(self._config.vhost_user_stats_path, assembly.cid)
             else:
                 self._say(UNSEEN)
         return assembly
@@ -506,7 +518,7 @@ class Enclave:
             module_id=assembly.module_id,
             memory_mib=assembly.hardware.image.memory_mib,
             cid=assembly.cid,
-            debug_mode=self.config.debug_mode,
+            debug_mode=self._config.debug_mode,
             application=self._watch.application,
             cause=self._watch.cause or self._cause,
         )
@@ -526,9 +538,9 @@ class Enclave:
             self._launch.stop()
 
     async def _watch_boot(self, assembly: Assembly) -> None:
-        if self.config.vhost_user_path is not None and self._daemon is None:
+        if self._config.vhost_user_path is not None and self._daemon is None:
             return  # a program of the user's gets the heartbeat from the daemon
-        while (remaining_s := self.config.boot_timeout_s - self._booting_s()) > 0:
+        while (remaining_s := self._config.boot_timeout_s - self._booting_s()) > 0:
             with trio.move_on_after(remaining_s):
                 if self._daemon is not None:
                     await self._daemon.watch(self._heartbeat)
@@ -536,14 +548,14 @@ class Enclave:
                 if assembly.begun.missing:
                     from nitro_vmm.enclave.maker import make_saved_machine  # noqa: PLC0415 - mostly none is
                 for parameters in assembly.begun.missing:
-                    make_saved_machine(self.config, parameters)
+                    make_saved_machine(self._config, parameters)
                 return
         self._cause = of_silence(
             printed=self._watch.printed,
             device_found=assembly.machine.board.driver_runs("vsock"),
             wrong=self._heartbeat.failures > 0,
         )
-        self._stop(late(self.config.boot_timeout_s, panic=self._watch.panic))
+        self._stop(late(self._config.boot_timeout_s, panic=self._watch.panic))
 
     async def _move_vsock(self, assembly: Assembly) -> None:
         vsock, watched = assembly.vsock, assembly.engine

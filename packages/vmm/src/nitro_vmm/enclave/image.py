@@ -1,15 +1,16 @@
 """What is asked of an image file before it boots."""
 
 import stat
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from nitro_eif import Architecture, Eif, Measurements, measure_and_checksum, refusals
 from nitro_vmm.address_map import MIB
 from nitro_vmm.boot.ram import Proceed, nothing
-from nitro_vmm.defaults import CID_DEFAULT, MEMORY_MIB_DEFAULT, MEMORY_PER_IMAGE_BYTE
+from nitro_vmm.defaults import MEMORY_MIB_DEFAULT, MEMORY_PER_IMAGE_BYTE
 from nitro_vmm.errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    from nitro_vmm.plain_config import EnclaveSettings
 
 KINDS: Final = {
     stat.S_IFIFO: "a named pipe",
@@ -19,72 +20,7 @@ KINDS: Final = {
 }
 
 
-class MachineChoice(Protocol):
-    """What of an `EnclaveConfig` a machine and its kernel are made from."""
-
-    @property
-    def eif_path(self) -> Path:
-        """The image."""
-
-    @property
-    def memory_mib(self) -> int | None:
-        """Its memory; `None`: enough for the image."""
-
-    @property
-    def processors(self) -> int | None:
-        """How many there are; `None`: as many as the accelerator thinks best."""
-
-    @property
-    def accelerator(self) -> str:
-        """What runs it."""
-
-    @property
-    def cmdline_append(self) -> str:
-        """Added to the image's kernel command line."""
-
-    @property
-    def quiet_kernel(self) -> bool:
-        """Whether the kernel prints errors only."""
-
-    @property
-    def vhost_user_path(self) -> Path | None:
-        """The socket of a daemon that maps the machine's memory."""
-
-    @property
-    def snapshot_path(self) -> Path | None:
-        """A saved machine to go on from."""
-
-    @property
-    def warm(self) -> str:
-        """Which saved machines of the cache to go on from."""
-
-    @property
-    def cid(self) -> int:
-        """Its vsock address; 0: one that is not known yet."""
-
-    @property
-    def seqpacket(self) -> bool:
-        """Whether its vsock device has more than AWS's, which a saved machine shows."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlainMachine:
-    """A `MachineChoice` that needs no check, and so no pydantic."""
-
-    eif_path: Path
-    memory_mib: int | None = None
-    processors: int | None = None
-    accelerator: str = "auto"
-    cmdline_append: str = ""
-    quiet_kernel: bool = False
-    vhost_user_path: Path | None = None
-    snapshot_path: Path | None = None
-    warm: str = "off"
-    cid: int = CID_DEFAULT
-    seqpacket: bool = False
-
-
-def choose_memory_mib(config: MachineChoice) -> int:
+def choose_memory_mib(config: "EnclaveSettings") -> int:
     """The enclave's memory, MiB.
 
     Raises:

@@ -17,13 +17,13 @@ from nitro_vmm.enclave import timeline
 from nitro_vmm.enclave.begin import begin
 from nitro_vmm.enclave.boot import Begun, Surroundings
 from nitro_vmm.enclave.console import Console, ConsoleSink
-from nitro_vmm.enclave.image import MachineChoice
 from nitro_vmm.enclave.timeline import Timeline
 from nitro_vmm.enclave.watch import ConsoleWatch
 from nitro_vmm.errors import LaunchStoppedError
 
 if TYPE_CHECKING:
     from nitro_vmm.machine.machine import Ending, Machine
+    from nitro_vmm.plain_config import EnclaveSettings
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Launch:
     """One launch, from its beginning.
 
     Args:
-        choice: What of it the machine is made from.
+        choice: What to launch.
         console_sink: A reader of the console that misses nothing, because the guest waits for it.
         accelerator: What runs it; `None` opens the one that the configuration names.
         say: Told what happens, for people.
@@ -41,7 +41,7 @@ class Launch:
 
     def __init__(
         self,
-        choice: MachineChoice,
+        choice: "EnclaveSettings",
         *,
         console_sink: ConsoleSink | None = None,
         accelerator: Accelerator | None = None,

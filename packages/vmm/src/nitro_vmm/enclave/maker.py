@@ -9,15 +9,18 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from nitro_vmm.cache import Cache
-from nitro_vmm.config import EnclaveConfig
-from nitro_vmm.config_sources import ENVIRONMENT_PREFIX
+from nitro_vmm.defaults import ENVIRONMENT_PREFIX
 from nitro_vmm.enclave.saved import KERNEL, refusal_name
 from nitro_vmm.snapshot.layout import Parameters
 
+if TYPE_CHECKING:
+    from nitro_vmm.plain_config import EnclaveSettings
 
-def make_saved_machine(config: EnclaveConfig, parameters: Parameters) -> None:
+
+def make_saved_machine(config: "EnclaveSettings", parameters: Parameters) -> None:
     """Start the process, unless it has been found that this machine cannot be saved.
 
     Args:

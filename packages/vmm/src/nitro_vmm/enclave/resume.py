@@ -8,7 +8,7 @@ import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nitro_eif import Eif
 from nitro_vmm.accel import Accelerator, SavesMachines
@@ -16,7 +16,7 @@ from nitro_vmm.address_map import MIB
 from nitro_vmm.boot import canonical
 from nitro_vmm.devices.generation_id import GENERATION_ID_BYTES
 from nitro_vmm.enclave.boot import Begun, Image, Surroundings, boot, look_at, make_hardware
-from nitro_vmm.enclave.image import MachineChoice, choose_memory_mib
+from nitro_vmm.enclave.image import choose_memory_mib
 from nitro_vmm.enclave.saved import (
     KERNEL,
     KINDS,
@@ -36,6 +36,9 @@ from nitro_vmm.snapshot.layout import Parameters
 from nitro_vmm.snapshot.renewal import renew
 from nitro_vmm.snapshot.store import Saved
 
+if TYPE_CHECKING:
+    from nitro_vmm.plain_config import EnclaveSettings
+
 VSOCK: Final = "vsock"
 """What the board calls the device that has the enclave's address."""
 
@@ -44,7 +47,7 @@ VSOCK: Final = "vsock"
 class Resumption:
     """A launch that may go on from a saved machine; see `nitro_vmm.enclave.begin`."""
 
-    config: MachineChoice
+    config: "EnclaveSettings"
     accelerator: Accelerator
     resources: ExitStack
     around: Surroundings

@@ -5,7 +5,7 @@ import stat
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nitro_eif import Eif, Measurements
 from nitro_vmm.accel import Accelerator, SavesMachines
@@ -14,12 +14,14 @@ from nitro_vmm.boot import canonical, command_line
 from nitro_vmm.boot.ram import Proceed, nothing
 from nitro_vmm.cache import Cache
 from nitro_vmm.enclave.boot import appended
-from nitro_vmm.enclave.image import MachineChoice
 from nitro_vmm.errors import HostError, StateError, UsageError, VmmError
 from nitro_vmm.snapshot.code import code_digest
 from nitro_vmm.snapshot.codec import encode
 from nitro_vmm.snapshot.layout import Description, Parameters, difference
 from nitro_vmm.snapshot.store import Saved, read
+
+if TYPE_CHECKING:
+    from nitro_vmm.plain_config import EnclaveSettings
 
 IMAGE: Final = "image"
 """The kind of a machine that was saved before the first instruction of its image's first program."""
@@ -45,7 +47,7 @@ def saving(accelerator: Accelerator) -> SavesMachines:
 
 def parameters_of(
     kind: str,
-    config: MachineChoice,
+    config: "EnclaveSettings",
     accelerator: SavesMachines,
     eif: Eif,
     measurements: Measurements,

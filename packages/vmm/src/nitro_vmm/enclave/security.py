@@ -2,19 +2,22 @@
 
 import stat
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nitro_eif import Measurements
 from nitro_nsm import HostError as RootHostError
-from nitro_nsm import InputError, Nsm, NsmConfig, Root, ensure_test_root
-from nitro_vmm.config import EnclaveConfig
+from nitro_nsm import InputError, Nsm, PlainNsmConfig, StoredRoot, stored_test_root
 from nitro_vmm.errors import HostError, UsageError
+
+if TYPE_CHECKING:
+    from nitro_nsm import Root, TrustRoot
+    from nitro_vmm.plain_config import EnclaveSettings
 
 PEM_BYTES_MAX: Final = 1 << 16
 """A key and a certificate have some two thousand bytes."""
 
 
-def security_module(config: EnclaveConfig, measurements: Measurements) -> Nsm:
+def security_module(config: "EnclaveSettings", measurements: Measurements) -> Nsm:
     """Make the module of an enclave.
 
     Raises:
@@ -24,7 +27,7 @@ def security_module(config: EnclaveConfig, measurements: Measurements) -> Nsm:
     pcrs = {0: measurements.pcr0, 1: measurements.pcr1, 2: measurements.pcr2}
     if measurements.pcr8 is not None:
         pcrs[8] = measurements.pcr8
-    nsm_config = NsmConfig(
+    nsm_config = PlainNsmConfig(
         pcrs=pcrs,
         role_arn=config.role_arn,
         instance_id=config.instance_id,
@@ -35,7 +38,7 @@ def security_module(config: EnclaveConfig, measurements: Measurements) -> Nsm:
     return Nsm(nsm_config, root=signing_root(config))
 
 
-def signing_root(config: EnclaveConfig) -> Root:
+def signing_root(config: "EnclaveSettings") -> "Root | StoredRoot":
     """The root that an enclave's documents are signed under.
 
     Raises:
@@ -44,7 +47,7 @@ def signing_root(config: EnclaveConfig) -> Root:
     """
     if config.root_key is None:
         try:
-            return ensure_test_root()
+            return stored_test_root()
         except RootHostError as error:
             raise HostError(
                 str(error),
@@ -54,6 +57,8 @@ def signing_root(config: EnclaveConfig) -> Root:
     pem = _read(config.root_key)
     if config.root_cert is not None:
         pem += b"\n" + _read(config.root_cert)
+    from nitro_nsm import Root  # noqa: PLC0415 - takes cryptography, which the test root does not
+
     try:
         return Root.load(str(config.root_key), pem)
     except InputError as error:
@@ -62,6 +67,17 @@ def signing_root(config: EnclaveConfig) -> Root:
             hint="`nsm pki show` says where a root is; --root-cert names its certificate",
             code="M25",
         ) from error
+
+
+def trust_of(config: "EnclaveSettings") -> "TrustRoot":
+    """What a verifier of the enclave's documents trusts.
+
+    Raises:
+        UsageError, HostError: See `signing_root`.
+        NsmError: The test root is damaged.
+    """
+    root = signing_root(config)
+    return (root.load() if isinstance(root, StoredRoot) else root).trust
 
 
 def _read(path: Path) -> bytes:

@@ -12,7 +12,6 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from nitro_vmm.accel import Accelerator
-from nitro_vmm.enclave.image import MachineChoice
 from nitro_vmm.enclave.launch import Launch
 from nitro_vmm.errors import LaunchStoppedError
 from nitro_vmm.run.console_writer import ConsoleWriter
@@ -21,16 +20,15 @@ from nitro_vmm.run.signals import EarlySignals, said
 from nitro_vmm.run.terminal import terminal_without_echo
 
 if TYPE_CHECKING:
-    from nitro_vmm.config import EnclaveConfig
+    from nitro_vmm.plain_config import EnclaveSettings
     from nitro_vmm.run.foreground import Attached
 
 logger = logging.getLogger(__name__)
 
 
 def attach(
-    load_config: Callable[[], "EnclaveConfig"],
+    config: "EnclaveSettings",
     *,
-    machine: MachineChoice | None = None,
     console_fd: int = 1,
     raw_console: bool = False,
     accelerator: Accelerator | None = None,
@@ -41,8 +39,7 @@ def attach(
     """Boot an enclave and wait for its end; in the main thread only, where signals arrive.
 
     Args:
-        load_config: Returns what to launch.
-        machine: The machine of it, if that is known already, and `EnclaveConfig.begins_at_once`.
+        config: What to launch.
         console_fd: Where the console goes, if it is shown. The guest waits for its reader, and nothing is
             lost.
         raw_console: Let all escape sequences through to a terminal; otherwise it gets text and colours.
@@ -56,26 +53,19 @@ def attach(
         VmmError, EifError, VsockError, NsmError, OSError: See `Enclave`.
     """
     clean = bytes if raw_console or not os.isatty(console_fd) else EscapeFilter().feed
-    config = load_config() if machine is None else None
     with ExitStack() as resources:
-        # Held, because what is wrong with a configuration may be found when the guest prints already.
+        # Held, because what keeps it from being launched may be found when the guest prints already.
         writer = resources.enter_context(closing(ConsoleWriter(console_fd, clean=clean, held=True)))
         early = resources.enter_context(EarlySignals())
-        choice = machine or config
-        assert choice is not None  # noqa: S101 - one of them is there
-        launch = Launch(choice, console_sink=writer, accelerator=accelerator, say=say, started_s=started_s)
+        launch = Launch(config, console_sink=writer, accelerator=accelerator, say=say, started_s=started_s)
         resources.callback(launch.close)
         early.tell(lambda number: launch.give_up(f"ended by {said(signal.Signals(number))}"))
         try:
-            if config is None or config.begins_at_once:
+            if config.begins_at_once:
                 launch.begin()
         except LaunchStoppedError as error:
             error.signal = early.first
             raise
-        except Exception:
-            load_config()  # what is wrong with it comes first
-            raise
-        config = config or load_config()
         if config.shows_console:
             resources.enter_context(terminal_without_echo())
             launched = _both(writer.release, launched)

@@ -5,11 +5,10 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from nitro_vmm.config import EnclaveConfig
 from nitro_vmm.enclave.enclave import Enclave
 from nitro_vmm.enclave.launch import Launch
 from nitro_vmm.enclave.outcome import EnclaveEndedError, Result
@@ -20,6 +19,9 @@ from nitro_vmm.run.code_pages import give_back_when_settled
 from nitro_vmm.run.process import notify
 from nitro_vmm.run.signals import EarlySignals, receiver, said
 from nitro_vmm.run.terminal import may_read, pollable, stdin_fd
+
+if TYPE_CHECKING:
+    from nitro_vmm.plain_config import EnclaveSettings
 
 INPUT_CHUNK_BYTES: Final = 4096
 HIDDEN: Final = "the console is hidden, as on AWS in production mode; --console shows it"
@@ -40,7 +42,7 @@ class Attached:
 
 
 async def see_through(
-    config: EnclaveConfig, launch: Launch, early: EarlySignals, launched: Callable[[], object]
+    config: "EnclaveSettings", launch: Launch, early: EarlySignals, launched: Callable[[], object]
 ) -> Attached:
     """Make an enclave of a launch, and wait for its end.
 
@@ -76,9 +78,9 @@ async def see_through(
                 nursery.start_soon(obey, signals)
                 async with enclave:
                     launched()
-                    if enclave.config.shows_console:
+                    if config.shows_console:
                         nursery.start_soon(_feed_console, enclave)
-                    elif enclave.config.console is None:
+                    elif config.console is None:
                         launch.say(HIDDEN)
                     nursery.start_soon(_notify_boot, enclave)
                     nursery.start_soon(give_back_when_settled, enclave)
