@@ -1,5 +1,6 @@
 """The processor, with the native part and without it."""
 
+import os
 import struct
 from collections.abc import Iterator
 
@@ -268,7 +269,7 @@ def test_the_time_stamp_counter_advances() -> None:
 
 
 def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unicorn.UC_VERSION_PATCH", 3)
+    monkeypatch.setattr("nitro_vmm.accel.unicorn.public.version", lambda: "2.1.3")
 
     with pytest.raises(HostError, match=r"this is Unicorn 2\.1\.3") as caught:
         Guest()
@@ -277,7 +278,8 @@ def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    host = os.uname_result(("Linux", "host", "6.12", "1", "aarch64"))
+    monkeypatch.setattr("os.uname", lambda: host)
 
     with pytest.raises(HostError, match="not known for Linux on aarch64"):
         Guest()

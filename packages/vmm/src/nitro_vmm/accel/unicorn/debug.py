@@ -12,11 +12,11 @@ end the run, so the switch that keeps runs from ending within a block (`PrivateS
 from collections.abc import Callable
 from typing import Any, Final
 
-import unicorn
 from unicorn import x86_const as x86
 
 from nitro_vmm.accel.unicorn.engine import Stopped
 from nitro_vmm.accel.unicorn.private import PrivateState
+from nitro_vmm.accel.unicorn.public import HOOK_CODE, Uc
 
 MSRS: Final = {"kernel_gs_base": 0xC000_0102, "efer": 0xC000_0080}
 NAMES: Final = {
@@ -47,7 +47,7 @@ class UnicornDebug:
 
     def __init__(
         self,
-        uc: unicorn.Uc,
+        uc: Uc,
         private: PrivateState,
         run: Callable[[], Stopped],
         mask: Callable[[bool], None],
@@ -119,7 +119,7 @@ class UnicornDebug:
     def _step(self) -> Stopped:
         calls = 0
 
-        def count(uc: unicorn.Uc, _address: int, _size: int, _data: Any) -> None:  # noqa: ANN401 - Unicorn's
+        def count(uc: Uc, _address: int, _size: int, _data: Any) -> None:  # noqa: ANN401 - Unicorn's
             nonlocal calls
             calls += 1
             if calls == 2:
@@ -129,7 +129,7 @@ class UnicornDebug:
         self._mask(True)
         self._private.exits_within_blocks(allowed=True)
         self._translate_anew(frozenset())
-        hook = self._uc.hook_add(unicorn.UC_HOOK_CODE, count)
+        hook = self._uc.hook_add(HOOK_CODE, count)
         try:
             return self._run()
         finally:

@@ -1,7 +1,7 @@
 """The library of ours that lies in front of Unicorn: loads it, and proves that it is in force.
 
 ``packages/vmm/native`` has its source, and ``native/table.h`` what it replaces. It must be loaded before
-Unicorn is, so this module comes before the first ``import unicorn`` of the package. Where it cannot be used,
+Unicorn is, so this module comes before the first use of `public` in the package. Where it cannot be used,
 `LIBRARY` is `None` and `MISSING` says why; the guest then runs with hooks in Python.
 """
 
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from nitro_vmm.accel.unicorn import public
 from nitro_vmm.accel.unicorn.library import Library
 
 VERSION: Final = 2
@@ -49,19 +50,18 @@ def _load() -> tuple[Library | None, str]:
 
 def _connect(library: Library) -> tuple[Library | None, str]:
     """Give the library the functions that it replaces, and see whether Unicorn calls it instead."""
-    from unicorn.unicorn_py3.unicorn import uclib  # noqa: PLC0415 - after the library
-
+    unicorn = public.library()  # after ours
     number = 0
     while name := library.symbol(number):
         try:
-            original = uclib[name.decode()]
+            original = unicorn[name.decode()]
         except AttributeError:
             return None, f"this Unicorn has no {name.decode()}"
         library.set_original(number, ctypes.cast(original, ctypes.c_void_p).value)
         number += 1
-    if name := library.not_in_force(uclib._handle):  # noqa: SLF001 - what dlopen returned
+    if name := library.not_in_force(unicorn._handle):  # noqa: SLF001 - what dlopen returned
         return None, f"this Unicorn does not call its {name.decode()}"
-    from nitro_vmm.accel.unicorn.proof import ADDRESS_SPACE_BYTES, prove  # noqa: PLC0415 - it imports Unicorn
+    from nitro_vmm.accel.unicorn.proof import ADDRESS_SPACE_BYTES, prove  # noqa: PLC0415 - of no use before
 
     try:  # because Unicorn ends the process when it has not enough
         mmap.mmap(-1, ADDRESS_SPACE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0).close()

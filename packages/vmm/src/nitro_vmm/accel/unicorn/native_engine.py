@@ -5,13 +5,12 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import unicorn
-
 from nitro_vmm.accel.unicorn.engine import Bus, Stopped
 from nitro_vmm.accel.unicorn.identity import Leaf
 from nitro_vmm.accel.unicorn.library import ArmTimer, Board, Library, ReadDevice, WriteBytes, WriteDevice
 from nitro_vmm.accel.unicorn.library import Leaf as NativeLeaf
 from nitro_vmm.accel.unicorn.private import engine_address, mismatch
+from nitro_vmm.accel.unicorn.public import Uc
 from nitro_vmm.address_map import COM1, RamRange
 
 ENDINGS: Final = (
@@ -40,7 +39,7 @@ class NativeEngine:
     def __init__(
         self,
         library: Library,
-        uc: unicorn.Uc,
+        uc: Uc,
         bus: Bus,
         *,
         tsc_hz: int,
@@ -153,7 +152,7 @@ class NativeEngine:
         return call
 
 
-def _detach(library: Library, machine: int, _uc: unicorn.Uc) -> None:
+def _detach(library: Library, machine: int, _uc: Uc) -> None:
     library.detach(machine)
 
 

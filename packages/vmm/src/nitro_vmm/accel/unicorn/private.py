@@ -8,13 +8,12 @@ A build that does not match is refused.
 """
 
 import ctypes
-import platform
+import os
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import unicorn
-from unicorn import x86_const as x86
-
+from nitro_vmm.accel.unicorn import public
+from nitro_vmm.accel.unicorn.public import Register, Uc
 from nitro_vmm.errors import HostError
 
 UNICORN_VERSION: Final = "2.1.4"
@@ -88,6 +87,12 @@ class Segment(NamedTuple):
     """The high half of the descriptor, as in memory."""
 
 
+# The high half of flat descriptors (SDM vol. 3A, "Segment Descriptors"): 64-bit code, data.
+FLAT_CODE: Final = 0x00A0_9B00
+FLAT_DATA: Final = 0x00C0_9300
+FLAT_LIMIT: Final = 0xFFFF_FFFF
+
+
 class SegmentCache(ctypes.Structure):
     """QEMU's struct of that name."""
 
@@ -110,9 +115,9 @@ class PrivateState:
         HostError: This is not the Unicorn that the offsets were measured on.
     """
 
-    def __init__(self, uc: unicorn.Uc) -> None:
+    def __init__(self, uc: Uc) -> None:
         _check_build()
-        uc.reg_read(x86.UC_X86_REG_RIP)  # Unicorn initialises itself at the first use
+        uc.reg_read(Register.RIP)  # Unicorn initialises itself at the first use
         mapped = _Mapped()
         structure = engine_address(uc)
         mapped.require(structure, UC_INIT_DONE + 1, "uc_struct")
@@ -181,18 +186,18 @@ class PrivateState:
         cache = self._segments[index]
         cache.selector, cache.base, cache.limit, cache.flags = segment
 
-    def _prove(self, uc: unicorn.Uc) -> None:
+    def _prove(self, uc: Uc) -> None:
         general = (
-            *(x86.UC_X86_REG_RAX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX, x86.UC_X86_REG_RBX),
-            *(x86.UC_X86_REG_RSP, x86.UC_X86_REG_RBP, x86.UC_X86_REG_RSI, x86.UC_X86_REG_RDI),
-            *range(x86.UC_X86_REG_R8, x86.UC_X86_REG_R8 + 8),
+            *(Register.RAX, Register.RCX, Register.RDX, Register.RBX),
+            *(Register.RSP, Register.RBP, Register.RSI, Register.RDI),
+            *range(Register.R8, Register.R8 + 8),
         )
         places = [
             (f"register {index}", register, self._env + 8 * index) for index, register in enumerate(general)
         ]
         places += [
-            ("RIP", x86.UC_X86_REG_RIP, self._env + ENV_EIP),
-            ("CR2", x86.UC_X86_REG_CR2, self._env + ENV_CR + 16),
+            ("RIP", Register.RIP, self._env + ENV_EIP),
+            ("CR2", Register.CR2, self._env + ENV_CR + 16),
         ]
         for number, (name, register, at) in enumerate(places):
             value = 0x5EED_0000_1234_0000 + number
@@ -202,10 +207,10 @@ class PrivateState:
                 raise mismatch(f"{name} is elsewhere")
             uc.reg_write(register, before)
         for name, register, at, value in (
-            ("FPSW", x86.UC_X86_REG_FPSW, ENV_FPUS, 0x0101),
-            ("FPCW", x86.UC_X86_REG_FPCW, ENV_FPUC, 0x0300),
-            ("MXCSR", x86.UC_X86_REG_MXCSR, ENV_MXCSR, 0x1FA0),
-            ("XMM0", x86.UC_X86_REG_XMM0, ENV_XMM, 0x5EED_1234),
+            ("FPSW", Register.FPSW, ENV_FPUS, 0x0101),
+            ("FPCW", Register.FPCW, ENV_FPUC, 0x0300),
+            ("MXCSR", Register.MXCSR, ENV_MXCSR, 0x1FA0),
+            ("XMM0", Register.XMM0, ENV_XMM, 0x5EED_1234),
         ):
             before = uc.reg_read(register)
             uc.reg_write(register, value)
@@ -220,14 +225,14 @@ class PrivateState:
             ("LSTAR", 0xC000_0082, ENV_LSTAR),
             ("FMASK", 0xC000_0084, ENV_FMASK),
         ):
-            uc.reg_write(x86.UC_X86_REG_MSR, (msr, 0x1234_5678))
+            uc.reg_write(Register.MSR, (msr, 0x1234_5678))
             if _u64(self._env + at).value & 0xFFFF != 0x5678:
                 raise mismatch(f"{name} is elsewhere")
-            uc.reg_write(x86.UC_X86_REG_MSR, (msr, 0))
+            uc.reg_write(Register.MSR, (msr, 0))
         for name, register, found in (
-            ("TR", x86.UC_X86_REG_TR, self.task_register),
-            ("GDTR", x86.UC_X86_REG_GDTR, self.gdt),
-            ("IDTR", x86.UC_X86_REG_IDTR, self.idt),
+            ("TR", Register.TR, self.task_register),
+            ("GDTR", Register.GDTR, self.gdt),
+            ("IDTR", Register.IDTR, self.idt),
         ):
             before = uc.reg_read(register)
             uc.reg_write(register, (0, 0x1234_5000, 0x765, 0))
@@ -242,23 +247,23 @@ class PrivateState:
             raise mismatch("a fresh processor has exceptions or interrupts pending")
 
 
-def engine_address(uc: unicorn.Uc) -> int:
+def engine_address(uc: Uc) -> int:
     """Where ``struct uc_struct`` is."""
-    handle = uc._uch  # noqa: SLF001
-    return int(handle.value if hasattr(handle, "value") else handle)
+    return int(uc._uch.value or 0)  # noqa: SLF001
 
 
 def _check_build() -> None:
-    found = ".".join(map(str, (unicorn.UC_VERSION_MAJOR, unicorn.UC_VERSION_MINOR, unicorn.UC_VERSION_PATCH)))
+    found = public.version()
     if found != UNICORN_VERSION:
         raise HostError(
             f"this is Unicorn {found}, and its inner layout is known for {UNICORN_VERSION} only",
             hint=f"pip install unicorn=={UNICORN_VERSION}",
             code="M21",
         )
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+    host = os.uname()
+    if (host.sysname, host.machine) != ("Linux", "x86_64"):
         raise HostError(
-            f"Unicorn's inner layout is not known for {platform.system()} on {platform.machine()}",
+            f"Unicorn's inner layout is not known for {host.sysname} on {host.machine}",
             hint="run on Linux on x86-64",
             code="M21",
         )

@@ -11,12 +11,10 @@ import threading
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-import unicorn
-from unicorn import x86_const as x86
-
 from nitro_vmm.accel.unicorn import identity
 from nitro_vmm.accel.unicorn.library import Library
 from nitro_vmm.accel.unicorn.native_engine import NativeEngine
+from nitro_vmm.accel.unicorn.public import PROT_ALL, Register, Uc
 from nitro_vmm.address_map import RamRange
 
 CODE: Final = 0x1000
@@ -181,10 +179,10 @@ def run(library: Library, checks: Sequence[Check]) -> list[int]:
     ram = mmap.mmap(-1, RAM_BYTES)
     _fill(ram, checks)
     pin = ctypes.c_char.from_buffer(ram)
-    uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    uc = Uc()
     uc.ctl_exits_enabled(True)
     uc.ctl_set_tcg_buffer_size(TRANSLATION_BUFFER_BYTES)
-    uc.mem_map_ptr(0, RAM_BYTES, unicorn.UC_PROT_ALL, ctypes.addressof(pin))
+    uc.mem_map_ptr(0, RAM_BYTES, PROT_ALL, ctypes.addressof(pin))
     engine = NativeEngine(
         library,
         uc,
@@ -264,21 +262,21 @@ def _gate(handler: int) -> bytes:
     return struct.pack("<HHHHQ", handler, CODE_SELECTOR, INTERRUPT_GATE, 0, 0)
 
 
-def _enter(uc: unicorn.Uc) -> None:
+def _enter(uc: Uc) -> None:
     for register, value in (
-        (x86.UC_X86_REG_CR4, CR4),
-        (x86.UC_X86_REG_CR3, PAGE_TABLES),
-        (x86.UC_X86_REG_MSR, (MSR_EFER, EFER)),
-        (x86.UC_X86_REG_MSR, (MSR_STAR, CODE_SELECTOR << 32)),
-        (x86.UC_X86_REG_MSR, (MSR_LSTAR, HANDLERS + HANDLER_BYTES * SYSTEM_CALL)),
-        (x86.UC_X86_REG_MSR, (MSR_FMASK, 0)),
-        (x86.UC_X86_REG_CR0, CR0),
-        (x86.UC_X86_REG_GDTR, (0, GDT, 8 * len(GDT_ENTRIES) - 1, 0)),
-        (x86.UC_X86_REG_IDTR, (0, IDT, 16 * VECTORS - 1, 0)),
-        (x86.UC_X86_REG_RDI, RESULTS),
-        (x86.UC_X86_REG_R12, CHANGING_CODE),
-        (x86.UC_X86_REG_R13, STACK_TOP),
-        (x86.UC_X86_REG_R15, DATA),
-        (x86.UC_X86_REG_RIP, CODE),
+        (Register.CR4, CR4),
+        (Register.CR3, PAGE_TABLES),
+        (Register.MSR, (MSR_EFER, EFER)),
+        (Register.MSR, (MSR_STAR, CODE_SELECTOR << 32)),
+        (Register.MSR, (MSR_LSTAR, HANDLERS + HANDLER_BYTES * SYSTEM_CALL)),
+        (Register.MSR, (MSR_FMASK, 0)),
+        (Register.CR0, CR0),
+        (Register.GDTR, (0, GDT, 8 * len(GDT_ENTRIES) - 1, 0)),
+        (Register.IDTR, (0, IDT, 16 * VECTORS - 1, 0)),
+        (Register.RDI, RESULTS),
+        (Register.R12, CHANGING_CODE),
+        (Register.R13, STACK_TOP),
+        (Register.R15, DATA),
+        (Register.RIP, CODE),
     ):
         uc.reg_write(register, value)

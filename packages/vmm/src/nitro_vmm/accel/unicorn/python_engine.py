@@ -24,7 +24,16 @@ from nitro_vmm.accel.unicorn.exceptions import (
     obstacle,
 )
 from nitro_vmm.accel.unicorn.identity import Leaf
-from nitro_vmm.accel.unicorn.private import CS, SS, VIRQ_VECTOR, PrivateState, Segment
+from nitro_vmm.accel.unicorn.private import (
+    CS,
+    FLAT_CODE,
+    FLAT_DATA,
+    FLAT_LIMIT,
+    SS,
+    VIRQ_VECTOR,
+    PrivateState,
+    Segment,
+)
 from nitro_vmm.address_map import RamRange
 
 INVALID_OPCODE: Final = 6
@@ -41,11 +50,6 @@ HFLAGS_LMA: Final = 1 << 14
 HFLAGS_CS64: Final = 1 << 15
 EFER_SCE: Final = 1 << 0
 SYSCALL_BYTES: Final = 2
-
-# The high half of flat descriptors (SDM vol. 3A, "Segment Descriptors"): 64-bit code, data.
-FLAT_CODE: Final = 0x00A0_9B00
-FLAT_DATA: Final = 0x00C0_9300
-FLAT_LIMIT: Final = 0xFFFF_FFFF
 
 
 class PythonEngine:

@@ -3,11 +3,9 @@
 import time
 from typing import Final, NamedTuple
 
-import unicorn
-from unicorn import x86_const as x86
-
 from nitro_vmm.accel.unicorn.library import Library
 from nitro_vmm.accel.unicorn.native import LIBRARY
+from nitro_vmm.accel.unicorn.public import Register
 
 CODE_ADDRESS: Final = 0x1000
 # rdtsc; hlt
@@ -26,6 +24,8 @@ class TscSample(NamedTuple):
 
 class _Reader:
     def __init__(self) -> None:
+        import unicorn  # noqa: PLC0415 - the binding takes long to import, and the native part needs no engine
+
         self._uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self._uc.ctl_set_tcg_buffer_size(TRANSLATION_BUFFER_BYTES)
         self._uc.mem_map(CODE_ADDRESS, 0x1000)
@@ -35,7 +35,7 @@ class _Reader:
         before = time.monotonic_ns()
         self._uc.emu_start(CODE_ADDRESS, 0)
         after = time.monotonic_ns()
-        ticks = self._uc.reg_read(x86.UC_X86_REG_RDX) << 32 | self._uc.reg_read(x86.UC_X86_REG_RAX)
+        ticks = self._uc.reg_read(Register.RDX) << 32 | self._uc.reg_read(Register.RAX)
         return after - before, TscSample((before + after) // 2, ticks)
 
 

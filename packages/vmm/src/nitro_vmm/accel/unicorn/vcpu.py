@@ -10,19 +10,25 @@ Physical addresses without RAM all go to the bus. No hook covers RAM, which woul
 import ctypes
 import mmap
 from collections.abc import Callable, Sequence
-from typing import Final
-
-import unicorn
-from unicorn import x86_const as x86
+from typing import TYPE_CHECKING, Final
 
 from nitro_vmm.accel.state import EntryState, ProgramState
 from nitro_vmm.accel.unicorn import identity, native
-from nitro_vmm.accel.unicorn.debug import UnicornDebug
 from nitro_vmm.accel.unicorn.engine import Bus, Engine, Stopped
 from nitro_vmm.accel.unicorn.native_engine import NativeEngine
-from nitro_vmm.accel.unicorn.private import CS, PrivateState, Segment
-from nitro_vmm.accel.unicorn.python_engine import FLAT_CODE, FLAT_DATA, FLAT_LIMIT, PythonEngine
+from nitro_vmm.accel.unicorn.private import (
+    CS,
+    FLAT_CODE,
+    FLAT_DATA,
+    FLAT_LIMIT,
+    PrivateState,
+    Segment,
+)
+from nitro_vmm.accel.unicorn.public import PROT_ALL, Register, Uc
 from nitro_vmm.address_map import RamRange
+
+if TYPE_CHECKING:
+    from nitro_vmm.accel.unicorn.debug import UnicornDebug
 
 MSR_EFER: Final = 0xC000_0080
 EFER_LONG_MODE: Final = 1 << 8 | 1 << 10
@@ -51,7 +57,7 @@ class Cpu:
     """
 
     def __init__(self, ram: Sequence[tuple[RamRange, mmap.mmap]], bus: Bus, *, tsc_hz: int) -> None:
-        self._uc = uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+        self._uc = uc = _new_engine()
         uc.ctl_set_tcg_buffer_size(TRANSLATION_BUFFER_BYTES)
         uc.ctl_exits_enabled(True)
         self._pins = [ctypes.c_char.from_buffer(buffer) for _, buffer in ram]
@@ -59,7 +65,7 @@ class Cpu:
         for ((address, size), _), pin in zip(ram, self._pins, strict=True):
             if end < address:
                 holes.append(RamRange(end, address - end))
-            uc.mem_map_ptr(address, size, unicorn.UC_PROT_ALL, ctypes.addressof(pin))
+            uc.mem_map_ptr(address, size, PROT_ALL, ctypes.addressof(pin))
             end = address + size
         holes.append(RamRange(end, identity.PHYSICAL_ADDRESS_END - end))
         self._private = PrivateState(uc)
@@ -71,25 +77,27 @@ class Cpu:
                 native.LIBRARY, uc, bus, tsc_hz=tsc_hz, ram=places, holes=holes, leaves=leaves
             )
         else:
+            from nitro_vmm.accel.unicorn.python_engine import PythonEngine  # noqa: PLC0415 - only here
+
             views = [(where, memoryview(buffer)) for where, buffer in ram]
             self._engine = PythonEngine(uc, self._private, bus, holes=holes, ram=views, leaves=leaves)
 
     def enter(self, entry: EntryState) -> None:
         """Set the registers for the kernel's first instruction."""
         uc, private = self._uc, self._private
-        uc.reg_write(x86.UC_X86_REG_CR4, CR4_PAE)
-        uc.reg_write(x86.UC_X86_REG_CR3, entry.cr3)
-        uc.reg_write(x86.UC_X86_REG_MSR, (MSR_EFER, EFER_LONG_MODE))
-        uc.reg_write(x86.UC_X86_REG_CR0, CR0_PG_ET_PE)
-        uc.reg_write(x86.UC_X86_REG_GDTR, (0, entry.gdt_address, entry.gdt_limit, 0))
-        uc.reg_write(x86.UC_X86_REG_TR, (0, 0, 0, EMPTY_TSS))
+        uc.reg_write(Register.CR4, CR4_PAE)
+        uc.reg_write(Register.CR3, entry.cr3)
+        uc.reg_write(Register.MSR, (MSR_EFER, EFER_LONG_MODE))
+        uc.reg_write(Register.CR0, CR0_PG_ET_PE)
+        uc.reg_write(Register.GDTR, (0, entry.gdt_address, entry.gdt_limit, 0))
+        uc.reg_write(Register.TR, (0, 0, 0, EMPTY_TSS))
         for index in range(6):
             code = index == CS
             selector = entry.code_selector if code else entry.data_selector
             private.set_segment(index, Segment(selector, 0, FLAT_LIMIT, FLAT_CODE if code else FLAT_DATA))
-        uc.reg_write(x86.UC_X86_REG_EFLAGS, RFLAGS_RESERVED)
-        uc.reg_write(x86.UC_X86_REG_RSP, entry.rsp)
-        uc.reg_write(x86.UC_X86_REG_RSI, entry.rsi)
+        uc.reg_write(Register.EFLAGS, RFLAGS_RESERVED)
+        uc.reg_write(Register.RSP, entry.rsp)
+        uc.reg_write(Register.RSI, entry.rsi)
         private.rip.value = entry.rip
 
     @property
@@ -114,12 +122,14 @@ class Cpu:
         """RFLAGS.IF, for when the processor is halted."""
         return self._engine.interrupts_enabled
 
-    def debug(self, mask: Callable[[bool], None]) -> UnicornDebug:
+    def debug(self, mask: Callable[[bool], None]) -> "UnicornDebug":
         """What a debugger needs of the processor.
 
         Args:
             mask: Holds interrupts back, or lets them through again.
         """
+        from nitro_vmm.accel.unicorn.debug import UnicornDebug  # noqa: PLC0415 - few guests have one
+
         return UnicornDebug(self._uc, self._private, self._engine.run, mask)
 
     # Saved machines.
@@ -138,7 +148,7 @@ class Cpu:
         self._private.load(registers)
         self._private.tsc_offset.value = tsc_offset
         # Through the public interface, so that translations of addresses are forgotten.
-        self._uc.reg_write(x86.UC_X86_REG_CR3, self._private.control[3])
+        self._uc.reg_write(Register.CR3, self._private.control[3])
 
     @property
     def tsc_offset(self) -> int:
@@ -185,3 +195,13 @@ class Cpu:
     def withdraw(self) -> None:
         """Take an offer back; only from a hook, when the guest does not run."""
         self._engine.withdraw()
+
+
+def _new_engine() -> Uc:
+    if native.LIBRARY is not None:
+        return Uc()
+    # Hooks in Python need Unicorn's own binding, which has the same methods and more.
+    import unicorn  # noqa: PLC0415 - takes long to import
+
+    engine: Uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    return engine

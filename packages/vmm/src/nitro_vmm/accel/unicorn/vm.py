@@ -5,11 +5,10 @@ import mmap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nitro_vmm.accel import Attended, Bus, Line, Ram, Vcpu
 from nitro_vmm.accel.state import EntryState, Exit, ExitReason, ProgramState, VmState
-from nitro_vmm.accel.unicorn.debug import UnicornDebug
 from nitro_vmm.accel.unicorn.engine import Stopped
 from nitro_vmm.accel.unicorn.interrupts import Interrupts
 from nitro_vmm.accel.unicorn.native import LIBRARY, MISSING
@@ -21,6 +20,9 @@ from nitro_vmm.devices.io_apic import IoApic, IoApicState
 from nitro_vmm.devices.local_apic import LocalApic, LocalApicState
 from nitro_vmm.devices.state import require_bytes, require_flags, require_whole
 from nitro_vmm.errors import HostError, StateError
+
+if TYPE_CHECKING:
+    from nitro_vmm.accel.unicorn.debug import UnicornDebug
 
 logger = logging.getLogger(__name__)
 _said = False
@@ -207,7 +209,7 @@ class UnicornVcpu:
         self._debug: UnicornDebug | None = None
 
     @property
-    def debug(self) -> UnicornDebug:
+    def debug(self) -> "UnicornDebug":
         """See `Vcpu.debug`."""
         if self._debug is None:
             self._debug = self._cpu.debug(self._interrupts.mask)
