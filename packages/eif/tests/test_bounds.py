@@ -35,7 +35,6 @@ from nitro_eif.commands.terminal import size
 from nitro_eif.files import CHUNK_BYTES, chunks
 from nitro_eif.filesystem import compression
 from nitro_eif.filesystem.compression import (
-    LZ4_MAGIC,
     Allowance,
     compress,
     unpack,
@@ -43,6 +42,7 @@ from nitro_eif.filesystem.compression import (
     zstd_module,
 )
 from nitro_eif.filesystem.cpio import PATH_BYTES_MAX
+from nitro_eif.filesystem.magic import LZ4
 from nitro_eif.image.format import HEADER_BYTES, SECTION_HEADER
 from nitro_eif.testing import example_contents, example_ramdisk
 
@@ -445,7 +445,7 @@ def test_what_is_compressed_is_unpacked_again_in_pieces(name: str, length: int) 
 def lz4_frame(*blocks: bytes) -> bytes:
     block = pytest.importorskip("lz4.block", reason="needs the extra lz4")
     packed = [block.compress(data, store_size=False) for data in blocks]
-    return LZ4_MAGIC + b"".join(struct.pack("<I", len(data)) + data for data in packed)
+    return LZ4 + b"".join(struct.pack("<I", len(data)) + data for data in packed)
 
 
 def test_lz4_ramdisks_are_read_as_the_kernel_does() -> None:
@@ -477,7 +477,7 @@ def test_without_the_extra_lz4_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "lz4.block", None)
 
     with pytest.raises(HostError, match="needs lz4") as caught:
-        read(LZ4_MAGIC + bytes(8))
+        read(LZ4 + bytes(8))
     assert caught.value.hint == "pip install 'nitro-eif[lz4]'"
 
 

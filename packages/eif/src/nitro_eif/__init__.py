@@ -4,7 +4,7 @@
 >>> with nitro_eif.Eif.open("hello.eif") as eif:  # doctest: +SKIP
 ...     print(nitro_eif.measure(eif).pcr0.hex())
 
-Importing this is fast: what needs cryptography or the network is loaded when it is first used.
+Importing this is fast, because everything is loaded when it is first used.
 """
 
 from importlib import import_module
@@ -20,34 +20,6 @@ from nitro_eif.errors import (
     SigningProblem,
     UsageError,
 )
-from nitro_eif.filesystem.cpio import Entry, Node, write_cpio
-from nitro_eif.image.findings import RULES, Fate, Finding, Rule, Severity
-from nitro_eif.image.format import Header, Section, SectionType
-from nitro_eif.image.kernel import kernel_problem
-from nitro_eif.image.measure import (
-    Checksums,
-    Measured,
-    Measurements,
-    checksum,
-    measure,
-    measure_and_checksum,
-    measure_contents,
-)
-from nitro_eif.image.metadata import BuildMetadata, Metadata
-from nitro_eif.image.reader import Eif
-from nitro_eif.image.readers import Reader, objections
-from nitro_eif.image.registers import (
-    INSTANCE_ID_PATTERN,
-    ROLE_ARN_PATTERN,
-    extend,
-    pcr3,
-    pcr4,
-    pcr8,
-    pcr_of_data,
-    pcr_of_digest,
-)
-from nitro_eif.image.validate import refusals, require_bootable, validate
-from nitro_eif.image.writer import Contents, pack_eif, write_eif, write_sections
 
 if TYPE_CHECKING:
     from nitro_eif.build.application import (
@@ -63,14 +35,70 @@ if TYPE_CHECKING:
     from nitro_eif.comparison import Difference, compare
     from nitro_eif.container.images import Image, ImageConfig, open_image
     from nitro_eif.disassembly import assemble, extract
+    from nitro_eif.filesystem.cpio import Entry, Node, write_cpio
     from nitro_eif.filesystem.ramdisk import read_ramdisk
     from nitro_eif.filesystem.rootfs import read_rootfs
     from nitro_eif.filesystem.tree import Tree, tree_of
+    from nitro_eif.image.findings import RULES, Fate, Finding, Rule, Severity
+    from nitro_eif.image.format import Header, Section, SectionType
+    from nitro_eif.image.kernel import kernel_problem
+    from nitro_eif.image.measure import (
+        Checksums,
+        Measured,
+        Measurements,
+        checksum,
+        measure,
+        measure_and_checksum,
+        measure_contents,
+    )
+    from nitro_eif.image.metadata import BuildMetadata, Metadata
+    from nitro_eif.image.reader import Eif
+    from nitro_eif.image.readers import Reader, objections
+    from nitro_eif.image.registers import (
+        INSTANCE_ID_PATTERN,
+        ROLE_ARN_PATTERN,
+        extend,
+        pcr3,
+        pcr4,
+        pcr8,
+        pcr_of_data,
+        pcr_of_digest,
+    )
     from nitro_eif.image.signature import ImageSignature, SignatureSection, read_signatures
+    from nitro_eif.image.validate import refusals, require_bootable, validate
+    from nitro_eif.image.writer import Contents, pack_eif, write_eif, write_sections
     from nitro_eif.signing.keys import KeySigner, KmsSigner, Signer, load_signer
     from nitro_eif.signing.sign import make_signature, remove_signature, sign
 
 _LATER = {
+    "filesystem.cpio": ("Entry", "Node", "write_cpio"),
+    "image.findings": ("RULES", "Fate", "Finding", "Rule", "Severity"),
+    "image.format": ("Header", "Section", "SectionType"),
+    "image.kernel": ("kernel_problem",),
+    "image.measure": (
+        "Checksums",
+        "Measured",
+        "Measurements",
+        "checksum",
+        "measure",
+        "measure_and_checksum",
+        "measure_contents",
+    ),
+    "image.metadata": ("BuildMetadata", "Metadata"),
+    "image.reader": ("Eif",),
+    "image.readers": ("Reader", "objections"),
+    "image.registers": (
+        "INSTANCE_ID_PATTERN",
+        "ROLE_ARN_PATTERN",
+        "extend",
+        "pcr3",
+        "pcr4",
+        "pcr8",
+        "pcr_of_data",
+        "pcr_of_digest",
+    ),
+    "image.validate": ("refusals", "require_bootable", "validate"),
+    "image.writer": ("Contents", "pack_eif", "write_eif", "write_sections"),
     "build.application": (
         "Launch",
         "aws_bootstrap_ramdisk",
@@ -94,10 +122,14 @@ _LATER = {
 _MODULES = {name: module for module, names in _LATER.items() for name in names}
 
 
-def __getattr__(name: str) -> object:
-    if name in _MODULES:
-        return getattr(import_module(f"nitro_eif.{_MODULES[name]}"), name)
-    raise AttributeError(f"module 'nitro_eif' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker reads the imports above, and should refuse names that are not there
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        globals()[name] = found
+        return found
 
 
 __all__ = [

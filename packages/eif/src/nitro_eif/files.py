@@ -5,7 +5,6 @@ import io
 import mmap
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -72,6 +71,8 @@ def scratch_file() -> Iterator[IO[bytes]]:
     Raises:
         HostError: There is no room for it.
     """
+    import tempfile  # noqa: PLC0415 - takes long to import, and reading an image needs none
+
     try:
         file = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
     except OSError as error:
@@ -105,6 +106,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     Raises:
         HostError: The file cannot be written.
     """
+    import tempfile  # noqa: PLC0415 - as above
+
     target = Path(path)
     try:
         if target.exists() and not target.is_file():

@@ -47,7 +47,7 @@ def test_what_is_no_cause(line: str) -> None:
 
 
 def test_every_cause_that_the_console_shows_has_a_line_here() -> None:
-    assert {code for code, _ in SHOWN} == {cause.code for _, cause in CONSOLE}
+    assert {code for code, _ in SHOWN} == {cause.code for _, _, cause in CONSOLE}
 
 
 def test_every_cause_has_a_code_of_its_own_and_a_remedy() -> None:

@@ -48,7 +48,7 @@ def test_every_milestone_of_the_kernel_is_found_with_its_clock(timeline: Timelin
         timeline.note_line(line)
 
     found = {moment.name: moment for moment in timeline.moments}
-    assert set(found) == {"launch", *(name for name, _ in MILESTONES)}
+    assert set(found) == {"launch", *(name for name, _, _ in MILESTONES)}
     assert found["kernel: starts init"].detail == "/init"
     assert found["kernel: has unpacked the ramdisks"].kernel_s == 1.550906
 

@@ -4,8 +4,6 @@ Every decompressor is asked for a bounded piece of output at a time, and all str
 `Allowance`, because a few KiB can be made to expand without end.
 """
 
-import bz2
-import lzma
 import sys
 import zlib
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ from typing import IO, Final, Protocol
 
 from nitro_eif.errors import EifFormatError, HostError, UsageError
 from nitro_eif.files import CHUNK_BYTES, chunks, map_temporary, scratch_file
+from nitro_eif.filesystem.magic import COMPRESSIONS, LZ4
 
 UNPACKED_BYTES_MIN: Final = 4 << 30
 """What the compressed streams of one input may always become together."""
@@ -29,21 +28,8 @@ _LZMA_MEMORY_BYTES_MAX: Final = 256 << 20
 _ZSTD_WINDOW_LOG_MAX: Final = 27
 """128 MiB, as Linux's own decoder allows."""
 
-LZ4_MAGIC: Final = b"\x02!L\x18"
-"""The legacy frame format, which is the one that Linux reads (lz4_Frame_format.md, "Legacy frame")."""
 _LZ4_BLOCK_BYTES_MAX: Final = 8 << 20
 """What a block of a legacy frame becomes at most."""
-
-COMPRESSIONS: Final = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\0": "xz",
-    b"\x5d\0\0": "lzma",
-    b"(\xb5/\xfd": "zstd",
-    LZ4_MAGIC: "lz4",
-    b"\x89LZO": "lzo",
-}
-"""The first bytes of each compression that Linux knows."""
 
 
 class Allowance:
@@ -187,6 +173,8 @@ def _compressed(source: memoryview, name: str) -> Iterator[bytes]:
             yield from (stream.compress(piece) for piece in chunks(source))
             yield stream.flush()
         case "xz":
+            import lzma  # noqa: PLC0415 - few outputs need it
+
             # Linux's decoder checks CRC32 only, and must be able to allocate the dictionary.
             packer = lzma.LZMACompressor(check=lzma.CHECK_CRC32, preset=6)
             yield from (packer.compress(bytes(piece)) for piece in chunks(source))
@@ -206,8 +194,12 @@ def _stream(name: str) -> _Stream:
         case "gzip":
             return _Gzip()
         case "bzip2":
+            import bz2  # noqa: PLC0415 - few inputs need it
+
             return bz2.BZ2Decompressor()
         case "xz" | "lzma":
+            import lzma  # noqa: PLC0415 - few inputs need it
+
             return lzma.LZMADecompressor(memlimit=_LZMA_MEMORY_BYTES_MAX)
         case "zstd":
             zstd = zstd_module()
@@ -230,9 +222,13 @@ def zstd_module() -> ModuleType:
 def _unpack_stream(view: memoryview, name: str, file: IO[bytes], *, offset: int, allowance: Allowance) -> int:
     stream = _stream(name)
     # What the decompressors raise of broken data; bz2 raises the last two.
-    broken: tuple[type[Exception], ...] = (zlib.error, lzma.LZMAError, EOFError, ValueError, OSError)
+    broken: tuple[type[Exception], ...] = (zlib.error, EOFError, ValueError, OSError)
     if name == "zstd":
         broken = (*broken, zstd_module().ZstdError)
+    elif name in {"xz", "lzma"}:
+        from lzma import LZMAError  # noqa: PLC0415 - few inputs need it
+
+        broken = (*broken, LZMAError)
     at, size = 0, _FIRST_FEED_BYTES
     while not stream.eof:
         piece = b""
@@ -257,13 +253,13 @@ def _unpack_lz4(view: memoryview, file: IO[bytes], offset: int, allowance: Allow
         import lz4.block  # noqa: PLC0415 - an extra
     except ImportError:
         raise HostError("lz4 compression needs lz4", hint="pip install 'nitro-eif[lz4]'") from None
-    at = len(LZ4_MAGIC)
+    at = len(LZ4)
     while at + 4 <= len(view):
         size = int.from_bytes(view[at : at + 4], "little")
         if size == 0:
             break
         at += 4
-        if size == int.from_bytes(LZ4_MAGIC, "little"):
+        if size == int.from_bytes(LZ4, "little"):
             continue
         if size > len(view) - at:
             raise EifFormatError("the lz4 stream ends early: truncated", offset=offset + at)

@@ -14,9 +14,8 @@ from typing import IO, Final
 
 from nitro_eif.errors import EifFormatError, UsageError
 from nitro_eif.files import chunks
+from nitro_eif.filesystem.magic import CPIO, CPIO_CHECKSUM
 
-MAGIC: Final = b"070701"
-MAGIC_CHECKSUM: Final = b"070702"
 HEADER_BYTES: Final = 110
 TRAILER: Final = "TRAILER!!!"
 PATH_BYTES_MAX: Final = 4095
@@ -159,7 +158,7 @@ def _write_entry(
     )
     if not all(0 <= number <= FILE_BYTES_MAX for number in numbers):
         raise UsageError(f"{path!r}: owner, device or time does not fit 32 bits")
-    header = MAGIC + b"".join(b"%08x" % number for number in numbers) + name + b"\0"
+    header = CPIO + b"".join(b"%08x" % number for number in numbers) + name + b"\0"
     file.write(header + bytes(-len(header) % ALIGNMENT))
     for piece in chunks(memoryview(data)):
         file.write(piece)
@@ -182,8 +181,8 @@ def read_archive(view: memoryview, start: int = 0) -> Generator[Entry, None, int
                 "the cpio archive ends without a trailer: truncated", offset=min(at, len(view))
             )
         header = bytes(view[at : at + HEADER_BYTES])
-        if header[:6] not in {MAGIC, MAGIC_CHECKSUM}:
-            raise EifFormatError(f"a cpio header starts with {MAGIC!r}, not {header[:6]!r}", offset=at)
+        if header[:6] not in {CPIO, CPIO_CHECKSUM}:
+            raise EifFormatError(f"a cpio header starts with {CPIO!r}, not {header[:6]!r}", offset=at)
         numbers = _numbers(header, at)
         inode, mode, uid, gid, links, mtime, size, _, _, major, minor, name_size, _ = numbers
         name_end = at + HEADER_BYTES + name_size
@@ -208,6 +207,6 @@ def read_archive(view: memoryview, start: int = 0) -> Generator[Entry, None, int
 
 def _numbers(header: bytes, at: int) -> list[int]:
     # int() would take signs, blanks and underscores.
-    if not _DIGITS.fullmatch(header, len(MAGIC)):
+    if not _DIGITS.fullmatch(header, len(CPIO)):
         raise EifFormatError("a cpio header has a field that is not a hexadecimal number", offset=at)
-    return [int(header[start : start + 8], 16) for start in range(len(MAGIC), HEADER_BYTES, 8)]
+    return [int(header[start : start + 8], 16) for start in range(len(CPIO), HEADER_BYTES, 8)]

@@ -10,7 +10,8 @@ from typing import IO, Final
 from nitro_eif.errors import EifFormatError
 from nitro_eif.files import CHUNK_BYTES, map_temporary, scratch_file
 from nitro_eif.filesystem.compression import Allowance, compression_of, unpack
-from nitro_eif.filesystem.cpio import ALIGNMENT, MAGIC, MAGIC_CHECKSUM, Entry, read_archive
+from nitro_eif.filesystem.cpio import ALIGNMENT, Entry, read_archive
+from nitro_eif.filesystem.magic import CPIO, CPIO_CHECKSUM
 
 ENTRIES_MAX: Final = 4 << 20
 """Of all archives in a ramdisk: a few MiB can be compressed to a thousand times as many."""
@@ -37,7 +38,7 @@ def _read(view: memoryview) -> Iterator[Entry]:
         while at < len(view):
             if not view[at]:
                 at = _skip_zeros(view, at)
-            elif bytes(view[at : at + 6]) in {MAGIC, MAGIC_CHECKSUM}:
+            elif bytes(view[at : at + 6]) in {CPIO, CPIO_CHECKSUM}:
                 if at % ALIGNMENT:
                     raise EifFormatError(
                         "a cpio archive starts at no multiple of 4: the kernel stops here", offset=at

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -146,6 +145,8 @@ def build_time(given: str | None = None, environment: Mapping[str, str] = os.env
     Raises:
         UsageError: The given time or SOURCE_DATE_EPOCH is not a time.
     """
+    from datetime import UTC, datetime  # noqa: PLC0415 - only a build has a time
+
     if given == "now":
         return datetime.fromtimestamp(int(time.time()), UTC).isoformat()
     if given is not None:

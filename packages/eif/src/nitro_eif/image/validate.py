@@ -1,14 +1,12 @@
 """Check an image against every rule of the format: see `nitro_eif.RULES`."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from nitro_eif.architecture import Architecture
 from nitro_eif.errors import EifFormatError, SigningError, SigningProblem
 from nitro_eif.files import Progress
-from nitro_eif.filesystem.compression import COMPRESSIONS
-from nitro_eif.filesystem.cpio import MAGIC, MAGIC_CHECKSUM
+from nitro_eif.filesystem.magic import COMPRESSIONS, CPIO, CPIO_CHECKSUM
 from nitro_eif.image.findings import RULES, Fate, Finding
 from nitro_eif.image.format import (
     CRC_OFFSET,
@@ -32,6 +30,8 @@ from nitro_eif.image.metadata import Metadata, load_json
 from nitro_eif.image.reader import Eif
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from nitro_eif.image.signature import SignatureSection
 
 CMDLINE_BYTES_MAX: Final = 2047
@@ -40,14 +40,14 @@ CMDLINE_BYTES_MAX: Final = 2047
 _SIGNATURE_START: Final = b"\xa2\x73signing_certificate"
 """After the array's head comes a map of two, whose first key is a text of 19 bytes: QEMU wants it so."""
 
-_RAMDISK_MAGICS: Final = (MAGIC, MAGIC_CHECKSUM, *COMPRESSIONS)
+_RAMDISK_MAGICS: Final = (CPIO, CPIO_CHECKSUM, *COMPRESSIONS)
 
 
 def validate(
     eif: Eif,
     *,
     measured: Measured | None = None,
-    now: datetime | None = None,
+    now: "datetime | None" = None,
     progress: Progress | None = None,
 ) -> list[Finding]:
     """Find what is wrong with an image, by where it stands in the file.
@@ -78,7 +78,7 @@ def refusals(
     eif: Eif,
     *,
     measured: Measured | None = None,
-    now: datetime | None = None,
+    now: "datetime | None" = None,
 ) -> list[Finding]:
     """The findings for which the hypervisor refuses the image, the gravest kind first.
 
@@ -96,7 +96,7 @@ def refusals(
     return sorted(found, key=lambda finding: order.index(finding.code))
 
 
-def require_bootable(eif: Eif, *, measured: Measured | None = None, now: datetime | None = None) -> None:
+def require_bootable(eif: Eif, *, measured: Measured | None = None, now: "datetime | None" = None) -> None:
     """Ask that the hypervisor would boot an image; reads all of its bytes.
 
     Args:
@@ -235,7 +235,7 @@ def _metadata(section: Section) -> Iterator[Finding]:
         yield Finding("metadata-custom", message, section.offset, section.index)
 
 
-def _signature(eif: Eif, read: "SignatureSection", pcr0: bytes, now: datetime | None) -> Iterator[Finding]:
+def _signature(eif: Eif, read: "SignatureSection", pcr0: bytes, now: "datetime | None") -> Iterator[Finding]:
     section = eif.of_type(SectionType.SIGNATURE)[-1]
     place = section.offset + SECTION_HEADER_BYTES
 
@@ -255,6 +255,8 @@ def _signature(eif: Eif, read: "SignatureSection", pcr0: bytes, now: datetime | 
     except SigningError as error:
         other = error.problem is SigningProblem.OTHER_IMAGE
         yield found("signature-other-image" if other else "signature-invalid", str(error))
+    from datetime import UTC, datetime  # noqa: PLC0415 - most images are not signed
+
     now = now or datetime.now(UTC)
     if not first.is_valid_at(now):
         certificate = first.certificate

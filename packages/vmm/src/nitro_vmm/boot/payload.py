@@ -7,20 +7,14 @@ of the contents, four bytes, after formats that do not record it. Only lz4 needs
 mark their own end.
 """
 
-import bz2
-import lzma
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol
 
 from nitro_vmm.boot.ram import Bytes
 from nitro_vmm.errors import HostError, ImageError
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 FEED_BYTES = 16 << 10
 """How much a decompressor gets at once. zlib cannot limit its output, so this does: it yields at most 16
@@ -118,32 +112,51 @@ def _lz4(payload: memoryview) -> Iterator[bytes]:
         raise _Truncated
 
 
+# What some decompressors raise of broken data is no `ValueError`. Each imports its library itself, because a
+# kernel is compressed in one way, and mostly is in the cache already.
+
+
+def _bzip2(payload: memoryview) -> Iterator[bytes]:
+    import bz2  # noqa: PLC0415
+
+    return _fed_bounded(bz2.BZ2Decompressor(), payload)
+
+
+def _lzma(payload: memoryview, *, xz: bool) -> Iterator[bytes]:
+    import lzma  # noqa: PLC0415
+
+    decompressor = lzma.LZMADecompressor(
+        format=lzma.FORMAT_XZ if xz else lzma.FORMAT_ALONE, memlimit=DICTIONARY_BYTES_MAX
+    )
+    try:
+        yield from _fed_bounded(decompressor, payload)
+    except lzma.LZMAError as error:
+        raise ValueError(str(error)) from error
+
+
+def _zstd(payload: memoryview) -> Iterator[bytes]:
+    if sys.version_info >= (3, 14):
+        from compression import zstd  # noqa: PLC0415
+    else:
+        from backports import zstd  # noqa: PLC0415
+
+    options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG_MAX}
+    try:
+        yield from _fed_bounded(zstd.ZstdDecompressor(options=options), payload)
+    except zstd.ZstdError as error:
+        raise ValueError(str(error)) from error
+
+
 _FORMATS: dict[bytes, tuple[str, Callable[[memoryview], Iterator[bytes]]]] = {
     b"\x1f\x8b": ("gzip", lambda payload: _fed(zlib.decompressobj(wbits=31), payload)),
-    b"BZh": ("bzip2", lambda payload: _fed_bounded(bz2.BZ2Decompressor(), payload)),
-    b"\x5d\x00\x00": (
-        "lzma",
-        lambda payload: _fed_bounded(
-            lzma.LZMADecompressor(format=lzma.FORMAT_ALONE, memlimit=DICTIONARY_BYTES_MAX), payload
-        ),
-    ),
-    b"\xfd7zXZ\x00": (
-        "xz",
-        lambda payload: _fed_bounded(
-            lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=DICTIONARY_BYTES_MAX), payload
-        ),
-    ),
+    b"BZh": ("bzip2", _bzip2),
+    b"\x5d\x00\x00": ("lzma", partial(_lzma, xz=False)),
+    b"\xfd7zXZ\x00": ("xz", partial(_lzma, xz=True)),
     b"\x02\x21\x4c\x18": ("lz4", _lz4),
-    b"\x28\xb5\x2f\xfd": (
-        "zstd",
-        lambda payload: _fed_bounded(
-            zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG_MAX}),
-            payload,
-        ),
-    ),
+    b"\x28\xb5\x2f\xfd": ("zstd", _zstd),
 }
 # What they raise of broken data; bz2 raises the last two. MemoryError is the host's own and not among them.
-_BROKEN = (zlib.error, lzma.LZMAError, zstd.ZstdError, OSError, ValueError)
+_BROKEN = (zlib.error, OSError, ValueError)
 
 
 def decompress(payload: memoryview, *, offset: int, bytes_max: int) -> Iterator[bytes]:

@@ -57,7 +57,8 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     )
     top.add_argument(VERSION, action=_Version)
     top.set_defaults(parser=top)  # `completion` prints it
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # Named, because argparse would make a formatter to find the name, and that looks at the terminal.
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=PROGRAM)
     wanted = [module for module, names in COMMANDS.items() if command in names and command != "completion"]
     for module in () if command == VERSION else wanted or COMMANDS:
         import_module(f"nitro_vmm.cli.{module}").add(commands)

@@ -10,8 +10,9 @@ from nitro_vmm.cli import codes
 from nitro_vmm.cli.command import complain
 from nitro_vmm.cli.exit_code import ExitCode
 
-CHOICE = re.compile(r"invalid choice: '?(.*?)'? \(choose from (.*)\)")
-UNKNOWN = re.compile(r"unrecognized arguments: (\S+)")
+# Not compiled, because most command lines are right.
+CHOICE = r"invalid choice: '?(.*?)'? \(choose from (.*)\)"
+UNKNOWN = r"unrecognized arguments: (\S+)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,9 +25,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(ExitCode.USAGE)
 
     def _hint(self, message: str) -> str:
-        if match := CHOICE.search(message):
+        if match := re.search(CHOICE, message):
             return _closest(match[1], re.findall(r"[\w-]+", match[2])) or f"{self.prog} --help"
-        if match := UNKNOWN.search(message):
+        if match := re.search(UNKNOWN, message):
             option = match[1].partition("=")[0]
             return _closest(option, list(self._option_string_actions)) or f"{self.prog} --help"
         return f"{self.prog} --help"

@@ -8,7 +8,6 @@ register A promises 244 µs in which the registers stay as they are (section "Up
 processor is emulated takes longer to read them all, so the registers are held for longer here.
 """
 
-import calendar
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,8 +44,8 @@ HELD_NS: Final = 10_000_000
 """How long the time stands still after the guest has read register A."""
 NS_PER_S: Final = 1_000_000_000
 YEAR_MAX: Final = 9999
-AHEAD_S_MAX: Final = calendar.timegm((YEAR_MAX, 12, 31, 23, 59, 59))
-"""How far the clock can be from the real time, as long as both are between 1970 and `YEAR_MAX`."""
+AHEAD_S_MAX: Final = 253_402_300_799
+"""How far the clock can be from the real time, as long as both are between 1970 and `YEAR_MAX`, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +188,8 @@ class Rtc:
         month, day, hour, minute, second = (fields[i] for i in (MONTH, DAY, HOURS, MINUTES, SECONDS))
         if not (1970 <= year <= YEAR_MAX and 1 <= month <= 12 and hour < 24 and minute < 60 and second < 60):
             return
+        import calendar  # noqa: PLC0415 - it loads `datetime`, and guests seldom set the clock
+
         if not 1 <= day <= calendar.monthrange(year, month)[1]:
             return
         wanted_s = calendar.timegm((year, month, day, hour, minute, second))

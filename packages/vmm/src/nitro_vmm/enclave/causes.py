@@ -111,39 +111,40 @@ CAUSES: Final = (
 )
 
 CONSOLE: Final = (
-    (re.compile(rb"(?:Failed to execute|Requested init) \S+ (?:failed )?\(error -2\)"), INIT_LOADER),
-    (re.compile(rb"(?:Failed to execute|Requested init) \S+ (?:failed )?\(error -8\)"), INIT_FORMAT),
-    (re.compile(rb"(?:Failed to execute|Requested init) \S+ (?:failed )?\(error -13\)"), INIT_MODE),
-    (re.compile(rb"No working init found"), INIT_MISSING),
+    (b"error -2)", rb"(?:Failed to execute|Requested init) \S+ (?:failed )?\(error -2\)", INIT_LOADER),
+    (b"error -8)", rb"(?:Failed to execute|Requested init) \S+ (?:failed )?\(error -8\)", INIT_FORMAT),
+    (b"error -13)", rb"(?:Failed to execute|Requested init) \S+ (?:failed )?\(error -13\)", INIT_MODE),
+    (b"no working init", rb"No working init found", INIT_MISSING),
+    (b"memory", rb"Out of memory: Kill|System is deadlocked on memory", NO_MEMORY),
+    (b"unpacking failed", rb"Initramfs unpacking failed: write", NO_MEMORY),
+    (b"unpacking failed", rb"Initramfs unpacking failed: ", RAMDISK),
+    (b"root", rb"VFS: Unable to mount root fs|Cannot open root device", NO_ROOT),
     (
-        re.compile(rb"Out of memory: Kill|System is deadlocked on memory|Initramfs unpacking failed: write"),
-        NO_MEMORY,
-    ),
-    (re.compile(rb"Initramfs unpacking failed: "), RAMDISK),
-    (re.compile(rb"VFS: Unable to mount root fs|Cannot open root device"), NO_ROOT),
-    (
-        re.compile(rb"(?i)cgroup.*: (?:invalid argument|no such (?:device|file)|operation not supported)"),
+        *(b"cgroup", rb"(?i)cgroup.*: (?:invalid argument|no such (?:device|file)|operation not supported)"),
         CGROUP,
     ),
     (
-        re.compile(
-            rb"CPU does not support x86-64-v|requires the following features not present on the CPU"
-            rb"|traps: .* trap invalid opcode"
-        ),
+        b"cpu",
+        rb"CPU does not support x86-64-v|requires the following features not present on the CPU",
         PROCESSOR,
     ),
-    (re.compile(rb"(?i)(?:nsm|finit_module|insmod).*(?:exec format error|invalid module format)"), MODULE),
-    (re.compile(rb"version magic '.*' should be"), MODULE),
-    (re.compile(rb"^init: cannot run .*: ENOENT"), APPLICATION_MISSING),
+    (b"invalid opcode", rb"traps: .* trap invalid opcode", PROCESSOR),
+    (b"format", rb"(?i)(?:nsm|finit_module|insmod).*(?:exec format error|invalid module format)", MODULE),
+    (b"version magic", rb"version magic '.*' should be", MODULE),
+    (b"cannot run", rb"^init: cannot run .*: ENOENT", APPLICATION_MISSING),
 )
 """What the console shows of each: Linux 4.14 to 6.12 (init/main.c, init/initramfs.c, init/do_mounts.c,
-mm/oom_kill.c, arch/x86/kernel/traps.c), glibc, AWS's init and ours."""
+mm/oom_kill.c, arch/x86/kernel/traps.c), glibc, AWS's init and ours.
+
+A pattern is looked for where its first element is in the line, in lower case, because a kernel prints some
+hundred lines while everything else wants to start, and almost none has any."""
 
 
 def recognise(line: bytes) -> Cause | None:
     """The cause that a line of the console shows."""
-    for pattern, cause in CONSOLE:
-        if pattern.search(line):
+    lowered = line.lower()
+    for marker, pattern, cause in CONSOLE:
+        if marker in lowered and re.search(pattern, line):
             return cause
     return None
 

@@ -29,16 +29,18 @@ PANIC: Final = "panic"
 END: Final = "end"
 
 MILESTONES: Final = (
-    ("kernel: first line", re.compile(rb"Linux version (\S+)")),
-    ("kernel: memory known", re.compile(rb"Memory: (\S+)")),
-    ("kernel: clock chosen", re.compile(rb"clocksource: Switched to clocksource (\S+)")),
-    ("kernel: unpacks the ramdisks", re.compile(rb"Trying to unpack rootfs image")),
-    ("kernel: has unpacked the ramdisks", re.compile(rb"Freeing initrd memory: (\S+)")),
-    ("kernel: console", re.compile(rb"printk: (?:legacy )?console \[?(\S+?)\]? enabled")),
-    ("kernel: vsock", re.compile(rb"NET: Registered (?:PF_VSOCK|protocol family 40)")),
-    (INIT, re.compile(rb"Run (\S+) as init process")),
+    ("kernel: first line", b"Linux version", rb"Linux version (\S+)"),
+    ("kernel: memory known", b"Memory: ", rb"Memory: (\S+)"),
+    ("kernel: clock chosen", b"clocksource: ", rb"clocksource: Switched to clocksource (\S+)"),
+    ("kernel: unpacks the ramdisks", b"unpack", rb"Trying to unpack rootfs image"),
+    ("kernel: has unpacked the ramdisks", b"initrd memory", rb"Freeing initrd memory: (\S+)"),
+    ("kernel: console", b"printk: ", rb"printk: (?:legacy )?console \[?(\S+?)\]? enabled"),
+    ("kernel: vsock", b"NET: ", rb"NET: Registered (?:PF_VSOCK|protocol family 40)"),
+    (INIT, b"init process", rb"Run (\S+) as init process"),
 )
-"""What Linux 4.14 to 6.12 prints at its log level 7; with ``quiet`` or ``--quiet-kernel`` none of it."""
+"""What Linux 4.14 to 6.12 prints at its log level 7; with ``quiet`` or ``--quiet-kernel`` none of it.
+
+Each has a name, what a line must have before it is looked at more closely, and a pattern."""
 KERNEL_TIME: Final = re.compile(rb"^\[ *(\d+\.\d+)(?:\]|\[)")
 
 
@@ -89,8 +91,8 @@ class Timeline:
         if HEARTBEAT in self._moments:
             return
         for milestone in self._milestones:
-            name, pattern = milestone
-            if match := pattern.search(line):
+            name, marker, pattern = milestone
+            if marker in line and (match := re.search(pattern, line)):
                 self._milestones.remove(milestone)
                 time = KERNEL_TIME.match(line)
                 detail = match[1].decode(errors="replace") if match.lastindex else ""

@@ -1,10 +1,10 @@
 """A full memory barrier. Taking a lock is the only operation of Python that is one."""
 
-import platform
+import os
 import threading
 from typing import Final
 
-STRONGLY_ORDERED: Final = platform.machine() in {"x86_64", "AMD64", "i386", "i686"}
+STRONGLY_ORDERED: Final = os.uname().machine in {"x86_64", "i386", "i686"}
 """On x86 a load may pass an earlier store and nothing else may pass anything, so most barriers are free."""
 
 
