@@ -17,9 +17,8 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 from nitro_vmm.errors import HostError, UsageError
 
@@ -35,8 +34,7 @@ NEW: Final = ".new-"
 """Begins the name of an entry that is being written. Its writer holds a lock on it."""
 
 
-@dataclass(frozen=True, slots=True)
-class CacheEntry:
+class CacheEntry(NamedTuple):
     """One file of the cache."""
 
     name: str

@@ -217,7 +217,7 @@ def test_a_system_call_and_its_return_change_nothing_but_rcx_and_r11(values: lis
     assert nobody is None
     assert (in_kernel.rip, in_kernel.rcx, in_kernel.rflags) == (ENTRY, rip, 2)
     assert before is not None
-    assert after == replace(before, general=(values[0], rip, *values[2:11], 0x202, *values[12:]))
+    assert after == before._replace(general=(values[0], rip, *values[2:11], 0x202, *values[12:]))
 
 
 def test_there_are_no_system_calls_of_the_kernel_or_without_their_being_on(vcpu: Vcpu) -> None:

@@ -1,7 +1,6 @@
 """System calls in the name of a guest's first program, which then runs as if nothing had been."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
@@ -152,7 +151,7 @@ def test_memory_and_tables_outside_of_ram_are_no_memory() -> None:
             program.read(address, 8)
         with pytest.raises(GuestError, match="no memory"):
             program.write(address, b"x")
-        program._start = replace(program._start, page_tables=outside)
+        program._start = program._start._replace(page_tables=outside)
         with pytest.raises(GuestError, match="no memory"):
             program.read(0x40_0000, 8)
 

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class EntryState:
+class EntryState(NamedTuple):
     """The processor's registers at the kernel's first instruction.
 
     64-bit mode (CR4.PAE, EFER.LME and LMA, CR0.PG and PE), interrupts off, CS and the data segments loaded
@@ -51,8 +51,7 @@ class ExitReason(Enum):
     """The guest ran where there is no code, or did what the accelerator cannot run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(NamedTuple):
     """The end of a run."""
 
     reason: ExitReason
@@ -61,8 +60,7 @@ class Exit:
     """More about a crash, for people."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramState:
+class ProgramState(NamedTuple):
     """A 64-bit program of the guest's, before whose next instruction its processor stands."""
 
     general: tuple[int, ...]

@@ -5,7 +5,7 @@ Only its setup header and its payload are used, because the host decompresses it
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from nitro_vmm.address_map import MIB
 from nitro_vmm.boot import setup_header as header
@@ -22,8 +22,7 @@ INITRD_ADDRESS_MAX_DEFAULT = 0x7FFF_FFFF
 VERSION_DEFAULT = 0x20F
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
+class Kernel(NamedTuple):
     """A kernel whose header has been checked."""
 
     setup_header: bytes

@@ -3,7 +3,6 @@
 import argparse
 import json
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 from nitro_vmm.cache import Cache, CacheEntry
@@ -76,7 +75,7 @@ def _as_json(cache: Cache, entries: list[CacheEntry]) -> dict[str, object]:
         "Directory": str(cache.directory),
         "BytesMax": cache.bytes_max,
         "Bytes": sum(entry.bytes for entry in entries),
-        "Entries": [asdict(entry) for entry in entries],
+        "Entries": [entry._asdict() for entry in entries],
     }
 
 

@@ -1,6 +1,5 @@
 """How an enclave ended, as exit codes and JSON."""
 
-from dataclasses import asdict
 from typing import Any, Final
 
 from nitro_vmm.cli.exit_code import ExitCode
@@ -50,6 +49,6 @@ def report(result: Result, code: int) -> dict[str, Any]:
         "MemoryMiB": result.memory_mib,
         **shown_measurements(result.measurements.as_json(), debug_mode=result.debug_mode),
         "Mode": "debug" if result.debug_mode else "production",
-        "Application": None if application is None else asdict(application),
-        "Cause": None if result.cause is None else asdict(result.cause),
+        "Application": None if application is None else application._asdict(),
+        "Cause": None if result.cause is None else result.cause._asdict(),
     }

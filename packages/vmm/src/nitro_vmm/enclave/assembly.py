@@ -2,7 +2,6 @@
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from nitro_nsm import Nsm
@@ -43,8 +42,7 @@ class VsockBackEnd(VirtioDevice, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Assembly:
+class Assembly(NamedTuple):
     """An enclave that is ready to run, or runs."""
 
     begun: Begun

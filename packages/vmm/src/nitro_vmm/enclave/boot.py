@@ -6,10 +6,10 @@ cryptography and no pydantic.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nitro_eif import Eif, Measurements, kernel_problem
 from nitro_vmm.accel import Accelerator, EntryState
@@ -33,8 +33,7 @@ DEVICES: Final = ("nsm", "vsock")
 RNG_SEED_BYTES: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(NamedTuple):
     """Who is told what a machine does."""
 
     console: Callable[[bytes], None]
@@ -51,8 +50,7 @@ class Surroundings:
     """Called while images are measured and loaded, which may take long; in any thread."""
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(NamedTuple):
     """What an image is, and the machine that it gets."""
 
     measurements: Measurements
@@ -63,8 +61,7 @@ class Image:
     """How many there are."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hardware:
+class Hardware(NamedTuple):
     """A machine whose virtio devices are still to come."""
 
     image: Image
@@ -77,8 +74,7 @@ class Hardware:
     """The file that the RAM is, for a daemon to map; -1 if there is none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
+class Begun(NamedTuple):
     """What the first half of a launch has made: a machine that can run."""
 
     hardware: Hardware
@@ -91,7 +87,7 @@ class Begun:
     """What the guest had printed before it was saved."""
     cached: "Parameters | None" = None
     """The saved machine of the cache that it goes on from."""
-    machines: "dict[str, Parameters]" = field(default_factory=dict)
+    machines: "Mapping[str, Parameters]" = MappingProxyType({})
     """By what saved machines of this enclave's are known, by kind."""
     missing: "tuple[Parameters, ...]" = ()
     """Those that would have been better, and are not in the cache."""

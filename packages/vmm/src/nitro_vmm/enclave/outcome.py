@@ -1,7 +1,7 @@
 """How an enclave's life can end, as data."""
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from nitro_eif import Measurements
 from nitro_vmm.enclave.causes import Cause
@@ -25,8 +25,7 @@ class Outcome(StrEnum):
     """It was told to end from outside."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """An outcome and its reason."""
 
     outcome: Outcome
@@ -35,8 +34,7 @@ class Verdict:
     """The same for people, in one line."""
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """An enclave that has ended."""
 
     outcome: Outcome

@@ -7,8 +7,7 @@ it is done. The devices of the virtio slots get their saved states when they are
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nitro_eif import Eif
 from nitro_vmm.accel import Accelerator, SavesMachines
@@ -43,8 +42,7 @@ VSOCK: Final = "vsock"
 """What the board calls the device that has the enclave's address."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resumption:
+class Resumption(NamedTuple):
     """A launch that may go on from a saved machine; see `nitro_vmm.enclave.begin`."""
 
     config: "EnclaveSettings"
@@ -72,7 +70,7 @@ class Resumption:
             for kind in KINDS[config.warm]:
                 if kind in machines:
                     if (begun := self._warm(image, machines[kind], eif)) is not None:
-                        return replace(begun, machines=machines, missing=tuple(missing))
+                        return begun._replace(machines=machines, missing=tuple(missing))
                     missing.append(machines[kind])
             ramdisks = None
             if self.to_save == KERNEL and KERNEL in machines:
@@ -111,12 +109,12 @@ class Resumption:
             if saved is None:
                 return None
             try:
-                begun = replace(self, resources=attempt)._go_on(image, saved, eif)  # noqa: SLF001 - of this class
+                begun = self._replace(resources=attempt)._go_on(image, saved, eif)  # noqa: SLF001 - of this class
             except StateError:
                 forget(parameters)
                 return None
             self.resources.push(attempt.pop_all())
-            return replace(begun, cached=parameters)
+            return begun._replace(cached=parameters)
 
     def _image_of(self, saved: Saved) -> Image:
         """What is known of an image by the machine that was saved."""

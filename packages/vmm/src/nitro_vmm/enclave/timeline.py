@@ -8,8 +8,7 @@ falsify its own timeline; that is why nobody looks for them after the boot.
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 DETAIL_CHARACTERS_MAX: Final = 200
 
@@ -44,8 +43,7 @@ Each has a name, what a line must have before it is looked at more closely, and 
 KERNEL_TIME: Final = re.compile(rb"^\[ *(\d+\.\d+)(?:\]|\[)")
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(NamedTuple):
     """One thing that happened."""
 
     name: str
@@ -103,7 +101,7 @@ class Timeline:
 
     def as_json(self) -> list[dict[str, Any]]:
         """The moments with the names of `Moment`'s fields, times rounded to microseconds."""
-        return [asdict(moment) | {"at_s": round(moment.at_s, 6)} for moment in self.moments]
+        return [moment._asdict() | {"at_s": round(moment.at_s, 6)} for moment in self.moments]
 
     def __str__(self) -> str:
         """A line for each moment: when, how long after the one before, what."""

@@ -7,8 +7,7 @@ or misjudge itself, and nobody else.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from nitro_vmm.enclave.causes import Cause, recognise
 
@@ -30,8 +29,7 @@ def printable(text: str) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ApplicationEnd:
+class ApplicationEnd(NamedTuple):
     """How the image's program ended, as far as its init said."""
 
     status: int | None = None

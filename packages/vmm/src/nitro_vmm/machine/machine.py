@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from nitro_vmm.accel import (
     Accelerator,
@@ -39,8 +40,7 @@ class End(Enum):
     STOPPED = "was stopped"
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """The end of a machine."""
 
     end: End

@@ -4,8 +4,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
@@ -27,8 +26,7 @@ INPUT_CHUNK_BYTES: Final = 4096
 HIDDEN: Final = "the console is hidden, as on AWS in production mode; --console shows it"
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
+class Attached(NamedTuple):
     """An enclave that ran in the foreground."""
 
     result: Result
