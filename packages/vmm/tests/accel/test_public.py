@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from nitro_vmm.accel.unicorn import private, public
-from nitro_vmm.accel.unicorn.public import Register, Uc, UnicornError
+from nitro_vmm.accel.unicorn.public import Register, Uc
 from nitro_vmm.errors import HostError
 
 LOADED = """
@@ -69,7 +69,7 @@ def test_model_specific_registers_have_numbers_of_their_own(uc: Uc) -> None:
 
 
 def test_what_it_refuses_is_an_error(uc: Uc) -> None:
-    with pytest.raises(UnicornError, match="Invalid"):
+    with pytest.raises(HostError, match="Invalid"):
         uc.mem_map_ptr(1, 1, public.PROT_ALL, 0)
 
 

@@ -84,10 +84,6 @@ WORD: Final = struct.Struct("<Q")
 VECTOR_BYTES: Final = 16
 
 
-class UnicornError(Exception):
-    """Unicorn refused a call."""
-
-
 @cache
 def library() -> Any:  # noqa: ANN401 - ctypes has no better
     """Unicorn's library, with the prototypes of what is used here.
@@ -132,7 +128,7 @@ class Uc:
     """An engine of one 64-bit x86 processor. The methods are the binding's.
 
     Raises:
-        UnicornError: There is no memory for it.
+        HostError: There is no memory for it.
     """
 
     def __init__(self) -> None:
@@ -226,4 +222,5 @@ class Uc:
 
 def _check(status: int) -> None:
     if status:
-        raise UnicornError(library().uc_strerror(status).decode("ascii"))
+        why = library().uc_strerror(status).decode("ascii")
+        raise HostError(f"Unicorn refuses what it is asked for: {why}", code="M21")
