@@ -59,13 +59,38 @@ class RememberingBus:
         self.asked.append(("timer", ticks))
 
 
+class ChangingBus:
+    """Another bus, whose methods a test may replace at any time: the processor looks them up once."""
+
+    def __init__(self, bus: RememberingBus) -> None:
+        self._bus = bus
+
+    def read_port(self, port: int, size: int) -> int:
+        return self._bus.read_port(port, size)
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        self._bus.write_port(port, size, value)
+
+    def read_memory(self, address: int, size: int) -> int:
+        return self._bus.read_memory(address, size)
+
+    def write_memory(self, address: int, size: int, value: int) -> None:
+        self._bus.write_memory(address, size, value)
+
+    def write_bytes(self, port: int, data: bytes) -> None:
+        self._bus.write_bytes(port, data)
+
+    def arm_timer(self, ticks: int) -> None:
+        self._bus.arm_timer(ticks)
+
+
 class Guest:
     """A processor in 64-bit mode with an IDT that is empty, and some code."""
 
     def __init__(self, *, tsc_hz: int = TSC_HZ) -> None:
         self.ram = Ram()
         self.bus = RememberingBus()
-        self.cpu = Cpu([(RamRange(0, MEMORY_BYTES), self.ram.buffer)], self.bus, tsc_hz=tsc_hz)
+        self.cpu = Cpu([(RamRange(0, MEMORY_BYTES), self.ram.buffer)], ChangingBus(self.bus), tsc_hz=tsc_hz)
         long_mode.write(self.ram)
         self.ram.slice(IDT_POINTER, 10)[:] = struct.pack("<HQ", 0xFFF, IDT)
 
