@@ -8,7 +8,7 @@ import pytest
 from nitro_eif import Measurements
 from nitro_nsm import NsmClient, ensure_test_root, parse_document
 from nitro_vmm import EnclaveConfig, HostError, UsageError
-from nitro_vmm.enclave.security import PEM_BYTES_MAX, security_module, signing_root
+from nitro_vmm.enclave.security import PEM_BYTES_MAX, security_module, signing_root, trust_of
 
 PCR0, PCR1, PCR2, PCR8 = (bytes((number,)) * 48 for number in (10, 11, 12, 18))
 
@@ -43,11 +43,11 @@ def test_a_root_whose_certificate_is_in_a_file_of_its_own(config: EnclaveConfig,
     (tmp_path / "key").write_bytes(key.rstrip())
     (tmp_path / "certificate").write_bytes(b"-----BEGIN CERTIFICATE" + certificate)
 
-    found = signing_root(
+    found = trust_of(
         config.model_copy(update={"root_key": tmp_path / "key", "root_cert": tmp_path / "certificate"})
     )
 
-    assert found.trust.fingerprint == root.trust.fingerprint
+    assert found.fingerprint == root.trust.fingerprint
 
 
 def test_a_root_that_is_no_file(config: EnclaveConfig, tmp_path: Path) -> None:
