@@ -118,7 +118,7 @@ def launch_ours(image: Path, memory_mib: int, *more: str) -> Launch:
     with tempfile.TemporaryDirectory() as scratch:
         timeline = Path(scratch, "timeline.json")
         options = ["--memory-mib", str(memory_mib), "--vsock-path", f"{scratch}/vsock", *more]
-        options += ["--timeline", str(timeline), "--console"]
+        options += ["--timeline", str(timeline), "--console", *images.EMULATED]
         one = launch([images.command("vmm"), "run", str(image), *options], Path(scratch))
         moments = {moment["name"]: moment["at_s"] for moment in json.loads(timeline.read_text())["moments"]}
     return replace(one, guest_s=moments["heartbeat"] - moments["guest starts"])
@@ -139,7 +139,7 @@ def save(image: Path, memory_mib: int, path: Path, *more: str) -> None:
     Raises:
         LaunchError: it cannot be saved.
     """
-    options = ["-o", str(path), "--memory-mib", str(memory_mib), "--quiet", *more]
+    options = ["-o", str(path), "--memory-mib", str(memory_mib), "--quiet", *images.EMULATED, *more]
     if subprocess.run([images.command("vmm"), "snapshot", str(image), *options], check=False).returncode:
         raise LaunchError("the machine cannot be saved, see the message above")
 

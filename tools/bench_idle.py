@@ -131,7 +131,7 @@ def idle(image: Path, seconds: int, qemu: str | None, *, acpi: bool) -> Idle:
         if qemu is not None:
             command, _ = stack.enter_context(qemu_command(image, MEMORY_MIB, scratch, qemu, acpi=acpi))
         else:
-            command = [images.command("vmm"), "run", str(image), "--console", "--quiet"]
+            command = [images.command("vmm"), "run", str(image), "--console", "--quiet", *images.EMULATED]
             command += ["--memory-mib", str(MEMORY_MIB), "--vsock-path", f"{scratch}/vsock"]
         return watch(command, seconds)
 

@@ -221,7 +221,7 @@ def main() -> int:
                     "--quiet",
                 ]
             }
-            machines["vmm"] += ["--boot-timeout-s", str(BOOT_TIMEOUT_S)]
+            machines["vmm"] += ["--boot-timeout-s", str(BOOT_TIMEOUT_S), *images.EMULATED]
             if shutil.which(options.qemu):
                 microvm = [
                     options.qemu,

@@ -65,6 +65,7 @@ def in_vmm(image: Path, *, vmm: str) -> Iterator[tuple[GuestTraffic, list[int]]]
     """The enclave on our machine, and the processes that count."""
     with TemporaryDirectory() as scratch, closing(GuestTraffic(f"{scratch}/vsock")) as traffic:
         options = ["--memory-mib", str(MEMORY_MIB), "--vsock-path", f"{scratch}/vsock", "--quiet"]
+        options += images.EMULATED
         with subprocess.Popen(
             [vmm, "run", str(image), *options], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         ) as machine:

@@ -34,6 +34,10 @@ class ImageError(Exception):
     """The image cannot be built; the message says why and what to do."""
 
 
+EMULATED = ("--accel", "unicorn")
+"""Has `vmm` emulate the processor, also where there is KVM, because peers that it is measured against do."""
+
+
 def command(name: str) -> str:
     """The path of one of this project's commands, installed beside the Python that runs us."""
     return str(Path(sys.executable).parent / name)
