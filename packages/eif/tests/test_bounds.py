@@ -473,6 +473,22 @@ def test_what_is_wrong_with_lz4_stands_at_the_block() -> None:
         assert caught.value.offset == len(good) + len(whole) + 4
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_block_of_lz4_becomes_8_mib_and_no_more(more: int) -> None:
+    """Lz4_Frame_format.md, "Legacy frame"."""
+    data = example_ramdisk({"a": Node.file(bytes((8 << 20) - 1000))})
+    data = data[: 8 << 20].ljust((8 << 20) + more, b"\0")
+
+    def read() -> None:
+        tree_of(read_ramdisk(memoryview(lz4_frame(data))))
+
+    if more:
+        with pytest.raises(EifFormatError, match="the lz4 stream is broken"):
+            read()
+    else:
+        read()
+
+
 def test_without_the_extra_lz4_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lz4.block", None)
 
