@@ -5,7 +5,7 @@ guest runs. So a launch takes either of the two. `nitro_vmm.cli.configure` knows
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeAlias
 
 from nitro_vmm.defaults import BOOT_TIMEOUT_S_DEFAULT, CID_DEFAULT
 
@@ -33,23 +33,23 @@ class PlainConfig(PlainChoices):
     """The rest of `EnclaveConfig`, which is as it is there by default."""
 
     __slots__ = ()
-    name = None
-    processors = None
-    cmdline_append = ""
-    vhost_user_path = None
-    vhost_user_stats_path = None
-    publish = ()
-    proxy = ()
-    allow = ()
-    kms = None
-    boot_timeout_s = BOOT_TIMEOUT_S_DEFAULT
-    gdb = None
-    role_arn = None
-    instance_id = None
-    enclave_id = None
-    region = "us-east-1"
-    root_key = None
-    root_cert = None
+    name: ClassVar[None] = None
+    processors: ClassVar[None] = None
+    cmdline_append: ClassVar[str] = ""
+    vhost_user_path: ClassVar[None] = None
+    vhost_user_stats_path: ClassVar[None] = None
+    publish: ClassVar[tuple[()]] = ()
+    proxy: ClassVar[tuple[()]] = ()
+    allow: ClassVar[tuple[()]] = ()
+    kms: ClassVar[None] = None
+    boot_timeout_s: ClassVar[float] = BOOT_TIMEOUT_S_DEFAULT
+    gdb: ClassVar[None] = None
+    role_arn: ClassVar[None] = None
+    instance_id: ClassVar[None] = None
+    enclave_id: ClassVar[None] = None
+    region: ClassVar[str] = "us-east-1"
+    root_key: ClassVar[None] = None
+    root_cert: ClassVar[None] = None
 
     @property
     def shows_console(self) -> bool:
