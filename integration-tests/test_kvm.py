@@ -134,8 +134,11 @@ async def test_the_same_image_is_the_same_on_both_accelerators() -> None:
 
     assert CHANGING.sub("*", printed) == CHANGING.sub("*", emulated)
     documents = [parse_document(document_in(text)) for text in (printed, emulated)]
-    answers = [(each.pcrs, each.nonce, each.user_data, each.public_key) for each in documents]
+    answers = [(each.nonce, each.user_data, each.public_key) for each in documents]
     assert answers[0] == answers[1]
+    # PCR4 is of the instance's id, which is made of the test root, and the two have roots of their own.
+    pcrs = [{index: value for index, value in each.pcrs.items() if index != 4} for each in documents]
+    assert pcrs[0] == pcrs[1]
     assert result.outcome is Outcome.ENDED
 
 
