@@ -73,7 +73,6 @@ class FakeVcpu:
         self._program = program
         self._kicked = threading.Event()
 
-    @property
     def debug(self) -> Debug | None:
         """See `Vcpu.debug`."""
         return None

@@ -34,7 +34,7 @@ class Bench:
             [(RamRange(0, 4 * MIB), self.buffer)], AddressSpace(), processors=processors
         )
         self.vcpu = self.vm.vcpus[0]
-        self.debug = self.vcpu.debug
+        self.debug = self.vcpu.debug()
 
     def start(self, code: str) -> None:
         data = bytes.fromhex(code)

@@ -144,9 +144,12 @@ class Debug(Protocol):
 class Vcpu(Protocol):
     """One virtual processor."""
 
-    @property
     def debug(self) -> Debug | None:
-        """What a debugger needs; `None` where there is nothing of the kind."""
+        """What a debugger needs; `None` where there is nothing of the kind.
+
+        Unicorn's takes long to import, so it is made when it is asked for first. This is not a property,
+        because `isinstance` with a protocol reads all properties before Python 3.12.
+        """
         ...
 
     def enter(self, entry: EntryState) -> None:

@@ -136,7 +136,7 @@ class Machine:
     @property
     def debug(self) -> Debug | None:
         """What a debugger needs of the processors; `None` where the accelerator has no such thing."""
-        return self._vm.vcpus[0].debug
+        return self._vm.vcpus[0].debug()
 
     def reserve_virtio(self, name: str) -> None:
         """See `Board.reserve_virtio`."""

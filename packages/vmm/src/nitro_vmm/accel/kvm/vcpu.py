@@ -111,7 +111,6 @@ class KvmVcpu:
         self._thread: int | None = None
         file.set_signals(set(range(1, 65)) - {KICK})
 
-    @property
     def debug(self) -> KvmDebug:
         """See `Vcpu.debug`; the same for all processors."""
         return self._debug

@@ -208,7 +208,6 @@ class UnicornVcpu:
         self._interrupts = interrupts
         self._debug: UnicornDebug | None = None
 
-    @property
     def debug(self) -> "UnicornDebug":
         """See `Vcpu.debug`."""
         if self._debug is None:
