@@ -1,7 +1,7 @@
 """KVM with guests of a few instructions, wherever ``/dev/kvm`` opens; what needs no KVM is tested without."""
 
+import ctypes
 import errno
-import fcntl
 import mmap
 import os
 import struct
@@ -533,10 +533,11 @@ def test_a_run_that_fails_is_to_be_repeated_or_an_error(
     number: int, outcome: int | type[Exception], guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> int:
-        raise OSError(number, os.strerror(number))
+        ctypes.set_errno(number)
+        return -1
 
     file = guest.vm._file.create_vcpu(1)
-    monkeypatch.setattr(fcntl, "ioctl", fail)
+    monkeypatch.setattr(ioctl, "_run", fail)
 
     if isinstance(outcome, int):
         assert file.run() == outcome

@@ -270,6 +270,10 @@ def _open(path: Path) -> int:
 
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
+_run: Final = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, use_errno=True)(
+    ("ioctl", _libc)
+)
+"""ioctl(2) as it is, because that of Python 3.14 is called again after EINTR, and no guest would stop."""
 
 
 def _call(fd: int, request: Request, argument: int | bytearray) -> int:
@@ -389,15 +393,14 @@ class VcpuFile(_File):
             InterruptedError: A signal came.
             HostError: The kernel cannot run the guest.
         """
-        try:
-            fcntl.ioctl(self.fd, Request.RUN, 0)
-        except InterruptedError:
-            raise
-        except BlockingIOError:
-            # A processor that waited for its start has got it, and is to be run again.
-            return EXIT_INTR
-        except OSError as error:
-            raise _refused(Request.RUN, error.errno) from error
+        if _run(self.fd, Request.RUN, 0) < 0:
+            number = ctypes.get_errno()
+            if number == errno.EINTR:
+                raise InterruptedError
+            if number == errno.EAGAIN:
+                # A processor that waited for its start has got it, and is to be run again.
+                return EXIT_INTR
+            raise _refused(Request.RUN, number)
         (reason,) = RUN_EXIT_REASON.unpack_from(self.shared)
         return int(reason)
 
