@@ -35,6 +35,8 @@ KEEP = bytes.fromhex(
 )
 # sti; again: hlt; jmp again
 SLEEP = bytes.fromhex("fb f4 ebfd")
+# mov dx,0x3f8; mov al,'.'; out dx,al; sti; again: hlt; jmp again
+SAY_AND_SLEEP = bytes.fromhex("66baf803 b02e ee fb f4 ebfd")
 ENTRY = long_mode.entry_state(CODE, rsp=0x20_8000)
 
 
@@ -155,8 +157,9 @@ def test_a_machine_can_be_saved_and_go_on_itself(kvm: Kvm) -> None:
 
 
 def test_a_machine_saved_in_hlt_waits_on(kvm: Kvm) -> None:
-    first = Guest.of(kvm, SLEEP, processors=2)
+    first = Guest.of(kvm, SAY_AND_SLEEP, processors=2)
     first.start(ENTRY)
+    first.wait_for(lambda printed: printed == b".")
     state = saved(first)
     first.stop()
 
