@@ -92,13 +92,17 @@ def test_a_file_that_does_not_look_right_is_refused_at_once(
         stored_test_root(tmp_path)
 
 
+def client_of_a_damaged_root(directory: Path) -> NsmClient:
+    pem = ensure_test_root(directory).pem()
+    middle = pem.index(b"CERTIFICATE") + 400
+    root_path(directory).write_bytes(pem[:middle] + b"AAAA" + pem[middle + 4 :])
+    return NsmClient(Nsm(PlainNsmConfig(), root=stored_test_root(directory)).handle)
+
+
 def test_damage_that_only_shows_later_refuses_documents_and_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pem = ensure_test_root(tmp_path).pem()
-    middle = pem.index(b"CERTIFICATE") + 400
-    root_path(tmp_path).write_bytes(pem[:middle] + b"AAAA" + pem[middle + 4 :])
-    client = NsmClient(Nsm(PlainNsmConfig(), root=stored_test_root(tmp_path)).handle)
+    client = client_of_a_damaged_root(tmp_path)
 
     with pytest.raises(Refusal) as caught:
         client.attest()
@@ -107,3 +111,18 @@ def test_damage_that_only_shows_later_refuses_documents_and_is_logged(
     assert "no document can be signed" in caplog.text
     assert "nsm pki rotate" in caplog.text
     assert len(client.get_random()) == 256
+
+
+def test_damage_is_logged_once_however_often_a_guest_asks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = client_of_a_damaged_root(tmp_path)
+
+    codes = []
+    for _ in range(3):
+        with pytest.raises(Refusal) as caught:
+            client.attest()
+        codes.append(caught.value.code)
+
+    assert codes == [ErrorCode.INTERNAL_ERROR] * 3
+    assert len(caplog.records) == 1

@@ -72,6 +72,8 @@ class Nsm:
         self._start = _identity(start, root, entropy, clock)
         self._root = root
         self._signer: Signer | None = None
+        self._damage = ""
+        """Why the root cannot be loaded, once that is known."""
         self._deterministic = deterministic
         self._entropy = entropy
         self._clock = clock
@@ -136,6 +138,8 @@ class Nsm:
         if self._root is None:
             raise Refusal(ErrorCode.INVALID_OPERATION, "there is no root to sign documents under")
         if self._signer is None:
+            if self._damage:  # said once, because a guest may ask as often as it likes
+                raise Refusal(ErrorCode.INTERNAL_ERROR, self._damage)
             self._signer = self._load_signer(self._root)
         signed = self._signer.sign(
             self._pcrs.locked(),
@@ -155,8 +159,9 @@ class Nsm:
         try:
             loaded = root.load() if isinstance(root, StoredRoot) else root
         except InputError as error:
+            self._damage = str(error)
             logger.error("no document can be signed: %s; %s", error, error.hint)  # noqa: TRY400 - not our fault
-            raise Refusal(ErrorCode.INTERNAL_ERROR, str(error)) from error
+            raise Refusal(ErrorCode.INTERNAL_ERROR, self._damage) from error
         return Signer(loaded, self._start, entropy=self._entropy, deterministic=self._deterministic)
 
     def _describe_nsm(self) -> bytes:
