@@ -8,6 +8,23 @@ from pathlib import Path
 from typing import Any, Final
 
 VMM: Final = [sys.executable, "-P", "-m", "nitro_vmm"]
+NOTING_MODULES: Final = """
+import sys
+from nitro_vmm.enclave.launch import Launch
+run = Launch.run
+def noted(*arguments):
+    print(*sys.modules, sep='\\n', file=sys.stderr, flush=True)
+    run(*arguments)
+Launch.run = noted
+from nitro_vmm.cli import main
+main(sys.argv[1:])
+"""
+
+
+def modules_when_the_guest_begins(*arguments: str | Path) -> set[str]:
+    """What the command has imported when its guest begins to run, and whatever else it says."""
+    command = [sys.executable, "-c", NOTING_MODULES, *map(str, arguments)]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines())
 
 
 @dataclass

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from nitro_vmm.accel.unicorn.native import LIBRARY
 from nitro_vmm.cache import Cache
 from tiny_system import OLD_RANDOM, RETURN_ENOSYS, make_image
-from vmm_command import VMM, Vmm
+from vmm_command import VMM, Vmm, modules_when_the_guest_begins
 
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="without the native part, programs are not noticed")
 
@@ -99,21 +98,8 @@ def test_another_image_or_machine_does_not_go_on_from_it(saved: Path, tiny: Path
 
 
 def test_its_guest_runs_before_the_slow_imports(saved: Path) -> None:
-    program = (
-        "import sys\n"
-        "from nitro_vmm.enclave.launch import Launch\n"
-        "run = Launch.run\n"
-        "def noted(*arguments):\n"
-        "    print(*sys.modules, sep='\\n', file=sys.stderr, flush=True)\n"
-        "    run(*arguments)\n"
-        "Launch.run = noted\n"
-        "from nitro_vmm.cli import main\n"
-        "main(['run', '--quiet', '--from', sys.argv[1]])\n"
-    )
+    loaded = modules_when_the_guest_begins("run", "--quiet", "--from", saved)
 
-    done = subprocess.run([sys.executable, "-c", program, saved], capture_output=True, text=True, check=True)
-
-    loaded = set(done.stderr.splitlines())
     assert "nitro_vmm.snapshot.store" in loaded
     assert not loaded & {"trio", "pydantic", "cryptography"}
 

@@ -13,6 +13,7 @@ import pytest
 from nitro_vmm.cli import launching, main
 from nitro_vmm.cli.exit_code import ExitCode
 from nitro_vmm.cli.main import COMMANDS, parser
+from vmm_command import modules_when_the_guest_begins
 
 
 @pytest.mark.parametrize("module", COMMANDS)
@@ -107,22 +108,7 @@ def test_garbage_is_collected_again_when_the_guest_runs(image: Path, monkeypatch
 
 
 def test_a_guest_runs_before_the_slow_imports(image: Path) -> None:
-    program = (
-        "import sys\n"
-        "from nitro_vmm.enclave.launch import Launch\n"
-        "run = Launch.run\n"
-        "def noted(*arguments):\n"
-        "    print(*sys.modules, sep='\\n', file=sys.stderr, flush=True)\n"
-        "    run(*arguments)\n"
-        "Launch.run = noted\n"
-        "from nitro_vmm.cli import main\n"
-        "main(['run', '--quiet', '--memory-mib', '128', sys.argv[1]])\n"
-    )
+    loaded = modules_when_the_guest_begins("run", "--quiet", "--memory-mib", "128", image)
 
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(image)], capture_output=True, text=True, check=True
-    )
-
-    loaded = set(done.stderr.splitlines())
     assert "nitro_vmm.enclave.boot" in loaded
     assert not loaded & {"trio", "pydantic", "cryptography"}
