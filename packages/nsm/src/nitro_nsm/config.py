@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from nitro_nsm.identity import Identity, PlainNsmConfig, new_enclave_id
+from nitro_nsm.identity import REGION_DEFAULT, Identity, PlainNsmConfig, new_enclave_id
 from nitro_nsm.pcrs import LOCKED_AT_START, PCR_BYTES, PCR_COUNT, ZERO, extended
 
 INSTANCE_ID_PATTERN = r"^i-(?:[0-9a-f]{8}|[0-9a-f]{17})$"
@@ -71,7 +71,7 @@ class NsmConfig(FrozenConfig):
     """The certificate that signed the image, DER or PEM; PCR8 is its measurement."""
     debug_mode: bool = False
     """Whether the enclave runs with a console: PCR0, PCR1, PCR2 and PCR8 are then zero, as on AWS."""
-    region: Region = "us-east-1"
+    region: Region = REGION_DEFAULT
     """Where the enclave says that it runs; certificates name it, and have room for 20 letters."""
     instance_id: InstanceId | None = None
     """The parent instance, which PCR4 measures. By default it is made of the root's fingerprint, so that

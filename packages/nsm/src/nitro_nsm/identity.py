@@ -14,6 +14,10 @@ DEBUG_ZEROED = (0, 1, 2, 8)
 """What debug mode zeroes: all that measures the image. PCR3 and PCR4, which say who runs it, stay."""
 
 
+REGION_DEFAULT = "us-east-1"
+"""The AWS region of enclaves and keys where none is chosen."""
+
+
 class Identity(NamedTuple):
     """What a module begins with: the fields of `NsmState`."""
 
@@ -45,7 +49,7 @@ class PlainNsmConfig(NamedTuple):
     pcrs: Mapping[int, bytes] = MappingProxyType({})
     role_arn: str | None = None
     debug_mode: bool = False
-    region: str = "us-east-1"
+    region: str = REGION_DEFAULT
     instance_id: str | None = None
     enclave_id: str | None = None
     payload_map: Literal["indefinite", "definite"] = "indefinite"

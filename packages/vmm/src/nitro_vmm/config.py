@@ -20,7 +20,7 @@ from pydantic import (
 from nitro_nsm import InstanceId, RoleArn
 from nitro_nsm.kms.config import KmsConfig
 from nitro_vmm.address_map import PROCESSORS_MAX
-from nitro_vmm.defaults import BOOT_TIMEOUT_S_DEFAULT, CID_DEFAULT, MEMORY_MIB_MIN
+from nitro_vmm.defaults import BOOT_TIMEOUT_S_DEFAULT, CID_DEFAULT, MEMORY_MIB_MIN, REGION_DEFAULT
 
 
 def _encodable(text: str) -> str:
@@ -269,7 +269,7 @@ class EnclaveConfig(_Frozen):
     enclave_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
     """The enclave's own part of its name, 16 hexadecimal digits; `None`: made of the time and chance."""
 
-    region: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,20}$")] = "us-east-1"
+    region: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,20}$")] = REGION_DEFAULT
     """The AWS region that the security module's certificates name."""
 
     root_key: Path | None = None

@@ -11,5 +11,7 @@ MEMORY_MIB_MIN: Final = 64
 MEMORY_MIB_DEFAULT: Final = 512
 MEMORY_PER_IMAGE_BYTE: Final = 4
 """nitro-cli refuses less memory than four times the image's size (its error E26)."""
+REGION_DEFAULT: Final = "us-east-1"
+"""The AWS region that the security module's certificates name where none is chosen."""
 BOOT_TIMEOUT_S_DEFAULT: Final = 180.0
 """nitro-cli waits as long, or longer for large images."""

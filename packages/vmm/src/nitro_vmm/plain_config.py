@@ -7,7 +7,7 @@ guest runs. So a launch takes either of the two. `nitro_vmm.cli.configure` knows
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeAlias
 
-from nitro_vmm.defaults import BOOT_TIMEOUT_S_DEFAULT, CID_DEFAULT
+from nitro_vmm.defaults import BOOT_TIMEOUT_S_DEFAULT, CID_DEFAULT, REGION_DEFAULT
 
 if TYPE_CHECKING:
     from nitro_vmm.config import EnclaveConfig
@@ -47,7 +47,7 @@ class PlainConfig(PlainChoices):
     role_arn: ClassVar[None] = None
     instance_id: ClassVar[None] = None
     enclave_id: ClassVar[None] = None
-    region: ClassVar[str] = "us-east-1"
+    region: ClassVar[str] = REGION_DEFAULT
     root_key: ClassVar[None] = None
     root_cert: ClassVar[None] = None
 

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, StringConstraints
 
 from nitro_nsm.config import FrozenConfig, Region
+from nitro_nsm.identity import REGION_DEFAULT
 
 ACCOUNT = "123456789012"
 PRINCIPAL_PATTERN = (
@@ -23,7 +24,7 @@ class KmsConfig(FrozenConfig):
 
     account: Annotated[str, StringConstraints(pattern=r"^[0-9]{12}$")] = ACCOUNT
     """The account that owns all keys."""
-    region: Region = "us-east-1"
+    region: Region = REGION_DEFAULT
     """The region of all keys. Requests that are signed for another one are refused."""
     caller: Principal | None = None
     """Who calls, as key policies see it; by default the account's root user, whom default policies allow
