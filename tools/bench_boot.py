@@ -185,15 +185,22 @@ def lacks_nitro(qemu: str) -> str:
 
 
 @contextmanager
-def vsock_daemon(scratch: str) -> Iterator[tuple[str, int]]:
-    """Our vsock daemon for one guest of QEMU: its socket and its pid.
+def vsock_daemon(scratch: str, program: str | None = None) -> Iterator[tuple[str, int]]:
+    """A vsock daemon for one guest of QEMU: its socket and its pid.
+
+    Args:
+        scratch: a directory for its sockets.
+        program: another one than ours, which takes the same options.
 
     Raises:
         LaunchError: it does not start.
     """
     socket_path = f"{scratch}/vhost"
     vsock = f"--vm=guest-cid=16,socket={socket_path},uds-path={scratch}/vsock"
-    with subprocess.Popen([images.command("vhost-user-vsock"), vsock, "--log-level=error"]) as daemon:
+    command = (
+        [program, vsock] if program else [images.command("vhost-user-vsock"), vsock, "--log-level=error"]
+    )
+    with subprocess.Popen(command) as daemon:
         try:
             while not Path(socket_path).exists():
                 if daemon.poll() is not None:
@@ -212,9 +219,16 @@ def counter_khz() -> int:
 
 @contextmanager
 def qemu_command(
-    image: Path, memory_mib: int, scratch: str, qemu: str, *, acpi: bool = False
+    image: Path,
+    memory_mib: int,
+    scratch: str,
+    qemu: str,
+    *,
+    acpi: bool = False,
+    daemon: str | None = None,
+    more_cmdline: str = "",
 ) -> Iterator[tuple[list[str], int]]:
-    """What starts QEMU's microvm, which its machine ``nitro-enclave`` is made of, and our vsock daemon's pid.
+    """What starts QEMU's microvm, which its machine ``nitro-enclave`` is made of, and its vsock daemon's pid.
 
     Args:
         image: what it boots.
@@ -222,6 +236,8 @@ def qemu_command(
         scratch: a directory for sockets and files.
         qemu: the program.
         acpi: whether devices are told by ACPI, as a distribution's kernel wants it, not by the command line.
+        daemon: another vsock daemon than ours.
+        more_cmdline: for the kernel's command line.
 
     Raises:
         LaunchError: the daemon does not start.
@@ -231,13 +247,13 @@ def qemu_command(
         initrd.write_bytes(b"".join(eif.ramdisks))
         kernel.write_bytes(eif.kernel)
         # It has no keyboard controller to reset it; a triple fault ends it.
-        cmdline = bytes(eif.cmdline).decode().replace("reboot=k", "reboot=t")
+        cmdline = bytes(eif.cmdline).decode().replace("reboot=k", "reboot=t") + more_cmdline
     legacy = "acpi=off"
     if acpi:
         legacy = "acpi=on,pit=on,pic=on,rtc=on"
         # On a busy machine the kernel cannot tell how fast the processor's counter is, and hangs.
         cmdline += f" tsc_early_khz={counter_khz()}"
-    with vsock_daemon(scratch) as (socket_path, daemon_pid):
+    with vsock_daemon(scratch, daemon) as (socket_path, daemon_pid):
         command = [
             *(qemu, "-M", f"microvm,{legacy},memory-backend=memory", "-accel", "tcg", "-no-reboot"),
             *("-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"),

@@ -13,6 +13,7 @@ PEER_PORT: Final = 9002
 """Where the enclave connects to."""
 OWN_PORT: Final = 9003
 """Where it listens."""
+COMMAND: Final = "/traffic"
 PATIENCE_S: Final = 120.0
 BACKLOG: Final = 4096
 """The enclave connects faster than we accept."""
@@ -33,7 +34,7 @@ def build(kernel: str) -> Path:
     """
     with TemporaryDirectory() as scratch:
         images.compile_program(images.GUEST_SOURCES / "traffic.c", Path(scratch, "traffic"))
-        return images.build("traffic", kernel, Path(scratch), "--cmd", "/traffic")
+        return images.build("traffic", kernel, Path(scratch), "--cmd", COMMAND)
 
 
 class GuestTraffic:
@@ -90,28 +91,48 @@ class GuestTraffic:
         self._end(b"c")
 
     def host_connects(self, count: int) -> None:
+        """The parent connects and closes, so many times."""
+        self._begin(b"a", count)
+        for _ in range(count):
+            self._connect().close()
+        self._end(b"a")
+
+    def host_asks(self, count: int) -> None:
         """The parent connects, gets a byte answered and closes, so many times."""
         self._begin(b"h", count)
         for _ in range(count):
-            with socket.socket(socket.AF_UNIX) as sock:
-                sock.settimeout(PATIENCE_S)
-                sock.connect(self._path)
-                sock.sendall(b"CONNECT %d\n" % OWN_PORT)
-                line = sock.recv(64)
+            with self._connect() as sock:
                 sock.sendall(b"x")
-                if not line.startswith(b"OK ") or sock.recv(1) != b"x":
-                    raise TrafficError(f"the enclave does not answer at its port: {line!r}")
+                if sock.recv(1) != b"x":
+                    raise TrafficError("the enclave does not answer at its port")
         self._end(b"h")
 
+    def _connect(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(PATIENCE_S)
+        sock.connect(self._path)
+        sock.sendall(b"CONNECT %d\n" % OWN_PORT)
+        if not (line := sock.recv(64)).startswith(b"OK "):
+            sock.close()
+            raise TrafficError(f"the enclave does not accept at its port: {line!r}")
+        return sock
+
     def mib_out(self, count: int) -> None:
-        """The enclave sends so many MiB."""
-        self._begin(b"o", count)
+        """The enclave sends so many MiB, 64 KiB at a time."""
+        self._mib_out(b"o", count)
+
+    def mib_out_by_halves(self, count: int) -> None:
+        """The enclave sends so many MiB, 32 KiB at a time."""
+        self._mib_out(b"p", count)
+
+    def _mib_out(self, order: bytes, count: int) -> None:
+        self._begin(order, count)
         buffer, left = bytearray(CHUNK_BYTES), count * MIB
         peer, _ = self._peers.accept()
         with peer:
             while left and (length := peer.recv_into(buffer)):
                 left -= length
-        self._end(b"o")
+        self._end(order)
 
     def mib_in(self, count: int) -> None:
         """The enclave receives so many MiB."""

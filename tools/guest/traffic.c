@@ -2,16 +2,21 @@
  *
  * t: reads a byte and answers it, so many times.
  * c: connects to the parent's port 9002 and closes, so many times.
- * h: accepts a connection at its own port 9003, answers one byte there and closes, so many times.
- * o: connects to the parent's port 9002 and writes so many MiB.
+ * a: accepts a connection at its own port 9003 and closes it at its end, so many times.
+ * h: accepts one, answers one byte there and closes, so many times.
+ * o: connects to the parent's port 9002 and writes so many MiB, 64 KiB at a time.
+ * p: the same, 32 KiB at a time.
  * i: connects to the parent's port 9002 and reads to the end.
  *
- * After each order it answers one byte: the letter, or ! if something failed. */
+ * After each order it answers one byte: the letter, or ! if something failed.
+ *
+ * As an enclave's application it finds its parent at CID 3. As a machine's first process it is not in an enclave,
+ * so that what it talks to is the host, at CID 2, which is the only one that each vsock daemon knows. */
 #include "linux.h"
 
 enum { AF_VSOCK = 40, SOCK_STREAM = 1, PORT = 9001, PEER_PORT = 9002, OWN_PORT = 9003 };
-enum { PARENT_CID = 3, ANY_CID = -1, BACKLOG = 128, CHUNK = 1 << 16, CHUNKS_PER_MIB = 16 };
-enum { SYS_accept = 43, SYS_bind = 49, SYS_listen = 50 };
+enum { HOST_CID = 2, PARENT_CID = 3, ANY_CID = -1, BACKLOG = 128, CHUNK = 1 << 16, MIB = 1 << 20 };
+enum { SYS_getpid = 39, SYS_accept = 43, SYS_bind = 49, SYS_listen = 50 };
 
 struct sockaddr_vm {
     uint16_t family, reserved;
@@ -20,10 +25,11 @@ struct sockaddr_vm {
 };
 
 static uint8_t chunk[CHUNK];
+static uint32_t parent_cid = PARENT_CID;
 
 static long dial(uint32_t port)
 {
-    const struct sockaddr_vm parent = {.family = AF_VSOCK, .port = port, .cid = PARENT_CID};
+    const struct sockaddr_vm parent = {.family = AF_VSOCK, .port = port, .cid = parent_cid};
     long stream = syscall(SYS_socket, AF_VSOCK, SOCK_STREAM, 0);
 
     return syscall(SYS_connect, stream, &parent, sizeof parent) < 0 ? -1 : stream;
@@ -34,10 +40,10 @@ static bool echo(long stream)
     return syscall(SYS_read, stream, chunk, 1) == 1 && syscall(SYS_write, stream, chunk, 1) == 1;
 }
 
-static bool accept_one(long listener)
+static bool accept_one(long listener, bool asked)
 {
     long stream = syscall(SYS_accept, listener, 0, 0);
-    bool good = stream >= 0 && echo(stream);
+    bool good = stream >= 0 && (asked ? echo(stream) : syscall(SYS_read, stream, chunk, 1) == 0);
 
     syscall(SYS_close, stream);
     return good;
@@ -50,11 +56,11 @@ static bool connect_one(void)
     return stream >= 0 && syscall(SYS_close, stream) == 0;
 }
 
-static bool write_mib(long stream, uint32_t count)
+static bool write_all(long stream, uint64_t bytes, long at_once)
 {
-    for (uint64_t left = (uint64_t)count * CHUNKS_PER_MIB; left; left--)
-        for (long at = 0; at < CHUNK;) {
-            long written = syscall(SYS_write, stream, chunk + at, CHUNK - at);
+    for (; bytes; bytes -= at_once)
+        for (long at = 0; at < at_once;) {
+            long written = syscall(SYS_write, stream, chunk + at, at_once - at);
             if (written <= 0)
                 return false;
             at += written;
@@ -67,8 +73,8 @@ static bool move(uint8_t order, uint32_t count)
     long stream = dial(PEER_PORT), length = 1;
     bool good = stream >= 0;
 
-    if (good && order == 'o')
-        good = write_mib(stream, count);
+    if (good && (order == 'o' || order == 'p'))
+        good = write_all(stream, (uint64_t)count * MIB, order == 'o' ? CHUNK : CHUNK / 2);
     while (good && order == 'i' && length > 0)
         length = syscall(SYS_read, stream, chunk, CHUNK);
     syscall(SYS_close, stream);
@@ -79,10 +85,10 @@ static bool obey(long control, long listener, uint8_t order, uint32_t count)
 {
     bool good = true;
 
-    if (order == 'o' || order == 'i')
+    if (order == 'o' || order == 'p' || order == 'i')
         return move(order, count);
     while (good && count--)
-        good = order == 't' ? echo(control) : order == 'c' ? connect_one() : accept_one(listener);
+        good = order == 't' ? echo(control) : order == 'c' ? connect_one() : accept_one(listener, order == 'h');
     return good;
 }
 
@@ -94,6 +100,8 @@ int main(void)
     } order;
     long listener = syscall(SYS_socket, AF_VSOCK, SOCK_STREAM, 0);
 
+    if (syscall(SYS_getpid) == 1)
+        parent_cid = HOST_CID;
     if (syscall(SYS_bind, listener, &own, sizeof own) < 0 || syscall(SYS_listen, listener, BACKLOG) < 0)
         return 1;
     long control = dial(PORT);

@@ -21,18 +21,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import peer
-
 from nitro_vsock import F_EVENT_IDX, F_VERSION_1, HostError, QueueLayout
 from nitro_vsock.vhost_user import FrontendSocket, SharedRegion, SharedRing
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parents[2] / "tools"))
+
+import vsock_peer  # noqa: E402
+
 MEMORY_BYTES = 64 << 20
 RING_STRIDE, AVAILABLE, USED = 0x10000, 0x2000, 0x4000  # as in load.c
 FEATURES = F_VERSION_1 | F_EVENT_IDX
 FIRST_CID = 16
 EXIT_UNAVAILABLE = 4
-PEER = "vhost-device-vsock"
+PEER = vsock_peer.PACKAGE
 KIB = 1024
 
 
@@ -235,11 +237,11 @@ def compile_load(directory: Path) -> Path:
     """Compile load.c.
 
     Raises:
-        peer.UnavailableError: There is no C compiler.
+        vsock_peer.UnavailableError: There is no C compiler.
     """
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        raise peer.UnavailableError("no C compiler (cc) for the load generator")
+        raise vsock_peer.UnavailableError("no C compiler (cc) for the load generator")
     program = directory / "load"
     subprocess.run([compiler, "-O2", "-pthread", "-o", program, HERE / "load.c"], check=True)
     return program
@@ -318,9 +320,9 @@ def main() -> int:
         parser.error(f"no such row: {', '.join(unknown)}")
     with tempfile.TemporaryDirectory() as directory:
         try:
-            theirs = shlex.split(arguments.against) or [str(peer.fetch())]
+            theirs = shlex.split(arguments.against) or [str(vsock_peer.fetch())]
             program = compile_load(Path(directory))
-        except peer.UnavailableError as error:
+        except vsock_peer.UnavailableError as error:
             print(f"skipped: {error}", file=sys.stderr)
             return EXIT_UNAVAILABLE
         ours = [sys.executable, "-m", "nitro_vsock.cli", *shlex.split(arguments.ours)]

@@ -7,9 +7,9 @@ from contextlib import suppress
 
 import pytest
 
-from engine_bench import CID, PORT, Bench, readable
+from engine_bench import CID, PORT, Bench, ops, readable
 from nitro_vsock import VsockConfig, VsockEngine
-from nitro_vsock.device.packet import HEADER_BYTES, Op
+from nitro_vsock.device.packet import HEADER, HEADER_BYTES, Header, Op, Shutdown
 from nitro_vsock.testing import FakeGuest
 
 
@@ -177,6 +177,84 @@ def test_a_guest_that_reports_no_credit_any_more_kicks_for_every_packet_again(be
 
     assert host.recv(100) == b"without a kick"
     assert write(guest)
+
+
+def test_a_guest_that_is_asked_for_a_connection_kicks_with_its_answer(bench: Bench) -> None:
+    guest, _ = connect(bench)
+    write(guest, b"", op=Op.CREDIT_UPDATE)
+    bench.engine.assist(halted=False)
+    host = bench.stack.enter_context(socket.socket(socket.AF_UNIX))
+    host.connect(str(bench.path))
+    host.send(b"CONNECT 52\n")
+    bench.engine.assist(halted=True)
+    (chain,) = guest.receive.used_chains()
+    request = Header(*HEADER.unpack_from(chain.written))
+
+    guest.send(Op.RESPONSE, 52, request.src_port, run=False)
+    kicks = os.eventfd_read(guest.kick_fds[1])
+    bench.engine.assist(halted=False)
+
+    assert kicks == 1
+    assert host.recv(100) == b"OK 52\n"
+
+
+def test_the_end_of_what_the_guest_has_closed_waits_for_the_next_interrupt(bench: Bench) -> None:
+    guest, _ = connect(bench)
+    guest.send(Op.SHUTDOWN, 99, PORT, flags=Shutdown.BOTH, run=False)
+    bench.engine.assist(halted=True)
+    ends = guest.interrupts
+
+    guest.send(Op.REQUEST, 100, PORT, run=False)
+    bench.engine.assist(halted=True)
+
+    assert ends == 0
+    assert guest.interrupts == 1
+    assert ops(guest.packets()) == [Op.RST, Op.RESPONSE]
+    assert not bench.engine.holds
+
+
+def test_the_end_of_what_the_guest_has_closed_comes_alone_if_nothing_else_does(bench: Bench) -> None:
+    guest, _ = connect(bench)
+    guest.send(Op.SHUTDOWN, 99, PORT, flags=Shutdown.BOTH, run=False)
+    bench.engine.assist(halted=True)
+
+    bench.engine.release()
+
+    assert guest.interrupts == 1
+    assert ops(guest.packets()) == [Op.RST]
+
+
+def test_an_end_that_was_told_alone_is_not_told_again(bench: Bench) -> None:
+    guest, host = connect(bench)
+    other = bench.guest_opens(PORT + 1, guest_port=100)
+    guest.receive.want_interrupts()
+    guest.send(Op.SHUTDOWN, 100, PORT + 1, flags=Shutdown.BOTH, run=False)
+    bench.engine.assist(halted=True)
+    bench.engine.release()
+    guest.interrupts = 0
+    guest.receive.want_interrupts(wanted=False)
+
+    host.send(b"data")
+    bench.engine.assist(halted=True)
+
+    assert other.recv(1) == b""
+    assert guest.interrupts == 0
+
+
+@pytest.mark.parametrize("flags", [0, Shutdown.SEND], ids=["a refusal", "an end while the guest listens"])
+def test_a_program_of_the_guest_that_waits_hears_of_an_end_at_once(bench: Bench, flags: int) -> None:
+    guest, host = connect(bench)
+    if flags:
+        guest.send(Op.SHUTDOWN, 99, PORT, flags=flags, run=False)
+        bench.engine.assist(halted=True)
+        host.close()
+    else:
+        guest.send(Op.REQUEST, 100, PORT + 1, run=False)
+
+    bench.engine.assist(halted=True)
+
+    assert guest.interrupts == 1
+    assert not bench.engine.holds
 
 
 def test_a_round_of_a_busy_engine_is_left_to_the_thread_that_has_it(bench: Bench) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from nitro_vsock.addresses import SocketType
 from nitro_vsock.device.counters import Counters
-from nitro_vsock.device.packet import HEADER, Address, Op
+from nitro_vsock.device.packet import HEADER, Address, Op, Shutdown
 from nitro_vsock.device.socket_connection import Doubt, SocketConnection
 from nitro_vsock.host.handshake import take_line
 
@@ -61,6 +61,8 @@ class ConnectionTable:
         """Connections whose host programs may have stopped reading, see `Doubt`."""
         self.resets: deque[bytes] = deque()
         """Headers of RSTs that are due."""
+        self.resets_awaited = False
+        """Whether a program of the guest may wait for one of them; none does that has closed its socket."""
 
     def __len__(self) -> int:
         return len(self.by_address) + len(self.lingering)
@@ -177,6 +179,7 @@ class ConnectionTable:
     def refuse(self, address: Address, kind: int) -> None:
         """Answer a packet of the guest with an RST of the same type (virtio 1.3 §5.10.6.4)."""
         guest_port, host_port, host_cid = address
+        self.resets_awaited = True
         self.resets.append(
             HEADER.pack(host_cid, self._guest_cid, host_port, guest_port, 0, kind, Op.RST, 0, 0, 0)
         )
@@ -184,4 +187,5 @@ class ConnectionTable:
     def reset(self, connection: SocketConnection) -> None:
         """Tell the guest that the connection is over, unless the guest has not heard of it yet."""
         if not connection.pending & 1 << Op.REQUEST:
+            self.resets_awaited |= connection.guest_shutdown != Shutdown.BOTH
             self.resets.append(connection.header(Op.RST))

@@ -51,6 +51,10 @@ class Receiver:
         self._counters = counters
         self.starved = False
         """There was more to send than the guest has offered buffers."""
+        self.awaited = False
+        """Whether a program of the guest may wait for what the last batch sent."""
+        self.has_asked = False
+        """Whether the guest was asked for a connection, since somebody else set this to false."""
 
     def batch(self) -> bool:
         """Fill receive buffers with what is due; true if there may be more at once.
@@ -64,6 +68,7 @@ class Receiver:
         self.starved = False
         resets, ready = self._table.resets, self._table.ready
         budget = RECEIVE_BUFFERS_PER_ROUND
+        self.awaited = self._table.resets_awaited
         # RSTs first: they are short, they free the guest's resources, and too many of them choke the guest.
         while resets:
             if not ring.put(resets[0]):
@@ -72,6 +77,7 @@ class Receiver:
             resets.popleft()
             self._counters.resets += 1
             budget -= 1
+        self._table.resets_awaited = bool(resets)
         served = 0
         # Each connection that is ready now gets one turn, so that those with much data share the buffers
         # fairly.
@@ -88,6 +94,7 @@ class Receiver:
                     ready.appendleft(connection)  # its turn was cut short, so it comes first next time
                 else:
                     ready.append(connection)
+        self.awaited |= served > 0
         return not self.starved and bool(ready or resets)
 
     def _serve(self, connection: SocketConnection) -> tuple[int, bool]:
@@ -109,6 +116,7 @@ class Receiver:
             if header is not None:
                 ring.put(header)
                 used += 1
+                self.has_asked |= connection.state == State.REQUESTED
         if not connection.may_read():
             return used, False
         try:

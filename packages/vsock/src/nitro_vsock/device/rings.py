@@ -101,8 +101,10 @@ class Rings:
         """How many packets the guest may send without a kick when it goes on after a halt.
 
         Linux reports its credit when a program has read, and a moment later the program writes: one kick is
-        enough for both.
+        enough for both. But a guest that is asked for a connection answers with its first packet.
         """
+        self._owes_interrupt = False
+        """The driver wants to hear of the receive ring, and the interrupt is held back."""
         self._kicked = False
         """Whether the guest has kicked since it was asked to. What it sends after that comes silently."""
         self._bad_chains = _BadChains(connections.counters)
@@ -152,15 +154,34 @@ class Rings:
         if self._transmit.queue.publish():
             self._coalescing.hold(self._transmit.call)
         busy |= self._receiver.batch()
-        self._publish(self._receive)
-        if self.calls and self._receive.call == self._transmit.call:
-            self._coalescing.take()  # one line for both, and the driver looks at all of its queues
+        self._publish_receive(pace)
         return busy
+
+    def _publish_receive(self, pace: int) -> None:
+        """Publish the receive ring, and interrupt for it, unless that can wait for the next interrupt.
+
+        It can while the guest halts and no program of it waits for what was sent. That is the end of each
+        connection that the guest has closed. If the next one begins within a moment, one interrupt does.
+        """
+        self._owes_interrupt &= self._coalescing.holds
+        self._owes_interrupt |= self._receive.queue.publish()
+        if not self._owes_interrupt:
+            return
+        one_line = self._receive.call == self._transmit.call
+        if pace != Pace.TURN and one_line and not self._receiver.awaited:
+            self._coalescing.hold(self._receive.call)
+            return
+        self._owes_interrupt = False
+        self.calls.append(self._receive.call)
+        if one_line:
+            self._coalescing.take()  # the driver looks at all of its queues
 
     def _take_note(self, pace: int) -> bool:
         """Learn how the guest sends; true if it may run out of descriptors."""
         sent, op = self._transmitter.taken, self._transmitter.last_op
         self._kicked |= pace == Pace.KICKED
+        if sent:
+            self._receiver.has_asked = False
         if sent == 1 and op == Op.CREDIT_UPDATE:
             self._silent = 1
         elif sent == 1 and not self._kicked:
@@ -190,7 +211,7 @@ class Rings:
     def arm(self, pace: int) -> bool:
         """Before sleep: ask for the kicks that matter; true if what they would tell is here already."""
         # While the table is choked we would not take packets, so kicks for them would only wake us in vain.
-        silent = self._silent if pace == Pace.HALTED else 0
+        silent = self._silent if pace == Pace.HALTED and not self._receiver.has_asked else 0
         more = not self._table.choked and self._transmit.queue.enable_notifications(silent=silent)
         if self._receiver.starved:
             more |= self._receive.queue.enable_notifications()

@@ -1,17 +1,13 @@
 """Fetch vhost-device-vsock, the daemon that ours is compared with, from Debian unstable."""
 
 import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path.append(str(ROOT / "tools"))
-
-import debian  # noqa: E402
+import debian
 
 PACKAGE = "vhost-device-vsock"
 SUITE = "sid"
-CACHE = ROOT / ".cache" / "debian" / SUITE
+CACHE = debian.ROOT / ".cache" / "debian" / SUITE
 
 
 class UnavailableError(Exception):
