@@ -197,10 +197,8 @@ def vsock_daemon(scratch: str, program: str | None = None) -> Iterator[tuple[str
     """
     socket_path = f"{scratch}/vhost"
     vsock = f"--vm=guest-cid=16,socket={socket_path},uds-path={scratch}/vsock"
-    command = (
-        [program, vsock] if program else [images.command("vhost-user-vsock"), vsock, "--log-level=error"]
-    )
-    with subprocess.Popen(command) as daemon:
+    ours = [images.command("vhost-user-vsock"), "--log-level=error"]
+    with subprocess.Popen([*([program] if program else ours), vsock]) as daemon:
         try:
             while not Path(socket_path).exists():
                 if daemon.poll() is not None:

@@ -1,11 +1,11 @@
 """Measure what vsock does through the guest: ``python tools/bench_round_trips.py``.
 
 Questions and answers of a byte, connections from either side, and bytes in both directions, in turns with
-QEMU's microvm: on vhost-device-vsock, and on our vsock daemon. vhost-device-vsock knows no parent at CID 3, which
-an enclave's init must reach, so there the same program is the guest's first process and talks to CID 2.
-Processor time counts the machine with all its threads, and the daemon
-where there is one. And the enclave is asked for new attestation documents, which takes a trip to the security
-module as well; Debian's QEMU has no such device to compare with.
+QEMU's microvm: with vhost-device-vsock, and with our vsock daemon. vhost-device-vsock knows no parent at CID
+3, which an enclave's init must reach. So there the same program is the guest's first process and talks to
+CID 2. Processor time counts the machine with all its threads, and the daemon where there is one. And the
+enclave is asked for new attestation documents, which takes a trip to the security module as well; Debian's
+QEMU has no such device to compare with.
 """
 
 import argparse
