@@ -78,8 +78,7 @@ static void note(uint64_t *page, uint64_t address)
         *page = (*page & HAS_CODE) | NOTED_SEVERAL;
 }
 
-/* Frees an entry of the flag if its page has no code. */
-static inline bool let_through(struct machine *machine, struct entry *entry, uint64_t address)
+bool let_through(struct machine *machine, struct entry *entry, uint64_t address)
 {
     if (entry->write != (address | TLB_NOTDIRTY))
         return false;

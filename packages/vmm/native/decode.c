@@ -18,7 +18,8 @@ bool decode(struct instruction *instruction, env *registers, uint64_t address, u
                 instruction->prefixes |= PREFIX_LOCK;
                 instruction->lock_at = instruction->opcode_at;
                 break;
-            case 0x26: case 0x2E: case 0x36: case 0x3E: case 0x64: case 0x65: break;
+            case 0x26: case 0x2E: case 0x36: case 0x3E: break;
+            case 0x64: case 0x65: instruction->prefixes |= PREFIX_FS_GS; break;
             default:
                 instruction->opcode = byte;
                 if (byte == ESCAPE) {

@@ -10,6 +10,7 @@
 #define PREFIX_REPNZ 0x04u
 #define PREFIX_LOCK 0x08u
 #define PREFIX_ADDRESS 0x10u
+#define PREFIX_FS_GS 0x20u
 #define REX_W 8u
 #define REX_R 4u
 #define REX_B 1u

@@ -8,9 +8,14 @@
 #define MSR_KVM_SYSTEM_TIME_OLD 0x12
 #define MSR_APIC_BASE 0x1B
 #define MSR_TSC_ADJUST 0x3B
+#define MSR_MISC_ENABLE 0x1A0
 #define MSR_TSC_DEADLINE 0x6E0
 #define MSR_KVM_WALL_CLOCK 0x4B564D00
 #define MSR_KVM_SYSTEM_TIME 0x4B564D01
+
+/* Linux takes ERMS for broken without the first; the others say that there is neither BTS nor PEBS. */
+#define MISC_FAST_STRINGS (1u << 0)
+#define MISC_NO_TRACES (1u << 11 | 1u << 12)
 
 #define APIC_BASE 0xFEE00000u
 #define APIC_BOOT_PROCESSOR (1u << 8)
@@ -23,6 +28,7 @@ static bool read_msr(struct machine *machine, uint32_t number, uint64_t *value)
     switch (number) {
     case MSR_TSC: *value = read_tsc(machine); return true;
     case MSR_APIC_BASE: *value = APIC_BASE | APIC_BOOT_PROCESSOR | APIC_ENABLED; return true;
+    case MSR_MISC_ENABLE: *value = MISC_FAST_STRINGS | MISC_NO_TRACES; return true;
     case MSR_TSC_ADJUST: *value = ENV_TSC_ADJUST(registers); return true;
     case MSR_TSC_DEADLINE: /* 0 once it has come */
         *value = read_tsc(machine) < ENV_TSC_DEADLINE(registers) ? ENV_TSC_DEADLINE(registers) : 0;
@@ -48,6 +54,7 @@ static bool write_msr(struct machine *machine, uint32_t number, uint64_t value)
     switch (number) {
     case MSR_TSC: adjust_tsc(registers, value - read_tsc(machine)); return true;
     case MSR_APIC_BASE: return true; /* it stays where it is */
+    case MSR_MISC_ENABLE: return true;
     case MSR_TSC_ADJUST: adjust_tsc(registers, value - ENV_TSC_ADJUST(registers)); return true;
     case MSR_TSC_DEADLINE:
         ENV_TSC_DEADLINE(registers) = value;

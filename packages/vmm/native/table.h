@@ -94,6 +94,7 @@
     X(void, helper_clgi_x86_64, (env *))                                   /* of SVM: looks for an exception of the x87 */\
     X(void, helper_vmload_x86_64, (env *, int))                            /* of SVM: looks at the operands of FCMOV */\
     X(void, helper_vmsave_x86_64, (env *, int))                            /* of SVM: follows a write to an MMX register */\
+    X(void, helper_invlpga_x86_64, (env *, int))                           /* of SVM: repeated MOVS and STOS */   \
     X(void, helper_check_exit_request_x86_64, (uc *, uint32_t))            /* inline instead of a call */        \
     X(void, tcg_gen_callN_x86_64, (void *, void *, void *, int, void **))                                        \
     X(void, tcg_gen_exit_tb_x86_64, (void *, void *, unsigned))                                                  \

@@ -42,4 +42,8 @@ static inline struct entry *entry_of(env *registers, int mode, uint64_t address)
     return (struct entry *)(TLB_TABLE(registers, mode) + offset);
 }
 
+/* Frees an entry for stores, of the page at an address, of the flag that makes them slow; false if its page has code,
+ * or the entry has other flags or is of another page. */
+bool let_through(struct machine *machine, struct entry *entry, uint64_t address);
+
 #endif

@@ -13,11 +13,13 @@
  *   comes by `helper_lookup_tb_ptr`, which looks, too.
  * - QEMU's optimizer costs an eighth of a translation, and makes code a little faster. A booting kernel runs most
  *   of its code once or twice, so it is left out until there is a program.
+ * - Repeated MOVS and STOS do at once what lies in one page (strings.c).
  * - LOCK NEG leaves wrong flags; with one processor it is the same without LOCK.
  * - Blocks of many x87 operations are cut, because QEMU writes past a table after a few hundred of them. */
 
 #include "alignment.h"
 #include "refuse.h"
+#include "strings.h"
 #include "x87.h"
 
 #define ALIGN_16 0x40 /* of QEMU's MemOp */
@@ -110,6 +112,28 @@ void helper_vmsave_x86_64(env *registers, int number)
         finish_mmx(registers, number);
 }
 
+void helper_invlpga_x86_64(env *registers, int operation)
+{
+    if (machine_of(registers) == NULL)
+        original.helper_invlpga_x86_64(registers, operation);
+    else
+        repeat_string(registers, operation);
+}
+
+/* What `repeat_string` is to do for an instruction; 0 if it is another one. With the trap flag set each round traps. */
+static int repeated_string(const struct instruction *instruction)
+{
+    bool stores = (instruction->opcode & 0xFE) == 0xAA, words = instruction->opcode & 1;
+    unsigned barred = PREFIX_ADDRESS | PREFIX_LOCK | PREFIX_FS_GS;
+
+    if (instruction->map != 0 || !(stores || (instruction->opcode & 0xFE) == 0xA4)
+        || !(instruction->prefixes & (PREFIX_REPZ | PREFIX_REPNZ)) || (instruction->prefixes & barred)
+        || !(instruction->flags & HFLAGS_CS64) || (instruction->flags & FLAG_TF))
+        return 0;
+    int size = !words ? 1 : instruction->rex & REX_W ? 8 : instruction->prefixes & PREFIX_DATA ? 2 : 4;
+    return size | (stores ? STRING_STORES : 0);
+}
+
 static bool is_stmxcsr(struct instruction instruction)
 {
     if (instruction.map != ESCAPE || instruction.opcode != 0xAE
@@ -182,6 +206,8 @@ static void translate_instruction(void *disassembly, cpu *processor)
         } else if (is_cmpxchg_of_32_bits(&instruction)) {
             saved = original.tcg_temp_new_internal_x86_64(tcg, TYPE_I64, false);
             original.tcg_gen_addi_i64_x86_64(tcg, TCG_VALUE(tcg, saved), TCG_RAX(tcg), 0);
+        } else if (repeated_string(&instruction) != 0) {
+            call_with(tcg, (void *)helper_invlpga_x86_64, repeated_string(&instruction));
         } else if (is_stmxcsr(instruction)) {
             call(tcg, (void *)helper_stgi_x86_64);
         } else if (is_lock_neg(instruction)) {
