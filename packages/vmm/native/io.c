@@ -118,9 +118,15 @@ OUT(l, 4, uint32_t)
 static uint64_t load(uc *engine, uint64_t offset, unsigned size, void *data)
 {
     const struct hole *hole = data;
+    struct machine *machine = hole->machine;
+    uint64_t address = hole->address + offset;
+    int count = size == 4 ? __atomic_load_n(&machine->word_count, __ATOMIC_ACQUIRE) : 0;
 
     (void)engine;
-    return read_board(hole->machine, hole->machine->board.read_memory, hole->address + offset, (int)size);
+    for (int at = 0; at < count; at++)
+        if (machine->words[at].address == address)
+            return *machine->words[at].value;
+    return read_board(machine, machine->board.read_memory, address, (int)size);
 }
 
 static void store(uc *engine, uint64_t offset, unsigned size, uint64_t value, void *data)
@@ -129,6 +135,16 @@ static void store(uc *engine, uint64_t offset, unsigned size, uint64_t value, vo
 
     (void)engine;
     write_board(hole->machine, hole->machine->board.write_memory, hole->address + offset, (int)size, value);
+}
+
+/* Has the guest read four bytes at this physical address from `value`, which outlives the machine; one thread at
+ * a time. Without room for one more it does nothing, and the board is asked as before. */
+EXPORTED void nitro_share_word(struct machine *machine, uint64_t address, const uint32_t *value)
+{
+    if (machine->word_count == WORDS_MAX)
+        return;
+    machine->words[machine->word_count] = (struct word){address, value};
+    __atomic_store_n(&machine->word_count, machine->word_count + 1, __ATOMIC_RELEASE);
 }
 
 /* Sends accesses to these physical addresses to the board; NULL, or what went wrong. */

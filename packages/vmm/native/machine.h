@@ -27,6 +27,14 @@ struct hole {
     uint64_t address;
 };
 
+/* Registers of 32 bits that can be read without anybody noticing, so that nobody has to be asked. */
+#define WORDS_MAX 16
+
+struct word {
+    uint64_t address;
+    const volatile uint32_t *value;
+};
+
 /* The board. Python's frames end before these return, so nothing of QEMU ever jumps over one. */
 typedef uint64_t (*read_device)(uint64_t address, int size);
 typedef void (*write_device)(uint64_t address, int size, uint64_t value);
@@ -100,6 +108,8 @@ struct machine {
     char crash[160];  /* why the machine cannot go on, or empty */
     int hole_count;
     struct hole holes[HOLES_MAX];
+    int word_count; /* grows while the guest runs */
+    struct word words[WORDS_MAX];
     struct clock clock;
     struct console console;
     int ram_count;

@@ -157,6 +157,9 @@ class FakeVm:
     def signal_on_write(self, address: int, value: int, eventfd: int) -> None:
         """See `Vm.signal_on_write`; does nothing."""
 
+    def share_word(self, address: int, word: memoryview) -> None:
+        """See `Vm.share_word`; does nothing."""
+
     def attend(self, device: Attended) -> None:
         """See `Vm.attend`; does nothing."""
 

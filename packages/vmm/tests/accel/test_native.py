@@ -179,6 +179,51 @@ def test_a_device_that_fails_ends_the_run(guest: Guest, monkeypatch: pytest.Monk
         guest.run("e664 ebfe")  # out 0x64,al; jmp $
 
 
+def test_a_shared_word_is_read_without_a_device(guest: Guest) -> None:
+    word = memoryview(bytearray(4)).cast("I")
+    guest.cpu.share_word(0xFEE0_0020, word)
+    word[0] = 0x1234_5678
+
+    guest.run("bb2000e0fe 8b03" + STORE_RAX + HLT)  # mov ebx,0xfee00020; mov eax,[rbx]
+
+    assert guest.result == 0x1234_5678
+    assert guest.bus.asked == []
+
+
+@pytest.mark.parametrize(
+    ("access", "asked"),
+    [
+        ("8a03", ("load", 0xFEE0_0020, 1)),
+        ("8b4304", ("load", 0xFEE0_0024, 4)),
+        ("8903", ("store", 0xFEE0_0020, 4, 0)),
+    ],
+    ids=["a byte of it", "its neighbour", "a write"],
+)
+def test_all_else_goes_to_the_device(guest: Guest, access: str, asked: tuple[object, ...]) -> None:
+    guest.cpu.share_word(0xFEE0_0020, memoryview(bytearray(4)).cast("I"))
+
+    guest.run("31c0 bb2000e0fe" + access + HLT)
+
+    assert guest.bus.asked == [asked]
+
+
+def test_words_for_which_there_is_no_room_stay_with_the_device(guest: Guest) -> None:
+    word = memoryview(bytearray(4)).cast("I")
+    for index in range(100):
+        guest.cpu.share_word(0xFEE0_0000 + 4 * index, word)
+
+    guest.run("bb2000e0fe 8b03 8b8388000000" + HLT)  # mov eax,[rbx]; mov eax,[rbx+0x88]
+
+    assert guest.bus.asked == [("load", 0xFEE0_00A8, 4)]
+
+
+def test_the_guest_learns_that_repeated_moves_are_quick(guest: Guest) -> None:
+    """Linux takes ERMS for broken without this bit of IA32_MISC_ENABLE."""
+    guest.run("b9a0010000 0f32 83e001" + STORE_RAX + HLT)  # mov ecx,0x1a0; rdmsr; and eax,1
+
+    assert guest.result == 1
+
+
 def test_machines_end_in_any_order() -> None:
     """Left in cycles, to the collector and to the interpreter's end."""
     said = python(

@@ -91,7 +91,10 @@ class Bench:
         self.transport = VirtioMmio(self.device, self.levels.append, name="fake")
 
     def get(self, register: int) -> int:
-        return self.transport.read(register, 4)
+        value = self.transport.read(register, 4)
+        if register == Register.INTERRUPT_STATUS:
+            assert self.transport.interrupt_word[0] == value, "an accelerator may read it there"
+        return value
 
     def put(self, register: int, value: int) -> None:
         self.transport.write(register, 4, value)
@@ -599,8 +602,14 @@ class Ladder(RuleBasedStateMachine):
         if self.reached < 3:
             self.features = features
 
+    @rule()
+    def interrupt(self) -> None:
+        if self.bench.device.driver is not None:
+            self.bench.interrupt()
+
     @invariant()
     def agrees(self) -> None:
+        assert self.bench.get(Register.INTERRUPT_STATUS) in {0, INTERRUPT_USED_BUFFER}
         expected = sum(LADDER[: self.reached]) | (Status.FAILED if self.failed else 0)
         assert self.bench.status() == expected
         active = self.bench.device.active

@@ -63,11 +63,13 @@ class Wired:
     def __init__(self) -> None:
         self.bus = AddressSpace()
         self.signals: list[tuple[int, int, int]] = []
+        self.words: dict[int, memoryview] = {}
         self.board = Board(
             self.bus,
             GuestMemory([]),
             lambda _irq: lambda _level: None,
             signal_on_write=lambda *signal: self.signals.append(signal),
+            share_word=self.words.__setitem__,
             wall_clock_ns=lambda: 0,
             console=lambda _data: None,
             console_ready=lambda: None,
@@ -158,6 +160,22 @@ def test_a_device_that_comes_late_is_as_it_was_saved(restored: Wired) -> None:
 
     assert [restored.read(slot, Register.STATUS) for slot in range(2)] == [DRIVEN] * 2
     assert all(restored.board.driver_runs(name) for name in NAMES)
+
+
+def test_an_interrupt_status_may_be_read_elsewhere_once_the_device_is_as_it_was_saved(
+    restored: Wired,
+) -> None:
+    for name in NAMES:
+        restored.board.add_virtio(name, Device())
+    before = dict(restored.words)
+
+    restored.board.settle()
+
+    assert before == {}
+    assert sorted(restored.words) == [
+        virtio_slot(slot).address + Register.INTERRUPT_STATUS for slot in range(2)
+    ]
+    assert [word[0] for word in restored.words.values()] == [0, 0]
 
 
 def test_a_guest_that_is_quicker_finds_the_device_as_it_was_saved(restored: Wired) -> None:

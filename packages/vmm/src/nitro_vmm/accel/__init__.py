@@ -247,6 +247,18 @@ class Vm(Protocol):
         """
         ...
 
+    def share_word(self, address: int, word: memoryview) -> None:
+        """Let the guest read a device's register of four bytes without asking the device.
+
+        Reading must have no effect there. An accelerator for which that is no cheaper does nothing. The guest
+        may run already.
+
+        Args:
+            address: The register's.
+            word: One 32-bit number of this host's, which the device keeps up to date.
+        """
+        ...
+
     def attend(self, device: Attended) -> None:
         """Let a processor's thread serve a device while the processor waits in HLT.
 

@@ -19,7 +19,7 @@ Not offered: x2APIC, NMI, SMI and start-up messages, suppression of EOI broadcas
 guest reaches TPR through its register here only, because its CR8 stays within the processor.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -55,6 +55,8 @@ class Register(IntEnum):
 SETS_BEGIN: Final = int(Register.IN_SERVICE)
 SETS_END: Final = int(Register.ERROR_STATUS)
 """Between these lie the three sets of vectors. Plain numbers, because an enum's member takes a look-up."""
+SET_WORDS: Final = 8
+"""Registers of 32 bits in each set, 16 bytes apart."""
 
 READ_ONLY: Final = (
     Register.ID,
@@ -197,6 +199,8 @@ class LocalApic:
         self._sooner = sooner
         self._apic_id = apic_id
         self._irr = self._isr = self._tmr = 0
+        self._level = memoryview(bytearray(4 * SET_WORDS)).cast("I")
+        """The trigger mode registers, as `words` gives them."""
         self._task_priority = 0
         self._spurious = 0xFF
         self._logical_destination = 0
@@ -251,7 +255,7 @@ class LocalApic:
             )
         self._irr = state.requested
         self._isr = state.in_service
-        self._tmr = state.level
+        self._set_level(state.level)
         self._task_priority = state.task_priority
         self._spurious = state.spurious_vector
         self._logical_destination = state.logical_destination
@@ -269,6 +273,11 @@ class LocalApic:
         self._announce_deadline(before_ns)
 
     # What the bus calls.
+
+    def words(self) -> Iterator[tuple[int, memoryview]]:
+        """Offsets of registers that Linux reads at every interrupt, and their values; see `Vm.share_word`."""
+        for index in range(SET_WORDS):
+            yield Register.TRIGGER_MODE + 16 * index, self._level[index : index + 1]
 
     def read(self, offset: int, size: int) -> int:
         """Read the register at ``offset`` of the page. Reserved ones read 0 and are noted in ESR."""
@@ -327,11 +336,15 @@ class LocalApic:
             return True
         bit = 1 << vector
         self._irr |= bit
-        if level:
-            self._tmr |= bit
-        else:
-            self._tmr &= ~bit
+        tmr = self._tmr | bit if level else self._tmr & ~bit
+        if tmr != self._tmr:
+            self._set_level(tmr)
         return True
+
+    def _set_level(self, tmr: int) -> None:
+        self._tmr = tmr
+        for index in range(SET_WORDS):
+            self._level[index] = tmr >> 32 * index & 0xFFFF_FFFF
 
     def pending_vector(self) -> int | None:
         """The vector that the processor should take now, or `None`; asking changes nothing."""

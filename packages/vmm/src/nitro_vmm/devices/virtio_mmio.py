@@ -226,6 +226,8 @@ class VirtioMmio:
         self._complaints = 0
         self._offered = device.features | F_VERSION_1
         self._interrupt_status = 0
+        self.interrupt_word: memoryview = memoryview(bytearray(4)).cast("I")
+        """INTERRUPT_STATUS once more, for drivers that read it in every interrupt; see `Vm.share_word`."""
         self.configuration_reads: int = 0
         """How often the guest has looked at the device's configuration."""
         self._forget_driver()
@@ -299,7 +301,7 @@ class VirtioMmio:
         """
         self._device.reset()
         self._forget_driver()
-        self._interrupt_status = 0
+        self._interrupt_status = self.interrupt_word[0] = 0
         self._check_fits(state)
         self._device_features_word = state.device_features_word
         self._driver_features_word = state.driver_features_word
@@ -308,7 +310,7 @@ class VirtioMmio:
         for queue, setup in zip(self._queues, state.queues, strict=True):
             queue.restore(setup)
         self._status = Status(state.status)
-        self._interrupt_status = state.interrupt_status
+        self._interrupt_status = self.interrupt_word[0] = state.interrupt_status
         if state.running is not None:
             self._active = True
             layouts = [queue.layout() for queue in self._queues]
@@ -317,7 +319,7 @@ class VirtioMmio:
             except (QueueError, StateError) as error:
                 self._device.reset()
                 self._forget_driver()
-                self._interrupt_status = 0
+                self._interrupt_status = self.interrupt_word[0] = 0
                 self._line(False)
                 raise StateError(f"the saved virtio device {self._name} cannot go on: {error}") from error
         self._line(bool(self._interrupt_status))
@@ -358,7 +360,8 @@ class VirtioMmio:
     # Interrupts and notifications.
 
     def _set_interrupts(self, status: int) -> None:
-        before, self._interrupt_status = self._interrupt_status, status
+        before = self._interrupt_status
+        self._interrupt_status = self.interrupt_word[0] = status
         if bool(before) != bool(status):
             self._line(bool(status))
 

@@ -109,6 +109,7 @@ class Board:
         memory: The guest's.
         line: Gives the interrupt line of a number.
         signal_on_write: See `Vm.signal_on_write`.
+        share_word: See `Vm.share_word`.
         wall_clock_ns: Nanoseconds since 1970, for the clock that the guest reads at its start.
         console: Called with what the guest prints, in a processor's thread; it may wait, because the bus lock
             is not held.
@@ -124,6 +125,7 @@ class Board:
         line: Callable[[int], Line],
         *,
         signal_on_write: Callable[[int, int, int], None],
+        share_word: Callable[[int, memoryview], None],
         wall_clock_ns: Callable[[], int],
         console: Callable[[bytes], None],
         console_ready: Callable[[], None],
@@ -135,6 +137,7 @@ class Board:
         self._bus = bus
         self._line = line
         self._signal_on_write = signal_on_write
+        self._share_word = share_word
         self._console = console
         self._printed = bytearray()
         self._delivering = threading.Lock()
@@ -187,7 +190,7 @@ class Board:
             if (kick := device.kick_descriptor(index)) is not None:
                 self._signal_on_write(slot.address + Register.QUEUE_NOTIFY, index, kick)
         if reserved is None or reserved.saved is None:
-            self._bus.add_page(slot.address, transport)
+            self._connect(slot, transport)
         if reserved is not None:
             reserved.become(transport)
 
@@ -203,7 +206,11 @@ class Board:
             reserved.settle()
             if reserved.problem is not None:
                 raise reserved.problem
-            self._bus.add_page(reserved.slot.address, self._virtio[name])
+            self._connect(reserved.slot, self._virtio[name])
+
+    def _connect(self, slot: at.VirtioSlot, transport: VirtioMmio) -> None:
+        self._bus.add_page(slot.address, transport)
+        self._share_word(slot.address + Register.INTERRUPT_STATUS, transport.interrupt_word)
 
     def give_up_reserved(self) -> None:
         """No more devices come: let nobody wait for one."""

@@ -103,6 +103,7 @@ class Machine:
             memory.guest,
             self._vm.line,
             signal_on_write=self._vm.signal_on_write,
+            share_word=self._vm.share_word,
             wall_clock_ns=wall_clock_ns,
             console=console,
             console_ready=console_ready,

@@ -174,6 +174,9 @@ class KvmVm:
             if not self._closing.is_set():
                 self._file.signal_on_write(address, value, eventfd)
 
+    def share_word(self, address: int, word: memoryview) -> None:
+        """See `Vm.share_word`; what costs is that the guest is left, whoever answers."""
+
     def attend(self, device: Attended) -> None:
         """See `Vm.attend`; the processors wait in the kernel."""
 

@@ -80,6 +80,9 @@ class Engine(Protocol):
     def forget_stop(self) -> None:
         """Let `run` run again."""
 
+    def share_word(self, address: int, word: memoryview) -> None:
+        """Have four bytes of a device read from ``word``; does nothing where that is no cheaper."""
+
     def offer(self, vector: int) -> None:
         """Offer an interrupt."""
 

@@ -46,6 +46,7 @@ class Library:
         )
         self.detach = _prototype(quick.nitro_detach, None, pointer)
         self.map_hole = _prototype(quick.nitro_map_hole, text, pointer, ctypes.c_uint64, ctypes.c_uint64)
+        self.share_word = _prototype(quick.nitro_share_word, None, pointer, ctypes.c_uint64, pointer)
         self.add_ram = _prototype(
             quick.nitro_add_ram, number, pointer, ctypes.c_uint64, ctypes.c_uint64, pointer
         )

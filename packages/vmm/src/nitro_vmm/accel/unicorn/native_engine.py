@@ -49,6 +49,8 @@ class NativeEngine:
     ) -> None:
         self._library = library
         self._error: BaseException | None = None
+        self._words: list[ctypes.c_uint32] = []
+        """What `share_word` was given."""
         self._board = Board(
             ReadDevice(self._guarded(bus, "read_port")),
             WriteDevice(self._guarded(bus, "write_port")),
@@ -128,6 +130,12 @@ class NativeEngine:
     def forget_stop(self) -> None:
         """See `Engine`."""
         self._library.forget_stop(self._machine)
+
+    def share_word(self, address: int, word: memoryview) -> None:
+        """See `Engine`."""
+        pin = ctypes.c_uint32.from_buffer(word)
+        self._words.append(pin)
+        self._library.share_word(self._machine, address, ctypes.addressof(pin))
 
     def offer(self, vector: int) -> None:
         """See `Engine`."""

@@ -149,6 +149,9 @@ class PythonEngine:
         """See `Engine`."""
         return not self._private.interrupt_pending.value
 
+    def share_word(self, address: int, word: memoryview) -> None:
+        """See `Engine`."""
+
     def offer(self, vector: int) -> None:
         """See `Engine`."""
         self._vector.value = vector

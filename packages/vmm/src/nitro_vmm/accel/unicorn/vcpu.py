@@ -188,6 +188,10 @@ class Cpu:
         """Whether nothing is offered: the vector of the last offer was taken, or there was none."""
         return self._engine.taken
 
+    def share_word(self, address: int, word: memoryview) -> None:
+        """Have the guest read four bytes of a device from ``word``, if that is cheaper than a hook."""
+        self._engine.share_word(address, word)
+
     def offer(self, vector: int) -> None:
         """Interrupt the guest as soon as it lets us; not while an earlier offer stands, but in a hook."""
         self._engine.offer(vector)

@@ -131,6 +131,8 @@ class UnicornVm:
         self._interrupts = Interrupts(timer_hz=tsc_hz, clock_ns=clock_ns)
         self._cpu = Cpu(ram, _LockedBus(bus, self._interrupts), tsc_hz=tsc_hz)
         self._interrupts.attach(self._cpu)
+        for offset, word in self._interrupts.local_apic.words():
+            self._cpu.share_word(LOCAL_APIC + offset, word)
         self._vcpu = UnicornVcpu(self._cpu, self._interrupts)
         self.vcpus: Sequence[Vcpu] = (self._vcpu,)
 
@@ -140,6 +142,10 @@ class UnicornVm:
 
     def signal_on_write(self, address: int, value: int, eventfd: int) -> None:
         """See `Vm.signal_on_write`; an access costs the same here, whatever it does."""
+
+    def share_word(self, address: int, word: memoryview) -> None:
+        """See `Vm.share_word`."""
+        self._cpu.share_word(address, word)
 
     def attend(self, device: Attended) -> None:
         """See `Vm.attend`."""
