@@ -104,12 +104,14 @@ X86_64_V2 = {
     *("FPU", "DE", "PSE", "TSC", "MSR", "PAE", "CX8", "CMOV", "MMX", "FXSR", "SSE", "SSE2", "SYSCALL", "LM"),
     *("CX16", "LAHF", "POPCNT", "SSE3", "SSE4.1", "SSE4.2", "SSSE3"),
 }
-FOR_PROGRAMS = {"PCLMULQDQ", "MOVBE", "AES", "RDRAND", "FSGSBASE", "ERMS", "LZCNT", "CLFLUSH", "RDTSCP"}
+FOR_PROGRAMS = {"PCLMULQDQ", "MOVBE", "AES", "RDRAND", "FSGSBASE", "LZCNT", "CLFLUSH", "RDTSCP"}
 FOR_KERNELS = {
     *("MCE", "APIC", "SEP", "MTRR", "PGE", "MCA", "PAT", "PSE36", "hypervisor", "ARAT", "TSC_ADJUST", "SMEP"),
     "NX",
 }
-WITH_THE_NATIVE_PART = {"TSC deadline", "kvm-clock", "kvm-clock 2", "no I/O delay", "stable kvm-clock"}
+WITH_THE_NATIVE_PART = {
+    *("TSC deadline", "kvm-clock", "kvm-clock 2", "no I/O delay", "stable kvm-clock", "ERMS"),
+}
 
 
 def features(leaves: dict[int, tuple[int, ...]]) -> set[str]:
