@@ -11,6 +11,7 @@ from nitro_vsock.device.connection import (
     State,
     Verdict,
 )
+from nitro_vsock.device.lane import Lane
 from nitro_vsock.device.packet import HEADER, Header, Op, Shutdown
 
 WINDOW = 1000
@@ -125,6 +126,44 @@ def test_no_more_is_on_the_way_than_our_own_limit(connection: Connection) -> Non
     connection.update_credit(0xFFFF_FFFF, 0)
 
     assert connection.credit == PEER_WINDOW_MAX
+
+
+@pytest.mark.parametrize(("length", "due"), [(299, []), (300, [(Op.CREDIT_REQUEST, 0)])])
+def test_a_guest_is_asked_when_so_much_is_under_way_that_its_sibling_should_hear(
+    connection: Connection, length: int, due: list[tuple[int, int]]
+) -> None:
+    receives = Lane()
+    connection.join_sibling(Lane(), receives)
+    receives.note_told(0, WINDOW, enough=300)
+
+    connection.sent(length, 1)
+
+    assert sent(connection) == due
+
+
+@pytest.mark.parametrize("taken", [0, 300], ids=["untaken", "taken"])
+def test_a_guest_is_asked_again_only_after_as_much_again(connection: Connection, taken: int) -> None:
+    receives = Lane()
+    connection.join_sibling(Lane(), receives)
+    receives.note_told(0, WINDOW, enough=300)
+    connection.sent(300, 1)
+    connection.update_credit(WINDOW, taken)
+    sent(connection)
+
+    connection.sent(299, 1)
+    assert sent(connection) == []
+    connection.sent(1, 1)
+    assert sent(connection) == [(Op.CREDIT_REQUEST, 0)]
+
+
+def test_a_single_byte_is_asked_about_where_the_window_is_tiny(connection: Connection) -> None:
+    receives = Lane()
+    connection.join_sibling(Lane(), receives)
+    receives.note_told(0, 1, enough=0)
+
+    connection.sent(1, 1)
+
+    assert sent(connection) == [(Op.CREDIT_REQUEST, 0)]
 
 
 def test_counters_wrap_on_the_wire_only(connection: Connection) -> None:

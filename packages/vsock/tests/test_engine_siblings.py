@@ -136,6 +136,26 @@ def test_a_sibling_hears_at_once_that_the_other_will_not_receive(kind: SocketTyp
         assert ops(a.packets())[-1] == Op.RST
 
 
+def test_messages_that_are_held_arrive_although_their_sender_will_not_receive() -> None:
+    kind = SocketType.SEQPACKET
+    messages = [b"%d" % number for number in range(1000)]
+    with ExitStack() as stack:
+        a, b, run = joined(stack, kind)
+        for message in messages:
+            a.send(Op.RW, 7, 80, message, host_cid=101, type=kind, flags=1)
+
+        a.send(Op.SHUTDOWN, 7, 80, host_cid=101, type=kind, flags=Shutdown.RECEIVE)
+        got = []
+        for _ in range(4):
+            run()
+            got += b.packets()
+            b.send(Op.RW, 80, 7, b"for nobody", host_cid=100, type=kind, flags=1, fwd_cnt=len(data(got)))
+
+        assert [packet.data for packet in got if packet.op == Op.RW] == messages
+        (shutdown,) = [packet for packet in got if packet.op == Op.SHUTDOWN]
+        assert shutdown.header.flags == Shutdown.RECEIVE
+
+
 def test_a_host_at_any_address_leaves_siblings_theirs(tmp_path: Path) -> None:
     with ExitStack() as stack:
         router = VsockRouter()

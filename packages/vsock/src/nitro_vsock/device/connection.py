@@ -332,7 +332,7 @@ class Connection:
         self.tails.append((self.tx_cnt, packets))
         lane = self.receives
         # A sibling waits to hear what the guest takes, and not every guest says so in time.
-        if lane is not None and self.tx_cnt - max(lane.asked, lane.taken) >= max(1, lane.enough):
+        if lane is not None and self.tx_cnt - max(lane.asked, lane.taken) >= lane.enough:
             lane.asked = self.tx_cnt
             self.pending |= 1 << Op.CREDIT_REQUEST
 

@@ -246,9 +246,10 @@ class SocketConnection(Connection):
     def send_no_more(self) -> None:
         """Tell the guest at the other end that this one will not receive any more messages.
 
-        It is only told where that need not wait. Otherwise it learns when it sends the next one.
+        It is told only if the socket has room, because this need not wait: otherwise it learns when it sends
+        the next one. Messages that are held may come after this, because it is about the other way.
         """
-        if self.socket is not None and not self.holding:
+        if self.socket is not None:
             with suppress(OSError):
                 self.socket.send(b"", socket.MSG_NOSIGNAL)
 
