@@ -442,6 +442,21 @@ def test_what_is_compressed_is_unpacked_again_in_pieces(name: str, length: int) 
     assert taken == len(packed.getvalue())
 
 
+def test_a_kernel_needs_little_memory_to_unpack_what_is_compressed() -> None:
+    zstd = zstd_module()
+    window_log = zstd.DecompressionParameter.window_log_max
+    contents = bytes(9 << 20)
+    packed = {name: io.BytesIO() for name in ("xz", "zstd")}
+    for name, file in packed.items():
+        compress(memoryview(contents), name, file)
+
+    # 8 MiB of what is unpacked are kept in memory, and xz has a mebibyte of its own.
+    xz = lzma.LZMADecompressor(memlimit=9 << 20).decompress(packed["xz"].getvalue())
+    zst = zstd.ZstdDecompressor(options={window_log: 23}).decompress(packed["zstd"].getvalue())
+
+    assert xz == zst == contents
+
+
 def lz4_frame(*blocks: bytes) -> bytes:
     block = pytest.importorskip("lz4.block", reason="needs the extra lz4")
     packed = [block.compress(data, store_size=False) for data in blocks]
@@ -547,6 +562,21 @@ def test_chunks_are_all_of_a_view_in_order(length: int) -> None:
 )
 def test_sizes_are_written_for_people(count: int, text: str) -> None:
     assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (EifFormatError("it is cut off", offset=0x22C), "it is cut off (byte 0x22c)"),
+        (EifFormatError("it is cut off", offset=16, section=0), "it is cut off (section 0, byte 0x10)"),
+        (
+            EifFormatError("it is cut off", offset=16, section=2).at(Path("a.eif")),
+            "a.eif: it is cut off (section 2, byte 0x10)",
+        ),
+    ],
+)
+def test_an_error_says_where_the_fault_is(error: EifFormatError, text: str) -> None:
+    assert str(error) == text
 
 
 def test_a_trees_children_go_with_it() -> None:

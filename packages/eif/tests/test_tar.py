@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nitro_eif import EifFormatError, Node, Tree
-from nitro_eif.filesystem.tar import apply_tar
+from nitro_eif.filesystem.tar import HEADER_BYTES_MAX, apply_tar
 from nitro_eif.testing import tar_member, tar_of
 
 Member = tuple[tarfile.TarInfo, bytes]
@@ -143,6 +143,26 @@ def test_devices_pipes_long_names_owners_and_xattrs() -> None:
 def test_entries_that_cannot_be_unpacked_are_refused(members: list[Member], reason: str) -> None:
     with pytest.raises(EifFormatError, match=reason):
         layers(members)
+
+
+def pax_header(length: int) -> Member:
+    """A header that says nothing, with so many bytes."""
+    head = f"{length} comment=".encode()
+    return tar_member("header", kind=tarfile.XHDTYPE), (head + bytes(length))[: length - 1] + b"\n" * (
+        length > 0
+    )
+
+
+@pytest.mark.parametrize("length", [0, HEADER_BYTES_MAX])
+def test_a_header_may_have_up_to_a_mebibyte(length: int) -> None:
+    tree = layers([pax_header(length), file("a", b"1")])
+
+    assert contents(tree) == {"a": b"1"}
+
+
+def test_a_header_that_is_larger_is_refused() -> None:
+    with pytest.raises(EifFormatError, match=f"a tar header of {HEADER_BYTES_MAX + 512} bytes"):
+        layers([pax_header(HEADER_BYTES_MAX + 1), file("a", b"1")])
 
 
 @given(

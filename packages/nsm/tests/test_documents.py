@@ -209,6 +209,37 @@ def test_a_clock_that_is_set_back_gets_a_new_leaf(nsm: Nsm, clock: Clock, root: 
     verify(attest(nsm), at=datetime.fromtimestamp(clock.now_ns / SECOND, UTC), root=root.trust)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "kept"),
+    [
+        (-3601, 1),
+        (-3600, 3),
+        (-61, 3),
+        (-60, 4),
+        (-4, 4),
+        (-3, 5),
+        (3 * 3600 - 1, 5),
+        (3 * 3600, 4),
+        (21 * 3600 - 60, 4),
+        (21 * 3600 - 59, 3),
+    ],
+)
+def test_certificates_stay_from_their_first_second_until_a_new_leaf_would_outlive_them(
+    nsm: Nsm, clock: Clock, seconds: int, kept: int
+) -> None:
+    def chain() -> list[bytes]:
+        document = parse_document(attest(nsm))
+        return [*document.cabundle, document.certificate]
+
+    before = chain()
+    clock.now_ns += seconds * SECOND
+    after = chain()
+
+    assert [one == other for one, other in zip(before, after, strict=True)] == [True] * kept + [False] * (
+        5 - kept
+    )
+
+
 def test_two_enclaves_of_an_instance_differ_in_their_module_id_and_not_in_the_instance(root: Root) -> None:
     first, second = (parse_document(attest(Nsm(NsmConfig(), root=root))) for _ in range(2))
 

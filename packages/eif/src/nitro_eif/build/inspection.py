@@ -31,6 +31,9 @@ _NT_GNU_PROPERTY_TYPE_0: Final = 5
 _X86_ISA_1_NEEDED: Final = 0xC0008002
 """Bits 0 to 3: the program needs the baseline, x86-64-v2, v3, v4 (x86-64 psABI, "Program Property")."""
 
+_BASELINE: Final = 1
+"""The level of x86-64 that every processor has."""
+
 _DISTRIBUTION_LEVELS: Final = {
     ("rhel", "9"): 2,
     ("centos", "9"): 2,
@@ -53,8 +56,8 @@ class _Program:
 
     machine: int
     interpreter: str = ""
-    level: int = 1
-    """Of x86-64; 1 is the baseline."""
+    level: int = _BASELINE
+    """Of x86-64."""
 
 
 def concerns(tree: Tree, launch: Launch, architecture: Architecture) -> Iterator[str]:
@@ -141,7 +144,7 @@ def _program(head: bytes) -> _Program:
         return _Program(machine)
     (table,) = struct.unpack_from("<Q", head, 0x20)
     size, count = struct.unpack_from("<HH", head, 0x36)
-    interpreter, level = "", 1
+    interpreter, level = "", _BASELINE
     for index in range(count):
         kind, offset, length = struct.unpack_from("<I4xQ16xQ", head, table + index * size)
         data = head[offset : offset + length]
@@ -154,7 +157,7 @@ def _program(head: bytes) -> _Program:
 
 
 def _level(notes: bytes) -> int:
-    """The level that GNU properties among the notes of a segment ask for."""
+    """The level that GNU properties among the notes of a segment ask for; 0 if none of them is set."""
     at = 0
     while at + 12 <= len(notes):
         name_size, size, kind = struct.unpack_from("<III", notes, at)
@@ -165,11 +168,11 @@ def _level(notes: bytes) -> int:
                 property_type, property_size = struct.unpack_from("<II", notes, start)
                 if property_type == _X86_ISA_1_NEEDED and property_size >= 4:
                     needed = int.from_bytes(notes[start + 8 : start + 12], "little")
-                    return max(1, needed.bit_length())
+                    return needed.bit_length()
                 start += 8 + -(-property_size // 8) * 8
-            return 1
+            return _BASELINE
         at = start + -(-size // 4) * 4
-    return 1
+    return _BASELINE
 
 
 def _distribution(tree: Tree) -> Iterator[str]:
@@ -180,7 +183,7 @@ def _distribution(tree: Tree) -> Iterator[str]:
         text = bytes(memoryview(tree[real].data)[:65536]).decode(errors="replace")
         facts = dict(line.partition("=")[::2] for line in text.splitlines())
         name, version = (facts.get(key, "").strip("\"'") for key in ("ID", "VERSION_ID"))
-        level = _DISTRIBUTION_LEVELS.get((name, version.partition(".")[0]), 1)
+        level = _DISTRIBUTION_LEVELS.get((name, version.partition(".")[0]), _BASELINE)
         if level > OFFERED_LEVEL:
             offered = f"vmm run offers x86-64-v{OFFERED_LEVEL}"
             yield f"{short(name)} {version} is built for x86-64-v{level}, and {offered}"
