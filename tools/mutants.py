@@ -52,6 +52,9 @@ PATIENCE = 5
 TEST_SECONDS_MAX = 120
 """A single test that takes longer hangs, because the slowest take seconds; that is noticed, too."""
 
+SHOWN_LINES = 60
+"""So much of what pytest says is shown when tests fail without a mutant."""
+
 PYTEST = [
     *(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"),
     *("-o", f"faulthandler_timeout={TEST_SECONDS_MAX}", "-o", "faulthandler_exit_on_timeout=true"),
@@ -199,6 +202,7 @@ class Copy:
         self._tests = f"packages/{package}/tests"
         self._module = f"nitro_{package}"
         self._seconds = 0.0
+        self._output = directory / "output"
         self._reached = CoverageData(basename=str(directory / "coverage"))
         for name in ("conftest.py", "pyproject.toml"):
             shutil.copy(ROOT / name, directory / name)
@@ -220,7 +224,10 @@ class Copy:
         cover = [f"--cov={self._module}", "--cov-context=test", "--cov-report="]
         done = self._pytest([*cover, self._tests], timeout_s=None)
         if done != 0:
-            raise RuntimeError(f"the tests of {self._module} fail without any change: exit code {done}")
+            last = "\n".join(self._output.read_text(errors="replace").splitlines()[-SHOWN_LINES:])
+            raise RuntimeError(
+                f"the tests of {self._module} fail without any change, exit code {done}:\n{last}"
+            )
         self._seconds = time.monotonic() - began_s
         self._reached.read()
 
@@ -271,15 +278,16 @@ class Copy:
             "PYTHONDONTWRITEBYTECODE": "1",
             "COVERAGE_FILE": str(self._root / "coverage"),
         }
-        process = subprocess.Popen(
-            [*PYTEST, *arguments],
-            cwd=self._root,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with self._output.open("wb") as output:
+            process = subprocess.Popen(
+                [*PYTEST, *arguments],
+                cwd=self._root,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         try:
             return process.wait(timeout_s)
         except subprocess.TimeoutExpired:

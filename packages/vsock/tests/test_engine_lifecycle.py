@@ -377,6 +377,28 @@ def test_a_kick_descriptor_that_is_none_leaves_the_engine_detached(bench: Bench)
     assert words(guest) == [(Op.RESPONSE, b"")]
 
 
+def test_a_kick_at_descriptor_0_is_heard(bench: Bench) -> None:
+    """A service may have no standard input, and then an eventfd gets its number."""
+    guest = bench.start()
+    guest.run()
+    guest.engine.detach()
+    standard_input = os.dup(0)
+    os.dup2(guest.kick_fds[1], 0)
+    try:
+        guest.engine.attach(
+            receive=Vring(guest.receive.queue, -1, nothing), transmit=Vring(guest.transmit.queue, 0, nothing)
+        )
+        guest.run()
+
+        os.eventfd_write(0, 1)
+
+        assert readable(guest.engine)
+    finally:
+        guest.engine.detach()
+        os.dup2(standard_input, 0)
+        os.close(standard_input)
+
+
 @pytest.mark.skipif(not split_queue.__file__.endswith(".py"), reason="compiled code takes no stand-ins")
 def test_a_buffer_that_comes_just_before_the_engine_asks_for_kicks_gets_the_event(
     bench: Bench, monkeypatch: pytest.MonkeyPatch

@@ -285,9 +285,19 @@ def test_memory_has_holes_and_no_range_crosses_one() -> None:
         assert (caught.value.address, caught.value.length) == (address, length)
 
 
+def test_regions_of_memory_may_touch() -> None:
+    low, high = bytearray(16), bytearray(16)
+    memory = GuestMemory([(16, memoryview(high)), (0, memoryview(low))])
+
+    memory.slice(15, 1)[:] = b"<"
+    memory.slice(16, 1)[:] = b">"
+
+    assert (low[15:], high[:1]) == (b"<", b">")
+
+
 def test_memory_refuses_what_it_cannot_be_made_of() -> None:
     with pytest.raises(UsageError, match="overlap"):
-        GuestMemory([(0, memoryview(bytearray(16))), (8, memoryview(bytearray(16)))])
+        GuestMemory([(0, memoryview(bytearray(16))), (15, memoryview(bytearray(16)))])
     with pytest.raises(UsageError, match="writable"):
         GuestMemory([(0, memoryview(bytes(16)))])
     with pytest.raises(UsageError, match="bytes"):
