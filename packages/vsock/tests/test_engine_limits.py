@@ -96,6 +96,21 @@ def test_connections_that_come_and_go_unanswered_are_bounded(bench: Bench) -> No
     assert len(ends) <= guest.engine.config.connections_max + RESETS_MAX + 64
 
 
+def test_packets_stay_in_the_ring_while_too_many_resets_wait_for_buffers(bench: Bench) -> None:
+    guest = bench.start(buffers=0)
+    free = guest.transmit.free_descriptors
+    for port in range(RESETS_MAX):
+        guest.send(Op.CREDIT_UPDATE, port, PORT)
+        assert guest.transmit.free_descriptors == free
+
+    guest.send(Op.CREDIT_UPDATE, RESETS_MAX, PORT)
+    assert guest.transmit.free_descriptors < free
+
+    guest._buffers = 8
+    guest.refill()
+    assert [packet.header.dst_port for packet in guest.packets()] == [*range(RESETS_MAX + 1)]
+
+
 def test_adopted_sockets_count_for_the_limit(bench: Bench) -> None:
     guest = bench.start(connections_max=1)
     bench.host_opens(52)
