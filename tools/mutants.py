@@ -206,8 +206,12 @@ class Copy:
         self._reached = CoverageData(basename=str(directory / "coverage"))
         for name in ("conftest.py", "pyproject.toml"):
             shutil.copy(ROOT / name, directory / name)
-        for name in (f"packages/{package}", "tools", "docs"):
+        # All that it imports, so that nobody's edits meanwhile change what is tested.
+        siblings = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("packages/*/src")]
+        siblings.remove(f"packages/{package}/src")
+        for name in (f"packages/{package}", *siblings, "tools", "docs"):
             shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+        self._imported = os.pathsep.join(str(path) for path in directory.glob("packages/*/src"))
 
     def mutants(self) -> list[Mutant]:
         """All that there are, in order."""
@@ -274,7 +278,7 @@ class Copy:
     def _pytest(self, arguments: list[str], *, timeout_s: float | None) -> int:
         """Run pytest; returns its exit code, and -1 if it takes too long."""
         environment = os.environ | {
-            "PYTHONPATH": str(self._root / self._source.rpartition("/")[0]),
+            "PYTHONPATH": self._imported,
             "PYTHONDONTWRITEBYTECODE": "1",
             "COVERAGE_FILE": str(self._root / "coverage"),
         }
