@@ -167,6 +167,50 @@ def test_events_seen_before_connections_are_lost_are_not_taken_for_those_of_a_la
     assert guest.packets()[-1].header.flags == Shutdown.SEND
 
 
+def pause_before_next_events_are_acted_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread pauses the guest, and lets it go on, when the next round has seen what happened."""
+    coalescing = bench.engine._coalescing
+    look = coalescing._poll
+
+    def look_and_pause(wait: float | None, most: int) -> list[tuple[int, int]]:
+        events = look(wait, most)
+        assert events
+        monkeypatch.undo()
+        bench.engine.detach(keep_connections=True)
+        bench.guest._attach()
+        return events
+
+    monkeypatch.setattr(coalescing, "_poll", look_and_pause)
+
+
+def test_what_a_host_program_said_just_before_a_pause_is_heard_after_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = bench.start()
+    host = bench.guest_opens()
+    guest.packets()
+    pause_before_next_events_are_acted_on(bench, monkeypatch)
+
+    host.send(b"words")
+    bench.engine._round(0.0)
+
+    assert data(guest.packets()) == b"words"
+
+
+def test_whom_a_host_program_asked_for_just_before_a_pause_is_heard_after_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = bench.start()
+    host = bench.dial()
+    guest.packets()
+    pause_before_next_events_are_acted_on(bench, monkeypatch)
+
+    host.send(b"CONNECT 52\n")
+    bench.engine._round(0.0)
+
+    assert ops(guest.packets()) == [Op.REQUEST]
+
+
 def test_run_serves_in_a_thread_until_it_is_stopped_or_closed(bench: Bench) -> None:
     guest = bench.start()
     bench.listen(5000)

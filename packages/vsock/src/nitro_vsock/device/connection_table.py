@@ -140,9 +140,8 @@ class ConnectionTable:
             raise
 
     def look_again(self, connection: SocketConnection) -> None:
-        """Have epoll tell once more what is true of the connection's socket."""
-        if connection.socket is not None:
-            self._epoll.modify(connection.fd, SOCKET_EVENTS)
+        """Have epoll tell once more what is true of the connection's socket, which is watched."""
+        self._epoll.modify(connection.fd, SOCKET_EVENTS)
 
     def close_socket(self, connection: SocketConnection) -> None:
         """Close the connection's socket, if it has one, and forget what is held for it."""
