@@ -1,12 +1,13 @@
 """How connections begin, from the guest, from the host and within the process."""
 
+import select
 import socket
 from concurrent.futures import Future
 from contextlib import ExitStack, nullcontext
 
 import pytest
 
-from engine_bench import CID, WINDOW, Bench, Clock, data, open_descriptors, ops, readable, wait_for
+from engine_bench import CID, WINDOW, Bench, Clock, data, open_descriptors, ops, readable, wait_for, words
 from nitro_vsock import (
     SocketType,
     VsockConfig,
@@ -302,6 +303,36 @@ def test_a_host_side_may_be_connecting() -> None:
         listener.close()
         guest.send(Op.REQUEST, 100, 80)
         assert ops(wait_for(guest, engine)) == [Op.RST]
+
+
+class Unconnected:
+    """A host side whose sockets are connected later, by the test."""
+
+    def __init__(self) -> None:
+        self.sockets: list[socket.socket] = []
+
+    def connect(self, _port: int, _socket_type: SocketType) -> socket.socket:
+        self.sockets.append(socket.socket())
+        return self.sockets[-1]
+
+
+def test_a_server_may_speak_before_it_is_known_to_be_connected() -> None:
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        host_side = Unconnected()
+        engine = VsockEngine(VsockConfig(guest_cid=CID), host_side=host_side)
+        stack.callback(engine.close)
+        guest = FakeGuest(engine)
+        stack.callback(guest.close)
+        guest.send(Op.REQUEST, 99, 80)
+        assert guest.packets() == []
+
+        host_side.sockets[0].connect_ex(listener.getsockname())
+        host = stack.enter_context(listener.accept()[0])
+        host.sendall(b"220 ready")
+        select.select(host_side.sockets, [], [])  # the kernel's TCP takes its time
+
+        assert words(guest) == [(Op.RESPONSE, b""), (Op.RW, b"220 ready")]
 
 
 def test_the_hosts_ports_are_given_in_turn_and_begin_anew_behind_the_last_one(bench: Bench) -> None:
