@@ -292,7 +292,7 @@ def test_regions_of_memory_may_touch() -> None:
     memory.slice(15, 1)[:] = b"<"
     memory.slice(16, 1)[:] = b">"
 
-    assert (low[15:], high[:1]) == (b"<", b">")
+    assert low[15:] + high[:1] == b"<>"
 
 
 def test_memory_refuses_what_it_cannot_be_made_of() -> None:

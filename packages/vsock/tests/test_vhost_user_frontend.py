@@ -3,8 +3,10 @@
 import contextlib
 import os
 import socket
+import struct
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -77,6 +79,38 @@ def test_the_two_halves_understand_each_other(shared: Shared) -> None:
     run(frontend.reset(), backend)
     assert device.log == ["start", "stop", "reset"]
     backend.close()
+
+
+def test_rings_are_started_and_stopped_with_the_messages_of_the_specification(shared: Shared) -> None:
+    """To the byte, because a back-end that is not ours may look at what ours does not."""
+    region, (_, ring, _) = shared
+    frontend = Frontend()
+    frontend.queues = 1
+    ring = replace(ring, next_available=5)
+
+    started = list(frontend.start(1 << 32, [replace(region, file_offset=0x1000)], [ring]))
+    stopping = frontend.stop()
+    stopped = [next(stopping), next(stopping)]
+
+    assert [(message.request, message.payload) for message in started] == [
+        (Request.SET_FEATURES, struct.pack("<Q", 1 << 32 | 1 << 30)),
+        (Request.SET_MEM_TABLE, struct.pack("<IIQQQQ", 1, 0, 0x10_0000, SIZE, 0x10_0000, 0x1000)),
+        (Request.SET_VRING_NUM, struct.pack("<II", 0, 8)),
+        (Request.SET_VRING_BASE, struct.pack("<II", 0, 5)),
+        (Request.SET_VRING_ADDR, struct.pack("<IIQQQQ", 0, 0, 0x10_0800, 0x10_0A00, 0x10_0900, 0)),
+        (Request.SET_VRING_CALL, struct.pack("<Q", 0)),
+        (Request.SET_VRING_KICK, struct.pack("<Q", 0)),
+        (Request.SET_VRING_ENABLE, struct.pack("<II", 0, 1)),
+    ]
+    assert [message.descriptors for message in started if message.descriptors] == [
+        (region.descriptor,),
+        (ring.call,),
+        (ring.kick,),
+    ]
+    assert [(message.request, message.payload) for message in stopped] == [
+        (Request.SET_VRING_ENABLE, struct.pack("<II", 0, 0)),
+        (Request.GET_VRING_BASE, struct.pack("<II", 0, 0)),
+    ]
 
 
 def test_a_refusal_names_the_request(shared: Shared) -> None:
