@@ -27,6 +27,22 @@ def test_the_socket_is_private_and_goes_away(bench: Bench) -> None:
     assert not bench.path.exists()
 
 
+def descriptors() -> set[int]:
+    return {number for number in range(256) if Path(f"/proc/self/fd/{number}").is_symlink()}
+
+
+def test_no_descriptor_goes_to_programs_that_are_started(bench: Bench) -> None:
+    before = descriptors()
+
+    bench.start()
+    bench.guest_opens()
+    bench.host_opens()
+
+    ours = descriptors() - before
+    assert len(ours) > 8
+    assert [number for number in ours if os.get_inheritable(number)] == []
+
+
 def test_a_stale_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:
     config = VsockConfig(guest_cid=CID, uds_path=tmp_path / "v")
     with socket.socket(socket.AF_UNIX) as stale:
