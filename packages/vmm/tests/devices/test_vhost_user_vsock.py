@@ -127,6 +127,20 @@ def test_data_flows_through_the_daemon_and_the_device_can_be_reset(bench: Bench)
             assert connection.recv(1) == b""
 
 
+def descriptors() -> set[int]:
+    return {number for number in range(256) if Path(f"/proc/self/fd/{number}").is_symlink()}
+
+
+def test_no_descriptor_goes_to_programs_that_are_started(tmp_path: Path) -> None:
+    before = descriptors()
+    with ExitStack() as stack:
+        Bench(tmp_path, stack).guest.start()
+
+        ours = descriptors() - before
+        assert len(ours) > 6
+        assert [number for number in ours if os.get_inheritable(number)] == []
+
+
 def test_a_guest_survives_its_daemon(bench: Bench) -> None:
     guest = bench.guest
     guest.start()
