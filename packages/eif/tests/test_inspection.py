@@ -17,13 +17,28 @@ LOADER = "/lib64/ld-linux-x86-64.so.2"
 X86_64, AARCH64, I386 = 62, 183, 3
 
 
-def elf(machine: int = X86_64, *, loader: str = "", needed: int = 0, bits: int = 2) -> bytes:
+def note(name: bytes, kind: int, data: bytes) -> bytes:
+    """An ELF note, both of its parts with zeros up to a multiple of four."""
+    parts = (part + bytes(-len(part) % 4) for part in (name, data))
+    return struct.pack("<III", len(name), len(data), kind) + b"".join(parts)
+
+
+def fact(kind: int, data: bytes) -> bytes:
+    """A GNU property, with zeros up to a multiple of eight."""
+    return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+
+def need(levels: int) -> bytes:
+    """The property that says which levels of x86-64 a program needs."""
+    return fact(0xC0008002, struct.pack("<I", levels))
+
+
+def elf(
+    machine: int = X86_64, *, loader: str = "", needed: int = 0, bits: int = 2, notes: bytes = b""
+) -> bytes:
     """A program with nothing but headers, the name of a loader, and a note of what it needs."""
-    notes = b""
     if needed:
-        properties = struct.pack("<III4x", 0xC0008002, 4, needed)
-        notes = struct.pack("<III", 4, 0, 1) + b"abc\0" + struct.pack("<III", 4, len(properties), 5)
-        notes += b"GNU\0" + properties
+        notes = note(b"abc\0", 1, b"") + note(b"GNU\0", 5, need(needed))
     name = loader.encode() + b"\0" if loader else b""
     segments = [(kind, data) for kind, data in ((3, name), (4, notes)) if data]
     head = b"\x7fELF" + bytes([bits, 1, 1]) + bytes(9)
@@ -147,6 +162,32 @@ def test_only_notes_of_programs_for_x86_64_say_what_they_need() -> None:
 
     assert list(concerns(foreign, Launch(("/bin/app",)), Architecture.AARCH64)) == []
     assert said(tree_of_files(bin__app=program(not_a_note))) == []
+
+
+@pytest.mark.parametrize(
+    ("notes", "level"),
+    [
+        (note(b"GNU\0", 5, need(0b111)), 3),
+        (note(b"Linux\0", 1, b"12345") + note(b"GNU\0", 5, need(0b111)), 3),
+        (note(b"GNU\0", 1, bytes(16)) + note(b"GNU\0", 5, need(0b111)), 3),
+        (note(b"GNU\0", 5, fact(0xC0000002, b"\3\0\0\0") + need(0b1111)), 4),
+        (note(b"GNU\0", 5, fact(1, b"") + fact(2, b"12345678") + need(0b111)), 3),
+        (note(b"GNU\0", 5, need(0b111)[:12]), 3),
+        (note(b"GNU\0", 5, fact(0xC0008002, b"\7\0\0")), None),
+        (note(b"GNU\0", 5, need(0)), None),
+        (note(b"GNU\0", 5, fact(0xC0008001, b"\7\0\0\0")), None),
+        (note(b"GNU\0", 5, b"") + need(0b111), None),
+        (note(b"XNU\0", 5, need(0b111)), None),
+        (note(b"GNU\0", 4, need(0b111)), None),
+        (note(b"", 0, b""), None),
+    ],
+)
+def test_what_a_program_needs_is_found_among_its_notes(notes: bytes, level: int | None) -> None:
+    found = said(tree_of_files(bin__app=program(elf(notes=notes))))
+
+    assert found == (
+        [] if level is None else [f"/bin/app needs x86-64-v{level}, and vmm run offers x86-64-v2"]
+    )
 
 
 def test_images_for_aarch64_want_programs_for_aarch64() -> None:
