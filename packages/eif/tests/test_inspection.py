@@ -51,6 +51,9 @@ def elf(
     return head + table + body
 
 
+BIG_ENDIAN = b"\x7fELF\2\2\1" + bytes(9) + struct.pack(">HHI", 2, 22, 1)
+
+
 def tree_of_files(**files: Node) -> Tree:
     tree = Tree()
     for path, node in files.items():
@@ -97,7 +100,11 @@ def test_a_missing_command_is_named(command: str) -> None:
         (program(elf(), 0o644), "/bin/app is not executable: its mode is 0644"),
         (program(elf(AARCH64)), "/bin/app is for aarch64, and the image for x86_64"),
         (program(elf(I386, bits=1)), "/bin/app is for i386, and the image for x86_64"),
+        (program(elf(I386, bits=1)[:52]), "/bin/app is for i386, and the image for x86_64"),
+        (program(elf(40)), "/bin/app is for arm, and the image for x86_64"),
+        (program(elf(243)), "/bin/app is for riscv, and the image for x86_64"),
         (program(elf(99)), "/bin/app is for machine 99, and the image for x86_64"),
+        (program(BIG_ENDIAN), "/bin/app is for machine 22, and the image for x86_64"),
         (program(b"text"), "/bin/app is neither an ELF program nor a script that begins with #!"),
         (program(elf()[:40]), "/bin/app is a broken ELF program"),
         (program(elf(needed=0b111)), "/bin/app needs x86-64-v3, and vmm run offers x86-64-v2"),
@@ -108,6 +115,13 @@ def test_a_missing_command_is_named(command: str) -> None:
 )
 def test_what_is_wrong_with_a_command_is_said(node: Node, concern: str | None) -> None:
     assert said(tree_of_files(bin__app=node)) == ([] if concern is None else [concern])
+
+
+def test_all_that_is_wrong_with_a_program_is_said() -> None:
+    assert said(tree_of_files(bin__app=program(elf(loader=LOADER, needed=0b111)))) == [
+        f"/bin/app wants {LOADER}, which is not in the image",
+        "/bin/app needs x86-64-v3, and vmm run offers x86-64-v2",
+    ]
 
 
 def test_interpreters_of_scripts_are_looked_at_too() -> None:
@@ -169,10 +183,13 @@ def test_only_notes_of_programs_for_x86_64_say_what_they_need() -> None:
     [
         (note(b"GNU\0", 5, need(0b111)), 3),
         (note(b"Linux\0", 1, b"12345") + note(b"GNU\0", 5, need(0b111)), 3),
+        (note(b"Core\0", 1, b"123456789") + note(b"GNU\0", 5, need(0b111)), 3),
         (note(b"GNU\0", 1, bytes(16)) + note(b"GNU\0", 5, need(0b111)), 3),
         (note(b"GNU\0", 5, fact(0xC0000002, b"\3\0\0\0") + need(0b1111)), 4),
         (note(b"GNU\0", 5, fact(1, b"") + fact(2, b"12345678") + need(0b111)), 3),
+        (note(b"GNU\0", 5, fact(1, b"123456789") + need(0b111)), 3),
         (note(b"GNU\0", 5, need(0b111)[:12]), 3),
+        (note(b"GNU\0", 5, fact(0xC0008002, b"\7\0\0\0\xff\xff\xff\xff")), 3),
         (note(b"GNU\0", 5, fact(0xC0008002, b"\7\0\0")), None),
         (note(b"GNU\0", 5, need(0)), None),
         (note(b"GNU\0", 5, fact(0xC0008001, b"\7\0\0\0")), None),
@@ -195,7 +212,8 @@ def test_images_for_aarch64_want_programs_for_aarch64() -> None:
 
     for machine, count in ((AARCH64, 0), (X86_64, 1)):
         tree = tree_of_files(bin__app=program(elf(machine)))
-        assert len(list(concerns(tree, launch, Architecture.AARCH64))) == count
+        found = list(concerns(tree, launch, Architecture.AARCH64))
+        assert found == ["/bin/app is for x86_64, and the image for aarch64"] * count
 
 
 @given(

@@ -157,14 +157,18 @@ def _program(head: bytes) -> _Program:
 
 
 def _level(notes: bytes) -> int:
-    """The level that GNU properties among the notes of a segment ask for; 0 if none of them is set."""
+    """The level that GNU properties among the notes of a segment ask for; 0 if none of them is set.
+
+    Raises:
+        struct.error: The notes are cut off before they say.
+    """
     at = 0
-    while at + 12 <= len(notes):
+    while at < len(notes):
         name_size, size, kind = struct.unpack_from("<III", notes, at)
         start = at + 12 + -(-name_size // 4) * 4
         if kind == _NT_GNU_PROPERTY_TYPE_0 and notes[at + 12 : at + 16] == b"GNU\0":
             end = min(start + size, len(notes))
-            while start + 8 <= end:
+            while start < end:
                 property_type, property_size = struct.unpack_from("<II", notes, start)
                 if property_type == _X86_ISA_1_NEEDED and property_size >= 4:
                     needed = int.from_bytes(notes[start + 8 : start + 12], "little")
