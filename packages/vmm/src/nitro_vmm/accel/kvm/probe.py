@@ -8,12 +8,13 @@ starts, one kind of instruction after the other, and says before each which one 
 import mmap
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from nitro_vmm.accel import Bus, Ram, Vcpu, Vm
 from nitro_vmm.accel.kvm.ioctl import System
-from nitro_vmm.accel.kvm.vcpu import KvmVcpu
+from nitro_vmm.accel.kvm.structures import CpuidEntry
 from nitro_vmm.accel.kvm.vm import KvmVm
 from nitro_vmm.accel.state import EntryState, Exit, ExitReason
 from nitro_vmm.address_map import BOOT_PAGE_TABLES, MIB, RamRange
@@ -54,6 +55,8 @@ INTERRUPT_GATE: Final = 0x8E00
 BREAKPOINT, PAGE_FAULT, TIMER = 3, 14, 0x40
 PRESENT_WRITABLE_USER: Final = 0x7
 LARGE_PAGE: Final = 0x80
+XSAVE: Final = 1 << 26
+"""Of CPUID function 1, ECX."""
 
 
 class Step(NamedTuple):
@@ -175,25 +178,33 @@ def probe(open_system: Callable[[], System] = System) -> Verdict:
     except HostError as error:
         return Verdict(usable=False, reason=str(error), hint=error.hint)
     try:
-        return run_steps(system)
+        return run_steps(steps_for(system.supported_cpuid()), lambda ram, bus: KvmVm(system, ram, bus))
     except HostError as error:
         return Verdict(usable=False, reason=f"this KVM makes no machines: {error}")
     finally:
         system.close()
 
 
-def run_steps(system: System) -> Verdict:
+def steps_for(cpuid: Iterable[CpuidEntry]) -> tuple[Step, ...]:
+    """What the guest is to do on a processor that says this of itself."""
+    has_xsave = any(entry.function == 1 and entry.ecx & XSAVE for entry in cpuid)
+    return (*STEPS, XSAVE_STEP) if has_xsave else STEPS
+
+
+def run_steps(steps: tuple[Step, ...], create_vm: Callable[[Ram, Bus], Vm]) -> Verdict:
     """Run the guest.
 
+    Args:
+        steps: What it does.
+        create_vm: Makes its machine, of the accelerator that is tried.
+
     Raises:
-        HostError: The kernel refuses to make it.
+        HostError: The machine cannot be made.
     """
-    has_xsave = any(entry.function == 1 and entry.ecx >> 26 & 1 for entry in system.supported_cpuid())
-    steps = (*STEPS, XSAVE_STEP) if has_xsave else STEPS
-    ram = mmap.mmap(-1, RAM_BYTES)
+    memory = mmap.mmap(-1, RAM_BYTES)
     bus = _Bus(len(steps))
-    _fill(ram, steps)
-    vm = KvmVm(system, [(RamRange(0, RAM_BYTES), ram)], bus)
+    _fill(memory, steps)
+    vm = create_vm([(RamRange(0, RAM_BYTES), memory)], bus)
     try:
         vcpu = vm.vcpus[0]
         bus.finished = vcpu.kick
@@ -227,7 +238,7 @@ def run_steps(system: System) -> Verdict:
     )
 
 
-def _run(vcpu: KvmVcpu) -> Exit:
+def _run(vcpu: Vcpu) -> Exit:
     timer = threading.Timer(PATIENCE_S, vcpu.kick)
     timer.start()
     try:
