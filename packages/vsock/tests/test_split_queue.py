@@ -1,6 +1,7 @@
 """The device's side of the virtqueue against the driver's side, with every rule a chain can break."""
 
 import mmap
+import struct
 from dataclasses import replace
 from typing import get_type_hints
 
@@ -106,6 +107,17 @@ BROKEN_CHAINS = [
     ("wraps around", [(2**64 - 1, 2, 0, 0)], "no region"),
     ("huge", [(BUFFER, 0xFFFF_FFFF, DESCRIPTOR_F_WRITE, 0)], "0xffffffff"),
     ("outside, second", [(BUFFER, 1, DESCRIPTOR_F_NEXT, 1), (2**40, 1, 0, 0)], "no region"),
+    ("over the end, first", [(0xF_FFFF, 2, DESCRIPTOR_F_NEXT, 1), (BUFFER, 1, 0, 0)], "0x2 bytes at 0xfffff"),
+    (
+        "over the end, second",
+        [(BUFFER, 1, DESCRIPTOR_F_NEXT, 1), (0xF_FFFF, 2, 0, 0)],
+        "0x2 bytes at 0xfffff",
+    ),
+    (
+        "over the end, third",
+        [(BUFFER, 1, DESCRIPTOR_F_NEXT, 1), (BUFFER, 1, DESCRIPTOR_F_NEXT, 2), (0xF_FFFF, 2, 0, 0)],
+        "0x2 bytes at 0xfffff",
+    ),
     ("next is out of range", [(BUFFER, 1, DESCRIPTOR_F_NEXT, 8)], "descriptor 8 of 8"),
     ("loop of one", [(BUFFER, 1, DESCRIPTOR_F_NEXT, 0)], "loop"),
     (
@@ -162,6 +174,7 @@ def refuse_and_go_on(driver: FakeDriver, descriptors: list[tuple[int, int, int, 
         driver.queue.pop_many(8)
     assert caught.value.head == 0
     assert [chain.head for chain in driver.queue.pop_many(8)] == [6], "the good one after it"
+    assert driver.queue.next_available == 3
 
     driver.queue.publish()
     assert [(chain.head, chain.length) for chain in driver.used_chains()] == [(0, 0)]
@@ -203,6 +216,178 @@ def test_a_head_out_of_range_breaks_the_queue_after_the_chains_before_it() -> No
 def test_a_layout_that_cannot_be_is_refused(layout: QueueLayout, message: str) -> None:
     with pytest.raises(QueueError, match=message):
         SplitQueue(guest_ram(), layout)
+
+
+class Rings:
+    """Rings of four descriptors, with every place as the specification has it (virtio 1.3 §2.7)."""
+
+    def __init__(self) -> None:
+        self.ram = bytearray(0x2000)
+        self.memory = GuestMemory([(0x1_0000, memoryview(self.ram))])
+        self.layout = QueueLayout(4, 0x1_0000, 0x1_0100, 0x1_0200)
+
+    def queue(self, *, event_idx: bool = False) -> SplitQueue:
+        return SplitQueue(self.memory, self.layout, event_idx=event_idx)
+
+    def descriptor(self, index: int, address: int, length: int, flags: int, following: int = 0) -> None:
+        struct.pack_into("<QIHH", self.ram, 16 * index, address, length, flags, following)
+
+    def offer(self, *heads: int) -> None:
+        (index,) = struct.unpack_from("<H", self.ram, 0x102)
+        for position, head in enumerate(heads, index):
+            struct.pack_into("<H", self.ram, 0x104 + 2 * (position % 4), head)
+        struct.pack_into("<H", self.ram, 0x102, index + len(heads))
+
+    def used(self) -> tuple[int, list[tuple[int, int]]]:
+        """The used ring's index, and its elements: heads and lengths."""
+        (index,) = struct.unpack_from("<H", self.ram, 0x202)
+        return index, list(struct.iter_unpack("<II", self.ram[0x204:0x224]))
+
+
+def test_descriptors_and_rings_are_where_the_specification_has_them() -> None:
+    rings = Rings()
+    rings.ram[0x800:0x80B] = b"hello world"
+    rings.descriptor(0, 0x1_0900, 1, 0)
+    rings.descriptor(1, 0x1_0A00, 8, 2)  # to write
+    rings.descriptor(2, 0x1_0800, 6, 1, 3)  # more follows
+    rings.descriptor(3, 0x1_0806, 5, 0)
+    rings.offer(1, 2)
+    queue = rings.queue()
+
+    answer, request = queue.pop_many(9)
+    assert [len(part) for part in answer.writable] == [8]
+    answer.writable[0][:4] = b"pong"
+    queue.push(answer.head, 4)
+    queue.push(request.head, 0)
+    queue.publish()
+
+    assert read(request.readable) == b"hello world"
+    assert rings.ram[0xA00:0xA08] == b"pong\0\0\0\0"
+    assert rings.used() == (2, [(1, 4), (2, 0), (0, 0), (0, 0)])
+
+
+def test_buffers_may_be_all_of_a_region_of_memory() -> None:
+    rings = Rings()
+    low, high = bytearray(64), bytearray(64)
+    regions = [(0x100, memoryview(low)), (0x1_0000, memoryview(rings.ram)), (0x2_0000, memoryview(high))]
+    rings.descriptor(0, 0x100, 64, 0)
+    rings.descriptor(1, 0x2_0000, 64, 2)
+    rings.descriptor(2, 0x1_0000, 0x2000, 1, 3)
+    rings.descriptor(3, 0x1_0000, 0x2000, 0)
+    rings.offer(0, 1, 2)
+
+    chains = SplitQueue(GuestMemory(regions), rings.layout).pop_many(9)
+
+    assert [(read(chain.readable), read(chain.writable)) for chain in chains] == [
+        (bytes(low), b""),
+        (b"", bytes(high)),
+        (bytes(rings.ram) * 2, b""),
+    ]
+
+
+def test_an_indirect_table_is_taken_where_it_was_negotiated() -> None:
+    for features, taken in ((0, False), (1 << 29, False), (1 << 28, True)):
+        rings = Rings()
+        rings.descriptor(1, 0x1_0400, 64, 4)
+        for number in range(4):  # as many as the queue has
+            struct.pack_into("<QIHH", rings.ram, 0x400 + 16 * number, 0x1_0800, 1, number < 3, number + 1)
+        rings.offer(1)
+        queue = SplitQueue.negotiated(rings.memory, rings.layout, features)
+
+        if taken:
+            (chain,) = queue.pop_many(9)
+            assert (chain.head, len(chain.readable)) == (1, 4)
+        else:
+            with pytest.raises(ChainError, match="not negotiated"):
+                queue.pop_many(9)
+
+
+def test_a_queue_that_was_not_set_up_is_refused() -> None:
+    with pytest.raises(QueueError, match="did not set it up"):
+        SplitQueue.negotiated(Rings().memory, None, 0)
+
+
+def test_flags_say_whether_interrupts_and_kicks_are_wanted() -> None:
+    rings = Rings()
+    queue = SplitQueue.negotiated(rings.memory, rings.layout, 1 << 28)
+    wanted = []
+    for flags in (0, 1, 2):  # 2 has no meaning yet
+        struct.pack_into("<H", rings.ram, 0x100, flags)
+        queue.push(0, 0)
+        wanted.append(queue.publish())
+
+    queue.disable_notifications()
+    disabled = rings.ram[0x200:0x202]
+    queue.enable_notifications()
+
+    assert wanted == [True, False, True]
+    assert disabled == b"\1\0"
+    assert rings.ram[0x200:0x202] == b"\0\0"
+
+
+@pytest.mark.parametrize(("event", "wanted"), [(1, False), (2, True), (3, True), (4, False), (0xFFFF, False)])
+def test_an_event_index_says_from_which_chain_on_interrupts_are_wanted(event: int, *, wanted: bool) -> None:
+    rings = Rings()
+    queue = SplitQueue.negotiated(rings.memory, rings.layout, 1 << 29)
+    for _ in range(2):
+        queue.push(0, 0)
+    queue.publish()
+    struct.pack_into("<H", rings.ram, 0x10C, event)
+
+    for _ in range(2):
+        queue.push(0, 0)
+
+    assert queue.publish() is wanted
+
+
+def test_an_event_index_says_from_which_chain_on_kicks_are_wanted() -> None:
+    rings = Rings()
+    rings.offer(0, 1, 2)
+    queue = rings.queue(event_idx=True)
+    for index in range(3):
+        rings.descriptor(index, 0x1_0800, 1, 0)
+    queue.pop_many(9)
+
+    assert not queue.enable_notifications(silent=4)
+
+    assert struct.unpack_from("<H", rings.ram, 0x224) == (7,)
+    assert rings.ram[0x200:0x202] == b"\0\0"
+
+
+def test_chains_in_which_nothing_was_written_go_back_all_around_the_ring() -> None:
+    rings = Rings()
+    for index in range(4):
+        rings.descriptor(index, 0x1_0800, 1, 0)
+    queue = rings.queue()
+    for heads in ((3, 2, 1), (0, 1, 2)):
+        rings.offer(*heads)
+        queue.push_unwritten(queue.pop_many(9))
+        queue.publish()
+
+    assert rings.used() == (6, [(1, 0), (2, 0), (1, 0), (0, 0)])
+
+
+@pytest.mark.parametrize("size", [1, 2, 32768])
+def test_any_power_of_two_up_to_32768_is_a_size(size: int) -> None:
+    ram = bytearray(16 << 20)
+    struct.pack_into("<QIHH", ram, 0, 0x100_0000 - 8, 8, 0, 0)
+    struct.pack_into("<HHH", ram, 0x20_0000, 0, 1, 0)
+    queue = SplitQueue(GuestMemory([(0, memoryview(ram))]), QueueLayout(size, 0, 0x20_0000, 0x40_0000))
+
+    (chain,) = queue.pop_many(9)
+
+    assert [len(part) for part in chain.readable] == [8]
+
+
+def test_a_chain_may_have_as_many_descriptors_as_the_queue() -> None:
+    rings = Rings()
+    for index in range(4):
+        rings.descriptor(index, 0x1_0800 + index, 1, index < 3, index + 1)
+    rings.offer(0)
+
+    (chain,) = rings.queue().pop_many(9)
+
+    assert len(chain.readable) == 4
 
 
 def test_interrupts_as_flags_say() -> None:

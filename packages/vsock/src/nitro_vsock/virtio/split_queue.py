@@ -125,10 +125,9 @@ class SplitQueue:
         # Casts to words, because an access to an element of such a view is one load or store of its size, so
         # the driver never sees half an index.
         available_words, used_words = available.cast("H"), used.cast("H")
-        self._available_flags, self._available_index = available_words[:1], available_words[1:2]
-        self._heads = available_words[2 : 2 + size]
-        self._used_event = available_words[2 + size :]
-        self._used_flags, self._used_index = used_words[:1], used_words[1:2]
+        self._available_flags, self._available_index = available_words, available_words[1:]
+        self._heads, self._used_event = available_words[2:], available_words[2 + size :]
+        self._used_flags, self._used_index = used_words, used_words[1:]
         self._used_elements = used[RING_HEADER_BYTES:used_bytes].cast("Q")
         self._available_event = used[used_bytes:].cast("H")
 
