@@ -1,12 +1,14 @@
 """Ramdisks in a place that does not depend on them: what Linux would find there."""
 
+import struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nitro_vmm.address_map import MIB
+from nitro_vmm.address_map import BOOT_PARAMS, MIB
 from nitro_vmm.boot import canonical
-from nitro_vmm.boot.canonical import PAGE_BYTES, empty, fill, is_read_early, room_for
+from nitro_vmm.boot.canonical import PAGE_BYTES, empty, fill, find, is_read_early, room_for
 from nitro_vsock import GuestMemory
 
 ADDRESS = 1 * MIB
@@ -60,6 +62,63 @@ def test_rooms_are_few_and_at_most_half_as_large_again(disks: list[bytes]) -> No
 
     assert room % (MIB // 2) == 0
     assert room <= max(2 * MIB, 1.5 * sum(map(len, disks)) + 3 * PAGE_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("size_mib", "more", "room_mib"), [(2, 0, 2), (2, 4, 3), (3, 0, 3), (3, 4, 4), (4, 0, 4), (4, 4, 6)]
+)
+def test_a_room_holds_a_page_the_ramdisk_and_the_entry_behind_it(
+    size_mib: int, more: int, room_mib: int
+) -> None:
+    disk = b"070701".ljust(size_mib * MIB - PAGE_BYTES - 112 + more, b"x")
+
+    assert room_for([disk]) == room_mib * MIB
+
+
+@pytest.mark.parametrize(
+    ("disks", "end"),
+    [
+        ([], 0),
+        ([b"070701" + bytes(6)], 12),
+        ([b"070701" + bytes(7)], 16),
+        ([b"070702" + bytes(6)], 12),
+        ([b"lz4.." + bytes(7)], 16),
+        ([b"lz4.." + bytes(8)], 20),
+        ([b"lz4.." + bytes(7), b"070701" + bytes(6)], 24),
+    ],
+)
+def test_what_is_left_behind_the_ramdisks_is_one_entry(disks: list[bytes], end: int) -> None:
+    """Zeros are between, so that an archive that lz4 has packed ends."""
+    room = 2 * MIB
+    ram = bytearray(b"*" * (ADDRESS + room))
+
+    fill(GuestMemory([(0, memoryview(ram))]), ADDRESS, room, disks)
+
+    at = ADDRESS + PAGE_BYTES + end
+    assert ram[at : at + 112] == skipped(room - PAGE_BYTES - end)
+    assert ram[at + 112 : at + 116] == b"****"
+
+
+def skipped(length: int) -> bytes:
+    """A directory's entry with so many bytes, as ``cpio -H newc`` would write it."""
+    fields = (0, 0o040755, 0, 0, 2, 0, length - 112, 0, 0, 0, 0, 2, 0)
+    return b"070701" + b"".join(b"%08X" % field for field in fields) + b"x\0"
+
+
+def test_the_first_page_is_an_entry_that_is_skipped() -> None:
+    page, rest = empty(2 * MIB)
+
+    assert bytes(page) == skipped(PAGE_BYTES) + bytes(PAGE_BYTES - 112)
+    assert bytes(rest) == bytes(2 * MIB - PAGE_BYTES)
+
+
+@pytest.mark.parametrize(("address", "size"), [(0x7F00_0000, 3 * MIB), (0x12_3456_7000, 0x1_8000_0000)])
+def test_the_ramdisks_are_where_the_kernel_was_told(address: int, size: int) -> None:
+    ram = bytearray(MIB)
+    for place, number in ((0x218, address), (0x21C, size), (0xC0, address >> 32), (0xC4, size >> 32)):
+        struct.pack_into("<I", ram, BOOT_PARAMS + place, number & 0xFFFF_FFFF)
+
+    assert find(GuestMemory([(0, memoryview(ram))])) == (address, size)
 
 
 def test_the_first_page_is_the_same_for_all() -> None:

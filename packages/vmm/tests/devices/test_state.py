@@ -5,6 +5,7 @@ import json
 import struct
 from collections.abc import Callable
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import pytest
@@ -19,6 +20,7 @@ from nitro_vmm.devices.local_apic import LVT_TIMER, LocalApic, Register
 from nitro_vmm.devices.nsm import NsmDevice
 from nitro_vmm.devices.rtc import AHEAD_S_MAX, Rtc
 from nitro_vmm.devices.serial import INPUT_BYTES_MAX, Serial
+from nitro_vmm.devices.state import require_bytes
 from nitro_vmm.devices.virtio_mmio import LADDER, VirtioMmio
 from nitro_vmm.devices.virtio_mmio import Register as Virtio
 from nitro_vmm.devices.vsock import VsockDevice
@@ -507,3 +509,15 @@ def test_whatever_a_state_holds_the_device_refuses_it_or_works(
         assert device.state() == state
     drive(device, world, after)
     device.state()
+
+
+@pytest.mark.parametrize(
+    ("least", "wanted"), [(0, "not 0 to 64 bytes"), (63, "not 63 to 64 bytes"), (64, "not 64 bytes")]
+)
+def test_how_many_bytes_there_may_be_is_said(least: int, wanted: str) -> None:
+    state = SimpleNamespace(registers=bytes(65))
+
+    with pytest.raises(StateError) as caught:
+        require_bytes(state, "registers", 64, least=least)
+
+    assert str(caught.value).endswith(wanted)
