@@ -36,9 +36,3 @@ def test_of_many_words_the_first_64_kibibytes_are_passed_on(process: Path) -> No
     process.write_text("#!/bin/sh\nprintf '%070000d' 0 >&2\nexit 4\n")
 
     assert start(["run", "a.eif"]) == (4, None, "0" * 65536)
-
-
-def test_an_enclave_that_runs_is_described(process: Path) -> None:
-    process.write_text("""#!/bin/sh\necho '{"Name": "a"}' > /dev/fd/$6\n""")
-
-    assert start(["run", "a.eif"]) == (0, {"Name": "a"}, "")
