@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
-from engine_bench import PORT, Bench, data, drain, readable, words
-from nitro_vsock.device.packet import Op
+from engine_bench import PORT, Bench, data, drain, ops, readable, words
+from nitro_vsock.device.packet import Op, Shutdown
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
@@ -20,6 +20,42 @@ def test_a_packet_may_be_cut_anywhere(bench: Bench, pieces: list[int]) -> None:
     payload = os.urandom(64 << 10)
     guest.send(Op.RW, 99, 5000, payload, pieces=pieces)
     assert drain(host, guest, len(payload)) == payload
+
+
+@pytest.mark.parametrize("pieces", [[44], [10, 34], [43, 1]])
+def test_a_packet_without_data_may_be_cut_anywhere(bench: Bench, pieces: list[int]) -> None:
+    guest = bench.start()
+    bench.guest_opens()
+
+    guest.send(Op.CREDIT_REQUEST, 99, 5000, pieces=pieces)
+
+    assert words(guest) == [(Op.CREDIT_UPDATE, b"")]
+
+
+def test_packets_without_a_whole_header_are_counted_and_go_back(bench: Bench) -> None:
+    guest = bench.start()
+    free = guest.transmit.free_descriptors
+
+    guest.transmit.offer(readable=[bytes(43)])
+    guest.transmit.offer(readable=[bytes(20), bytes(23)])
+    guest.transmit.offer(writable=[44])
+    os.eventfd_write(guest.kick_fds[1], 1)
+
+    assert guest.packets() == []
+    assert bench.engine.counters().bad_packets == 3
+    assert guest.transmit.free_descriptors == free
+
+
+def test_what_follows_data_in_the_same_batch_comes_after_it(bench: Bench) -> None:
+    guest = bench.start()
+    host = bench.guest_opens()
+
+    guest.send(Op.RW, 99, 5000, b"last words", run=False)
+    guest.send(Op.SHUTDOWN, 99, 5000, flags=Shutdown.BOTH)
+
+    assert ops(guest.packets()) == [Op.RST]
+    assert host.recv(100) == b"last words"
+    assert host.recv(100) == b""
 
 
 def test_what_follows_the_header_comes_first_however_long_the_rest_is(bench: Bench) -> None:

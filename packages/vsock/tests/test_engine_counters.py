@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from engine_bench import PORT, Bench, ops
-from nitro_vsock.device.packet import Op
+from nitro_vsock.device.packet import Op, Shutdown
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
@@ -154,3 +154,28 @@ def test_a_connection_to_a_guest_that_is_not_there(bench: Bench) -> None:
             assert host.recv(10) == b""
 
     assert counted(bench) == {"refused": 2}
+
+
+def test_data_that_is_not_there(bench: Bench) -> None:
+    guest = bench.start()
+    bench.guest_opens(PORT, 99)
+
+    guest.send(Op.RW, 99, PORT, b"data", len=5)
+    guest.packets()
+
+    assert counted(bench) == {"opened_by_guest": 1, "bad_packets": 1, "resets": 1}
+
+
+@pytest.mark.parametrize(("length", "violations"), [(4096, 0), (4097, 1)])
+def test_data_after_the_end_is_no_violation_of_credit_where_there_was_some(
+    bench: Bench, length: int, violations: int
+) -> None:
+    guest = bench.start(tx_buffer_size=4096)
+    bench.guest_opens(PORT, 99)
+    guest.send(Op.SHUTDOWN, 99, PORT, flags=Shutdown.SEND)
+
+    guest.send(Op.RW, 99, PORT, bytes(length))
+    guest.packets()
+
+    counters = bench.engine.counters()
+    assert (counters.credit_violations, counters.resets) == (violations, 1)
