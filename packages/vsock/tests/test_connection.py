@@ -51,6 +51,20 @@ def test_what_was_shut_down_is_announced_once_and_adds_up(connection: Connection
     assert connection.state == State.CLOSING
 
 
+def test_control_packets_carry_no_data(connection: Connection) -> None:
+    connection.receive(Op.CREDIT_REQUEST, 0, WINDOW, 0)
+    connection.shut_down(Shutdown.BOTH)
+
+    headers = [connection.next_control(), connection.next_control()]
+
+    fields = [Header(*HEADER.unpack(header)) for header in headers if header is not None]
+    assert [(header.op, header.len, header.flags) for header in fields] == [
+        (Op.CREDIT_UPDATE, 0, 0),
+        (Op.SHUTDOWN, 0, Shutdown.BOTH),
+    ]
+    assert connection.next_control() is None
+
+
 def test_a_shutdown_in_two_halves_is_over_after_the_second(connection: Connection) -> None:
     first = connection.receive(Op.SHUTDOWN, Shutdown.RECEIVE, WINDOW, 0)
     second = connection.receive(Op.SHUTDOWN, Shutdown.SEND, WINDOW, 0)

@@ -2,6 +2,7 @@
 
 import socket
 from concurrent.futures import Future
+from typing import Any
 
 import pytest
 import trio
@@ -9,7 +10,7 @@ import trio
 from nitro_vsock import SocketType, UsageError
 from nitro_vsock.host import Destination, Proxied, RefusingHostSide
 from nitro_vsock.host.allowlist import AllowedEndpoint, Allowlist
-from nitro_vsock.host.proxy import CONNECTING_MAX, ProxyHostSide
+from nitro_vsock.host.proxy import CONNECTING_MAX, ProxyHostSide, dial
 
 ALLOWED = Allowlist(
     allowlist=(
@@ -55,6 +56,46 @@ async def test_an_endpoint_that_refuses_refuses_the_guest(nursery: trio.Nursery)
         with pytest.raises(ConnectionRefusedError):
             await result(connect(proxy, 8000))
     assert proxy.routes[8000].refused == 1
+
+
+class Resolver(trio.abc.HostnameResolver):
+    """Knows addresses of one host, some of which nobody answers at."""
+
+    async def getaddrinfo(  # noqa: PLR0917
+        self,
+        host: bytes | None,
+        port: bytes | str | int | None,
+        family: int = 0,
+        type: int = 0,  # noqa: A002, ARG002
+        proto: int = 0,  # noqa: ARG002
+        flags: int = 0,  # noqa: ARG002
+    ) -> list[Any]:
+        assert host == b"server.example"
+        known = [
+            (socket.AF_INET6, "::1"),
+            (socket.AF_INET, "127.0.0.2"),
+            (socket.AF_INET, "127.0.0.1"),
+        ]
+        return [
+            (kind, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, int(port or 0)))
+            for kind, address in known
+            if family in (0, kind)
+        ]
+
+    async def getnameinfo(self, sockaddr: object, flags: int) -> tuple[str, str]:
+        raise NotImplementedError
+
+
+async def test_only_addresses_of_the_family_that_is_asked_for_are_tried() -> None:
+    trio.socket.set_custom_hostname_resolver(Resolver())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        target = Destination(host="server.example", port=server.getsockname()[1])
+
+        for family in (socket.AF_UNSPEC, socket.AF_INET):
+            stream = await dial(target, family)
+            await stream.aclose()
+        with pytest.raises(ConnectionRefusedError):
+            await dial(target, socket.AF_INET6)
 
 
 async def test_the_log_says_why_an_endpoint_cannot_be_reached(

@@ -6,6 +6,7 @@ import socket
 import pytest
 
 from engine_bench import PORT, Bench, data, drain, ops, readable, words
+from nitro_vsock import SocketType
 from nitro_vsock.device.packet import Op, Shutdown
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
@@ -79,6 +80,22 @@ def test_receive_buffers_may_have_any_shape(bench: Bench, shape: list[int]) -> N
     got = guest.packets()
     assert data(got) == payload
     assert all(packet.header.len == len(packet.data) <= sum(shape) - 44 for packet in got)
+
+
+@pytest.mark.parametrize("shape", [[4140], [44, 4096], [44, 100, 100], [20, 10, 100, 100], [50, 7, 90]])
+def test_messages_fill_receive_buffers_of_any_shape(bench: Bench, shape: list[int]) -> None:
+    guest = bench.start(seqpacket=True, receive_buffers=shape, queue_size=128)
+    host = bench.dial(b"CONNECT 52\n", ".seqpacket")
+    (request,) = guest.packets()
+    guest.send(Op.RESPONSE, 52, request.header.src_port, type=SocketType.SEQPACKET)
+    guest.packets()
+    messages = [os.urandom(size) for size in (1, 90, 100, 101, 1000)]
+
+    for message in messages:
+        host.send(message)
+        got = guest.packets()
+        assert data(got) == message
+        assert all(packet.header.len == len(packet.data) <= sum(shape) - 44 for packet in got)
 
 
 def test_bad_chains_go_back_and_the_device_goes_on(bench: Bench) -> None:

@@ -464,6 +464,7 @@ def test_memory_has_holes_and_no_range_crosses_one() -> None:
     memory.slice(0xFFC, 4)[:] = b"low!"
     assert high[0x1000:0x1004] == b"high"
     assert low[0xFFC:] == b"low!"
+    assert len(memory.slice(0x1000, 0)) == 0
     for address, length in [(0xFFD, 4), (0x1000, 1), (0xFFFF_FFFF, 2), (0, 0x1001), (0, -1)]:
         with pytest.raises(GuestMemoryError) as caught:
             memory.slice(address, length)
@@ -485,8 +486,10 @@ def test_memory_refuses_what_it_cannot_be_made_of() -> None:
         GuestMemory([(0, memoryview(bytearray(16))), (15, memoryview(bytearray(16)))])
     with pytest.raises(UsageError, match="writable"):
         GuestMemory([(0, memoryview(bytes(16)))])
-    with pytest.raises(UsageError, match="bytes"):
-        GuestMemory([(0, memoryview(bytearray(16)).cast("H"))])
+    whole = memoryview(bytearray(16))
+    for other in (whole.cast("H"), whole[::2], whole.cast("B", (4, 4))):
+        with pytest.raises(UsageError, match="bytes"):
+            GuestMemory([(0, other)])
 
 
 def test_a_queue_goes_on_where_a_saved_one_was_between_push_and_publish() -> None:

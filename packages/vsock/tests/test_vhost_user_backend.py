@@ -388,6 +388,82 @@ def test_a_region_that_does_not_fit_its_file_is_refused(
         session(Request.SET_MEM_TABLE, messages.memory_table([region]), memory_file())
 
 
+def test_a_region_may_end_with_the_address_space(session: Session) -> None:
+    region = messages.SINGLE_REGION.pack(0) + messages.REGION.pack(
+        (1 << 64) - SIZE, SIZE, (1 << 64) - SIZE, 0
+    )
+    session.realize()
+
+    assert session(Request.ADD_MEM_REG, region, memory_file(), need_reply=True) == U64.pack(0)
+
+
+def test_regions_may_touch_up_to_the_greatest_number_of_them(session: Session) -> None:
+    session.realize()
+    (slots,) = U64.unpack(session(Request.GET_MAX_MEM_SLOTS))
+
+    answers = [
+        session(
+            Request.ADD_MEM_REG,
+            messages.SINGLE_REGION.pack(0) + messages.REGION.pack(SIZE * index, SIZE, SIZE * index, 0),
+            memory_file(),
+            need_reply=True,
+        )
+        for index in range(slots + 1)
+    ]
+
+    assert slots == 32
+    assert answers == [U64.pack(0)] * slots + [U64.pack(1)]
+
+
+def test_an_address_right_behind_a_region_is_in_the_next_one(session: Session) -> None:
+    session.realize()
+    session(Request.SET_FEATURES, U64.pack(FEATURES | messages.PROTOCOL_FEATURES))
+    for index, guest_address in ((1, 0x8_0000), (0, 0)):
+        region = messages.REGION.pack(guest_address, SIZE, FRONTEND + SIZE * index, 0)
+        session(Request.ADD_MEM_REG, messages.SINGLE_REGION.pack(0) + region, memory_file())
+    for index in (0, 1):
+        place = FRONTEND + SIZE + 0x800 * index
+        session(Request.SET_VRING_NUM, state(index, 8))
+        address = messages.VRING_ADDRESS.pack(index, 0, place, place + 0x200, place + 0x100, 0)
+        session(Request.SET_VRING_ADDR, address)
+        session(Request.SET_VRING_KICK, U64.pack(index), event())
+
+    session.enable()
+
+    assert session.device.rings is not None
+    assert [
+        ring and (ring.layout.descriptor_table, ring.next_available) for ring in session.device.rings
+    ] == [
+        (0x8_0000, 0),
+        (0x8_0800, 0),
+        None,
+    ]
+
+
+@pytest.mark.parametrize("left_out", [Request.SET_VRING_NUM, Request.SET_VRING_ADDR, Request.SET_VRING_KICK])
+def test_rings_start_when_all_is_said_of_them(session: Session, left_out: Request) -> None:
+    session.realize()
+    session(Request.SET_FEATURES, U64.pack(FEATURES | messages.PROTOCOL_FEATURES))
+    session.share()
+    address = (FRONTEND + 0x3000, FRONTEND + 0x3200, FRONTEND + 0x3100)
+    said: dict[Request, tuple[bytes, list[int]]] = {
+        Request.SET_VRING_NUM: (state(1, 8), []),
+        Request.SET_VRING_ADDR: (messages.VRING_ADDRESS.pack(1, 0, *address, 0), []),
+        Request.SET_VRING_KICK: (U64.pack(1), [event()]),
+    }
+    session.rings(count=1)
+    session.enable()
+    payload, descriptors = said.pop(left_out)
+    for request, (other, others) in said.items():
+        session(request, other, *others)
+    before = list(session.device.log)
+
+    session(left_out, payload, *descriptors)
+
+    assert before == []
+    assert session.device.log == ["start"]
+
+
 def test_regions_that_overlap_are_refused(session: Session) -> None:
     table = messages.memory_table([MemoryRegion(0, SIZE, 0, 0), MemoryRegion(SIZE - 1, SIZE, SIZE, 0)])
     with pytest.raises(RefusedError, match="overlaps"):

@@ -116,6 +116,21 @@ def test_too_many_descriptors_are_refused_and_handed_back() -> None:
     assert decoder.take_descriptors() == tuple(range(100, 133))
 
 
+def test_a_message_may_be_as_large_as_it_may_be() -> None:
+    sent = Message(Request.SET_OWNER, bytes(4096), tuple(range(32)))
+    data, decoder = sent.encode(), MessageDecoder()
+
+    decoder.feed(data[: HEADER.size], range(32))
+
+    assert decoder.feed(data[HEADER.size :]) == sent
+
+
+def test_a_table_has_up_to_eight_regions() -> None:
+    regions = [MemoryRegion(number << 12, 1 << 12, number << 12, 0) for number in range(8)]
+
+    assert MemoryRegion.table(Message(Request.SET_MEM_TABLE, memory_table(regions))) == regions
+
+
 def test_a_payload_of_another_length_names_the_request() -> None:
     with pytest.raises(VhostUserError, match="SET_VRING_NUM: payload of 4 bytes, must be 8"):
         Message(Request.SET_VRING_NUM, bytes(4)).unpack(messages.VRING_STATE)

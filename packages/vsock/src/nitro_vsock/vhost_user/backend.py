@@ -90,7 +90,9 @@ class _RingState:
         self.base = 0
         self.address: VringAddress | None = None
         self.enabled = False
-        self.kick = self.called = self.error = -1
+        self.kick: int | None = None
+        self.called: int | None = None
+        self.error: int | None = None
         self._lock = threading.Lock()
         """Held while a descriptor is used, because the number of one that is closed may be another file's at
         once."""
@@ -98,23 +100,23 @@ class _RingState:
     def call(self) -> None:
         """Interrupt the guest. From any thread."""
         with self._lock:
-            if self.called >= 0:
+            if self.called is not None:
                 try:  # noqa: SIM105 (for every interrupt: `suppress` takes half as long as the write)
                     os.eventfd_write(self.called, 1)
                 except OSError:
                     pass  # it is full, so an interrupt is on its way; or it is not an eventfd
 
-    def replace(self, name: str, descriptor: int) -> None:
-        """Take over another descriptor, and close the one of before."""
+    def replace(self, name: str, descriptor: int | None) -> None:
+        """Take over another descriptor, or none, and close the one of before."""
         with self._lock:
             old = getattr(self, name)
             setattr(self, name, descriptor)
-            if old >= 0:
+            if old is not None:
                 os.close(old)
 
     def close(self) -> None:
         for name in ("kick", "called", "error"):
-            self.replace(name, -1)
+            self.replace(name, None)
 
 
 class Backend:
@@ -294,8 +296,8 @@ class Backend:
             raise RefusedError(f"{message.name}: {len(descriptors)} descriptors, must be {expected}")
         if not descriptors and message.request == Request.SET_VRING_KICK:
             raise RefusedError(f"{message.name}: without a descriptor the ring would have to be polled")
-        descriptor = descriptors.pop() if descriptors else -1
-        if descriptor >= 0:
+        descriptor = descriptors.pop() if descriptors else None
+        if descriptor is not None:
             os.set_blocking(descriptor, False)
         match message.request:
             case Request.SET_VRING_KICK:
@@ -315,7 +317,7 @@ class Backend:
         index, _ = message.unpack(messages.VRING_STATE)
         ring = self._ring(message, index)
         self._stop()
-        ring.replace("kick", -1)
+        ring.replace("kick", None)
         return messages.VRING_STATE.pack(index, ring.base)
 
     def _stop(self) -> None:
@@ -334,7 +336,7 @@ class Backend:
         started_enabled = not self._features & messages.PROTOCOL_FEATURES
         rings = [
             (ring.size, ring.address, ring.kick)
-            if ring.size and ring.address and ring.kick >= 0 and (ring.enabled or started_enabled)
+            if ring.size and ring.address and ring.kick is not None and (ring.enabled or started_enabled)
             else None
             for ring in self._rings
         ]
@@ -368,12 +370,13 @@ class Backend:
         self._stopped_at = []
 
     def _describe(self, ring: _RingState) -> Ring:
-        address = ring.address
+        address, kick = ring.address, ring.kick
         assert address is not None  # noqa: S101 (`_wanted` says so)
+        assert kick is not None  # noqa: S101 (as above)
         layout = QueueLayout(
             ring.size,
             self._memory.guest_address(address.descriptor_table),
             self._memory.guest_address(address.available_ring),
             self._memory.guest_address(address.used_ring),
         )
-        return Ring(layout, ring.base, ring.kick, ring.call)
+        return Ring(layout, ring.base, kick, ring.call)
