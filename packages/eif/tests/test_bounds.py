@@ -108,6 +108,13 @@ def test_a_header_of_548_bytes_is_the_shortest_file() -> None:
     assert not found(good()[:548], "header-truncated")
 
 
+def test_what_is_shorter_than_a_header_has_no_sections() -> None:
+    cut = Eif.salvage(good()[: HEADER_BYTES - 1])
+
+    assert (cut.header.section_count, cut.sections) == (0, ())
+    assert cut.header.section_offsets == cut.header.section_sizes == (0,) * 32
+
+
 def test_a_header_without_sections_lacks_all_of_them() -> None:
     nothing = image([])
 

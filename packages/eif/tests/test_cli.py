@@ -365,6 +365,28 @@ def test_an_application_image_becomes_two_ramdisks(
     assert main([*common, "--rootfs", str(layout), "--kernel-package", str(deb), "--cmd", "'"]) == 2
 
 
+@pytest.mark.parametrize("name", ["team/app:1.2", ""])
+def test_an_image_is_called_what_the_application_is_called_or_by_its_digest(
+    tmp_path: Path, name: str
+) -> None:
+    archive = Container().docker_archive(tmp_path / "app.tar", name)
+    (tmp_path / "kernel").write_bytes(KERNEL)
+    output = tmp_path / "app.eif"
+
+    code = main(
+        [
+            *("build", "--image", f"docker-archive:{archive}", "--kernel", str(tmp_path / "kernel")),
+            *("--output", str(output)),
+        ]
+    )
+
+    with Eif.open(output) as eif:
+        metadata = Metadata.unpack(eif.metadata or b"")
+    assert code == 0
+    assert metadata.image_version.startswith("sha256:")
+    assert metadata.image_name == (name or metadata.image_version)
+
+
 def test_awss_blobs_make_awss_bootstrap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blobs = tmp_path / "blobs"
     blobs.mkdir()

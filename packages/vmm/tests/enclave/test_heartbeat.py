@@ -28,6 +28,16 @@ async def test_the_byte_comes_back_and_counts_as_booted() -> None:
     assert parent.said == ["heartbeat after 1.50 s"]
 
 
+async def test_what_follows_the_byte_does_not_matter() -> None:
+    parent = Parent()
+    await parent.enclave.send_all(HEARTBEAT + b"and more")
+
+    await parent.heartbeat.answer(parent.stream)
+
+    assert await parent.enclave.receive_some() == HEARTBEAT
+    assert parent.heartbeat.came.is_set()
+
+
 @pytest.mark.parametrize(("sent", "said"), [(b"\x01", "01"), (b"", "empty")])
 async def test_a_wrong_byte_gets_no_answer(sent: bytes, said: str) -> None:
     parent = Parent()

@@ -67,6 +67,22 @@ def test_the_processor_ends_the_machine(exit_: Exit, ending: Ending) -> None:
     assert machine.run(ENTRY) == ending
 
 
+def test_devices_have_their_ports_and_no_others() -> None:
+    answers: dict[int, int] = {}
+
+    def look(vcpu: FakeVcpu) -> Exit:
+        vcpu.bus.write_port(0x3FF, 1, 0x5A)  # the serial port's scratch register, which is its last
+        vcpu.bus.write_port(0x400, 1, 0x5A)
+        for port in (0x5F, 0x61, 0x63, 0x65, 0x6F, 0x72, 0x3F7, 0x3FF, 0x400, 0x5FF, 0x603):
+            answers[port] = vcpu.bus.read_port(port, 1)
+        return Exit(ExitReason.HALTED)
+
+    machine_with(look).run(ENTRY)
+
+    assert answers.pop(0x3FF) == 0x5A
+    assert set(answers.values()) == {0xFF}, "as from a bus where nobody answers"
+
+
 def test_the_guest_resets_the_machine() -> None:
     def reset(vcpu: FakeVcpu) -> Exit:
         vcpu.bus.write_port(ACPI_RESET, 1, ACPI_RESET_VALUE)
