@@ -43,7 +43,8 @@ from nitro_eif.filesystem.compression import (
 )
 from nitro_eif.filesystem.cpio import PATH_BYTES_MAX
 from nitro_eif.filesystem.magic import LZ4
-from nitro_eif.image.format import HEADER_BYTES, SECTION_HEADER
+from nitro_eif.image.format import HEADER_BYTES, SECTION_HEADER, SectionType
+from nitro_eif.image.metadata import custom_metadata
 from nitro_eif.testing import example_contents, example_ramdisk
 
 K, C, M, R0, R1 = parts()
@@ -113,6 +114,19 @@ def test_what_is_shorter_than_a_header_has_no_sections() -> None:
 
     assert (cut.header.section_count, cut.sections) == (0, ())
     assert cut.header.section_offsets == cut.header.section_sizes == (0,) * 32
+    assert (cut.header.flags, cut.header.reserved, cut.header.unused, cut.header.crc32) == (0, 0, 0, 0)
+
+
+def test_the_header_has_both_tables_whole() -> None:
+    data = bytearray(good())
+    struct.pack_into(">32Q", data, TABLE, *range(100, 132))
+    struct.pack_into(">32Q", data, SIZES, *range(200, 232))
+
+    header = Eif.salvage(bytes(data)).header
+
+    assert header.section_offsets == tuple(range(100, 132))
+    assert header.section_sizes == tuple(range(200, 232))
+    assert header.pack() == data[:HEADER_BYTES]
 
 
 def test_a_header_without_sections_lacks_all_of_them() -> None:
@@ -162,6 +176,35 @@ def test_a_section_header_must_be_in_the_file_to_its_last_byte() -> None:
 
     assert not found(empty, "section-outside")
     assert place(empty[:-1], "section-outside") == (TABLE + 8 * 4, 4)
+
+
+def test_a_signature_is_left_out_wherever_it_is() -> None:
+    data = image([K, C, M, R0, (SIGNATURE, b"")])
+
+    left = Eif.salvage(data, without=SectionType.SIGNATURE)
+
+    assert [section.type for section in left.sections] == [kind for kind, _ in (K, C, M, R0)]
+
+
+def test_a_section_that_is_cut_off_may_be_anything_but_a_signature() -> None:
+    data = bytearray(good())
+    struct.pack_into(">Q", data, TABLE + 8, len(data) - 4)
+
+    left = Eif.salvage(bytes(data), without=SectionType.SIGNATURE)
+
+    assert [finding.code for finding in left.findings if finding.section == 1] == ["section-outside"]
+
+
+@pytest.mark.parametrize(("length", "taken"), [(4096, True), (4097, False)])
+def test_custom_metadata_of_4096_bytes_are_the_longest(tmp_path: Path, length: int, taken: object) -> None:
+    path = tmp_path / "custom.json"
+    path.write_bytes(b'{"a": 1}'.ljust(length))
+
+    if taken:
+        assert custom_metadata(path) == {"a": 1}
+    else:
+        with pytest.raises(UsageError, match="4097 bytes; custom metadata has at most 4096"):
+            custom_metadata(path)
 
 
 def test_a_section_starts_after_the_header() -> None:
