@@ -60,6 +60,22 @@ class Bench:
         self.apic.tick(now_ns)
 
 
+def test_it_begins_as_a_processor_that_was_reset() -> None:
+    """Intel SDM vol. 3A, "Local APIC State After Power-Up or Reset"."""
+    apic = LocalApic(lambda: 0, MHZ, lambda: None, apic_id=3)
+    masked = {LVT_TIMER, 0x330, 0x340, LVT_LINT0, 0x360, LVT_ERROR}
+
+    registers = {offset: apic.read(offset, 4) for offset in range(0x20, 0x400, 16)}
+
+    assert {offset: value for offset, value in registers.items() if value} == {
+        0x20: 3 << 24,
+        0x30: 0x5_0014,
+        DFR: 0xFFFF_FFFF,
+        SVR: 0xFF,
+        **dict.fromkeys(masked, LVT_MASKED),
+    }
+
+
 def test_it_says_that_it_is_an_integrated_apic_with_six_local_vectors() -> None:
     bench = Bench()
 
