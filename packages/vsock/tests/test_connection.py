@@ -73,12 +73,17 @@ def test_a_shutdown_in_two_halves_is_over_after_the_second(connection: Connectio
     assert connection.state == State.CLOSED
 
 
-def test_events_are_told_apart_from_packets() -> None:
-    operations = {number for name, number in vars(Op).items() if not name.startswith("_")}
-    events = [number for name, number in vars(Event).items() if not name.startswith("_")]
+def numbers(names: type) -> list[int]:
+    return [number for name, number in vars(names).items() if not name.startswith("_")]
 
-    assert len(set(events)) == len(events)
-    assert not operations & set(events)
+
+@pytest.mark.parametrize("names", [State, Event, Verdict, Op])
+def test_states_events_and_verdicts_are_told_apart(names: type) -> None:
+    assert len(set(numbers(names))) == len(numbers(names)) > 3
+
+
+def test_events_are_told_apart_from_packets() -> None:
+    assert not set(numbers(Op)) & set(numbers(Event))
 
 
 @pytest.mark.parametrize("op", [Event.LAST_SHUTDOWN, Event.HOST_ACCEPTED, Event.HOST_DONE, Event.ENDED])
