@@ -6,6 +6,7 @@ import pytest
 
 from containers import Container, descriptor
 from nitro_eif import Architecture, EifFormatError, HostError, Image, UsageError, open_image
+from nitro_eif.testing import tar_member, tar_of
 
 FILES = {"bin/app": b"the application", "new": b"new"}
 
@@ -136,3 +137,123 @@ def test_progress_counts_layers(tmp_path: Path) -> None:
         )
 
     assert seen == [(1, 2), (2, 2)]
+
+
+def changed_manifest(tmp_path: Path, changes: dict[str, object]) -> str:
+    """A layout whose manifest says something else."""
+    container = Container()
+    layout = container.layout(tmp_path / "layout")
+    manifest = json.dumps(json.loads(container.manifest) | changes).encode()
+    entry = descriptor(manifest, "")
+    (layout / "blobs" / "sha256" / str(entry["digest"]).partition(":")[2]).write_bytes(manifest)
+    (layout / "index.json").write_text(json.dumps({"manifests": [entry]}))
+    return f"oci:{layout}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"schemaVersion": 1}, "neither of OCI nor of Docker's schema 2"),
+        ({"config": 7}, "the manifest's config is not an object"),
+        ({"layers": 7}, "the manifest's layers"),
+        ({"layers": []}, "one diff_id for each layer"),
+    ],
+)
+def test_broken_manifests_are_refused(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
+    source = changed_manifest(tmp_path, changes)
+
+    with ExitStack() as stack, pytest.raises(EifFormatError, match=reason):
+        open_image(source, Architecture.X86_64, stack)
+
+
+@pytest.mark.parametrize("size", [None, "large", -1])
+def test_a_size_that_is_none_is_not_looked_at(tmp_path: Path, size: object) -> None:
+    config = json.loads(Container().manifest)["config"] | {"size": size}
+    source = changed_manifest(tmp_path, {"config": config})
+
+    with ExitStack() as stack:
+        assert contents(open_image(source, Architecture.X86_64, stack), stack) == FILES
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"urls": ["https://a"]}, False),
+        ({"mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"}, False),
+        (
+            {
+                "urls": ["https://a"],
+                "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+            },
+            True,
+        ),
+    ],
+)
+def test_a_layer_that_is_elsewhere_is_refused(
+    tmp_path: Path, changes: dict[str, object], refused: object
+) -> None:
+    first, second = json.loads(Container().manifest)["layers"]
+    source = changed_manifest(tmp_path, {"layers": [first | changes, second]})
+
+    with ExitStack() as stack:
+        image = open_image(source, Architecture.X86_64, stack)
+        if refused:
+            with pytest.raises(EifFormatError, match=r"is kept elsewhere \(\['https://a'\]\)"):
+                image.unpack(stack)
+        else:
+            assert contents(image, stack) == FILES
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"Layers": ["0/layer.tar"]},
+        {"Config": 7, "Layers": ["0/layer.tar"]},
+        {"Config": "config.json"},
+        {"Config": "config.json", "Layers": "0/layer.tar"},
+        {"Config": "config.json", "Layers": [7]},
+    ],
+)
+def test_broken_manifests_of_docker_are_refused(tmp_path: Path, entry: dict[str, object]) -> None:
+    archive = tmp_path / "saved.tar"
+    archive.write_bytes(tar_of([(tar_member("manifest.json"), json.dumps([entry]).encode())]))
+
+    with ExitStack() as stack, pytest.raises(EifFormatError, match="names no config and layers"):
+        open_image(f"docker-archive:{archive}", Architecture.X86_64, stack)
+
+
+def test_images_without_names_are_counted_and_said_to_have_none(tmp_path: Path) -> None:
+    archive = tmp_path / "saved.tar"
+    images = [{"Config": "a", "Layers": []}, {"Config": "b", "Layers": [], "RepoTags": ["team/app:1"]}]
+    archive.write_bytes(tar_of([(tar_member("manifest.json"), json.dumps(images).encode())]))
+
+    with ExitStack() as stack, pytest.raises(UsageError, match=r"2 images \(\(no name\), team/app:1\)"):
+        open_image(f"docker-archive:{archive}", Architecture.X86_64, stack)
+
+
+@pytest.mark.parametrize("diff_ids", [None, "sha256:", [], [7, 8], ["sha256:00", "sha256:00"]])
+def test_layers_without_digests_of_their_contents_are_refused(tmp_path: Path, diff_ids: object) -> None:
+    container = Container()
+    config = json.loads(container.config) | {"rootfs": {"diff_ids": diff_ids}}
+    container.config = json.dumps(config).encode()
+
+    archive = container.docker_archive(tmp_path / "saved.tar")
+
+    with ExitStack() as stack, pytest.raises(EifFormatError, match="one diff_id for each layer"):
+        open_image(f"docker-archive:{archive}", Architecture.X86_64, stack)
+
+
+def test_a_tar_file_with_half_of_what_a_layout_has_is_no_image(tmp_path: Path) -> None:
+    archive = tmp_path / "saved.tar"
+    for name in ("oci-layout", "index.json"):
+        archive.write_bytes(tar_of([(tar_member(name), b"{}")]))
+
+        with ExitStack() as stack, pytest.raises(EifFormatError, match="neither an OCI layout"):
+            open_image(str(archive), Architecture.X86_64, stack)
+
+
+def test_a_file_may_have_a_colon_in_its_name(tmp_path: Path) -> None:
+    archive = Container().docker_archive(tmp_path / "saved:1.tar")
+
+    with ExitStack() as stack:
+        assert contents(open_image(f"docker-archive:{archive}", Architecture.X86_64, stack), stack) == FILES
