@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nitro_eif import EifFormatError, Node, Tree
+from nitro_eif.filesystem import tar
+from nitro_eif.filesystem.cpio import PATH_BYTES_MAX
 from nitro_eif.filesystem.tar import HEADER_BYTES_MAX, apply_tar
 from nitro_eif.testing import tar_member, tar_of
 
@@ -143,6 +145,57 @@ def test_devices_pipes_long_names_owners_and_xattrs() -> None:
 def test_entries_that_cannot_be_unpacked_are_refused(members: list[Member], reason: str) -> None:
     with pytest.raises(EifFormatError, match=reason):
         layers(members)
+
+
+def test_only_layers_have_whiteouts() -> None:
+    tree = layers([file("a", b"1")])
+
+    apply_tar(tree, memoryview(tar_of([file(".wh.a", b"2"), file(".wh.", b"3")])), whiteouts=False)
+
+    assert contents(tree) == {"a": b"1", ".wh.a": b"2", ".wh.": b"3"}
+
+
+@pytest.mark.parametrize(("number", "taken"), [(0xFFFF_FFFF, True), (0x1_0000_0000, False), (-1, False)])
+def test_owners_are_numbers_of_32_bits(number: int, taken: object) -> None:
+    members = [file("a", b"1", uid=1, gid=number)]
+
+    if taken:
+        assert layers(members)["a"].gid == number
+    else:
+        with pytest.raises(EifFormatError, match="not a 32-bit number"):
+            layers(members)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [file("x" * (PATH_BYTES_MAX + 1), b"1")],
+        [symlink("a", "x" * (PATH_BYTES_MAX + 1))],
+    ],
+)
+def test_paths_and_what_they_lead_to_are_not_too_long(members: list[Member]) -> None:
+    with pytest.raises(EifFormatError, match="a path of more than 4095 bytes"):
+        layers(members)
+
+
+def test_files_and_their_attributes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar, "MEMBERS_MAX", 5)
+    attributes = {"SCHILY.xattr.user.a": "1", "SCHILY.xattr.user.b": "2"}
+    members = [file("a"), file("b", pax=attributes), file("c")]
+
+    assert len(layers(members)) == 3
+    with pytest.raises(EifFormatError, match="more than 5 files and attributes"):
+        layers([*members, file("d")])
+
+
+@pytest.mark.parametrize("at", [0, 511])
+def test_garbage_where_a_header_should_be_is_refused(at: int) -> None:
+    data = bytearray(tar_of([file("a", b"1")]))
+    data[1024 + at] = 7
+
+    with pytest.raises(EifFormatError, match="broken or truncated") as caught:
+        apply_tar(Tree(), memoryview(data))
+    assert caught.value.offset == 1024
 
 
 def pax_header(length: int) -> Member:
