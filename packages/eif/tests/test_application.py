@@ -22,6 +22,7 @@ from nitro_eif import (
     tree_of,
     write_application,
 )
+from nitro_eif.build import application
 from nitro_eif.build.application import LINUXKIT_MTIME, dropped_xattrs, reads_newlines, resolve_user
 from nitro_eif.testing import tar_member, tar_of
 
@@ -63,6 +64,14 @@ def test_users_are_looked_up_as_docker_does(user: str, ids: str, home: str) -> N
 def test_users_that_the_image_does_not_have_are_refused(user: str) -> None:
     with pytest.raises(UsageError, match="USER"):
         resolve_user(user, image())
+
+
+def test_a_list_of_users_that_is_too_long_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(application, "_ACCOUNTS_BYTES_MAX", len(PASSWD))
+
+    assert resolve_user("app", image(**{"etc/group": ""}))[0] == "1000:1001"
+    with pytest.raises(UsageError, match=f"has {len(PASSWD) + 1} bytes: give --user in numbers"):
+        resolve_user("app", image(**{"etc/passwd": PASSWD + "\n", "etc/group": ""}))
 
 
 def test_entrypoint_and_cmd_go_together_and_path_and_home_are_set() -> None:

@@ -46,6 +46,29 @@ def archive(entries: dict[str, Node], mtime: int = 0) -> bytes:
     return file.getvalue()
 
 
+def test_entries_are_written_as_awss_build_writes_them() -> None:
+    """Every number counts, because the measurements are over these bytes."""
+    twice = Node(0o100644, 5, 6, b"hello", (0, 0))
+    entries = {"d": Node(0o040755), "d/a": twice, "d/b": twice, "null": Node(0o020666, 0, 0, b"", (1, 3))}
+
+    def entry(name: bytes, data: bytes, *numbers: int) -> bytes:
+        inode, mode, uid, gid, links, mtime, size, device = *numbers[:7], numbers[7:]
+        fields = (inode, mode, uid, gid, links, mtime, size, 3, 1, *device, len(name) + 1, 0)
+        text = b"070701" + b"".join(b"%08x" % field for field in fields) + name + b"\0"
+        return text + bytes(-len(text) % 4) + data + bytes(-len(data) % 4)
+
+    written = archive(entries, mtime=7)
+
+    whole = (
+        entry(b"d", b"", 721, 0o040755, 0, 0, 2, 7, 0, 0, 0)
+        + entry(b"d/a", b"", 722, 0o100644, 5, 6, 2, 7, 0, 0, 0)  # the last name has the data
+        + entry(b"d/b", b"hello", 722, 0o100644, 5, 6, 2, 7, 5, 0, 0)
+        + entry(b"null", b"", 723, 0o020666, 0, 0, 1, 7, 0, 1, 3)
+        + entry(b"TRAILER!!!", b"", 724, 0, 0, 0, 1, 0, 0, 0, 0)
+    )
+    assert written == whole + bytes(-len(whole) % 512)
+
+
 def facts(node: Node) -> tuple[object, ...]:
     return (node.mode, node.uid, node.gid, bytes(node.data), node.device)
 
