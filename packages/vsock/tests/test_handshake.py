@@ -21,6 +21,17 @@ def test_any_line_is_a_port_or_refused(line: bytes) -> None:
     assert [word.lower() for word in line.split()] == [b"connect", line.split()[1]]
 
 
+@pytest.mark.parametrize(("port", "taken"), [(0, True), (2**32 - 2, True), (2**32 - 1, False)])
+def test_the_greatest_port_is_the_one_before_any(port: int, taken: object) -> None:
+    line = b"CONNECT %d\n" % port
+
+    if taken:
+        assert parse_line(line) == port
+    else:
+        with pytest.raises(HandshakeError, match="up to 4294967294"):
+            parse_line(line)
+
+
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 2), st.binary(max_size=40), st.sets(st.integers(1, 60)))
 def test_pieces_make_no_difference_and_the_rest_is_left(port: int, rest: bytes, cuts: set[int]) -> None:
