@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -74,6 +75,68 @@ def test_it_begins_as_a_processor_that_was_reset() -> None:
         SVR: 0xFF,
         **dict.fromkeys(masked, LVT_MASKED),
     }
+
+
+def test_registers_keep_the_bits_that_they_have() -> None:
+    bench = Bench()
+    kept = {
+        TPR: 0xFF,
+        LDR: 0xFF00_0000,
+        DFR: 0xFFFF_FFFF,
+        SVR: 0x3FF,
+        ICR_LOW: 0xC_CFFF,
+        ICR_HIGH: 0xFF00_0000,
+        DIVIDE: 0b1011,
+        0x330: 0x1_07FF,
+        0x340: 0x1_07FF,
+        LVT_LINT0: 0x1_A7FF,
+        0x360: 0x1_A7FF,
+        LVT_ERROR: 0x1_00FF,
+        LVT_TIMER: 0x7_00FF,
+    }
+
+    for offset in kept:
+        bench.put(offset, 0xFFFF_FFFF)
+
+    assert {offset: bench.get(offset) for offset in kept} == kept
+    bench.put(DFR, 0)
+    assert bench.get(DFR) == 0x0FFF_FFFF
+
+
+@pytest.mark.parametrize(("shorthand", "arrives"), [(0, False), (1, True), (2, True), (3, False)])
+def test_shorthands_of_destinations_include_the_sender_or_not(shorthand: int, *, arrives: bool) -> None:
+    bench = Bench()
+    bench.put(ICR_HIGH, 5 << 24)  # nobody
+
+    bench.put(ICR_LOW, shorthand << 18 | 0x40)
+
+    assert bench.bits(IRR) == ({0x40} if arrives else set())
+
+
+@pytest.mark.parametrize("offset", [0x00, 0x10, 0x40, 0x70, 0x290, 0x2F0, 0x3A0, 0x3F0])
+def test_registers_that_there_are_not_are_errors(offset: int) -> None:
+    bench = Bench()
+
+    bench.put(offset, 1)
+    bench.put(ESR, 0)
+    written = bench.get(ESR)
+    bench.put(ESR, 0)
+    value = bench.get(offset)
+    bench.put(ESR, 0)
+
+    assert (written, value, bench.get(ESR)) == (0x80, 0, 0x80)
+
+
+@pytest.mark.parametrize("offset", [0x20, 0x30, 0x90, 0xA0, 0xC0, 0x100, 0x170, 0x180, 0x200, 0x270, 0x390])
+def test_writing_what_can_only_be_read_is_ignored(offset: int) -> None:
+    bench = Bench()
+    before = bench.get(offset)
+
+    bench.put(offset, 0xFFFF_FFFF)
+
+    assert bench.get(offset) == before
+    bench.put(ESR, 0)
+    assert bench.get(ESR) == 0
 
 
 def test_it_says_that_it_is_an_integrated_apic_with_six_local_vectors() -> None:
