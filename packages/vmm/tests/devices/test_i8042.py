@@ -88,6 +88,58 @@ def test_the_configuration_is_kept() -> None:
     assert bench.answer() == 0x10 | CONFIG_MOUSE_DISABLED
 
 
+def test_each_byte_of_the_memory_is_kept() -> None:
+    bench = Bench()
+    for index in range(1, 32):
+        bench.command(0x60 + index, 0x80 | index)
+
+    found = []
+    for index in range(32):
+        bench.command(0x20 + index)
+        found.append(bench.answer())
+
+    assert found == [0x44, *(0x80 | index for index in range(1, 32))]
+
+
+def test_the_status_says_how_the_last_byte_came() -> None:
+    bench = Bench()
+    seen = [bench.status(), bench.chip.read(DATA, 1)]
+
+    bench.chip.write(DATA, 1, 0xFF)  # to a keyboard that is not there
+    seen += [bench.status(), bench.chip.read(DATA, 1), bench.status()]
+    bench.command(0xD4, 0xFF)  # to a mouse that is not there
+    seen += [bench.status(), bench.chip.read(DATA, 1), bench.status()]
+    bench.command(0xAA)  # self test
+    seen += [bench.status(), bench.chip.read(DATA, 1), bench.status()]
+
+    assert seen == [0x14, 0, 0x55, 0xFE, 0x14, 0x75, 0xFE, 0x14, 0x1D, 0x55, 0x1C]
+
+
+def test_a_byte_of_the_mouse_is_no_interrupt_of_the_keyboard() -> None:
+    bench = Bench()
+    bench.command(0x60, 0x45)
+
+    bench.command(0xD4, 0xFF)
+    mouse = bench.levels[-1]
+    bench.command(0xD2, 7)
+    echo = bench.levels[-1]
+    bench.answer()
+
+    assert (mouse, echo, bench.levels[-1]) == (False, True, False)
+
+
+@pytest.mark.parametrize("command", [0xF0, 0xF2, 0xFC, 0xFE])
+def test_pulses_of_the_first_line_are_resets(command: int) -> None:
+    bench = Bench()
+    for other in (0xEE, command | 1):
+        bench.command(other)
+    before = bench.resets
+
+    bench.command(command)
+
+    assert (before, bench.resets) == (0, 1)
+
+
 def test_no_mouse_answers_the_loopback_test() -> None:
     bench = Bench()
 
