@@ -322,7 +322,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="report as JSON")
     options = parser.parse_args()
     known = equivalent()
-    with tempfile.TemporaryDirectory(prefix="mutants-") as directory:
+    # What tests have started may still write while it is removed.
+    with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as directory:
         copy = Copy(options.package, Path(directory).resolve())
         copy.learn()
         every = copy.mutants()

@@ -457,6 +457,23 @@ def test_indices_wrap_at_16_bits() -> None:
         assert len(driver.used_chains()) == 1
 
 
+def test_a_driver_uses_its_space_to_the_last_byte_and_says_when_there_is_none() -> None:
+    rings = 8 * 16 + (6 + 2 * 8) + 2 + (6 + 8 * 8)  # two bytes align the used ring
+    fits = 0x1000 - rings
+    driver = FakeDriver(guest_ram(), space=0x1000)
+
+    with pytest.raises(MemoryError, match=f"no {fits + 1} bytes in one piece"):
+        driver.offer(readable=[bytes(fits + 1)])
+    head = driver.offer(readable=[bytes(fits)])
+    with pytest.raises(MemoryError, match="no 1 bytes"):
+        driver.offer(readable=[b"x"])
+    driver.queue.push(head, 0)
+    driver.queue.publish()
+
+    assert len(driver.used_chains()) == 1
+    driver.offer(readable=[bytes(fits)])
+
+
 def test_memory_has_holes_and_no_range_crosses_one() -> None:
     low, high = bytearray(0x1000), bytearray(0x2000)
     memory = GuestMemory([(0, memoryview(low)), (0x1_0000_0000, memoryview(high))])
