@@ -237,6 +237,7 @@ def test_a_plain_configuration_is_that_of_all_sources(images: list[str], words: 
         assert {name: getattr(plain, name) for name in EnclaveConfig.model_fields} == dict(config)
         assert plain.checked() == config
         assert plain.begins_at_once == config.begins_at_once
+        assert plain.connects_at_once == config.connects_at_once
         assert plain.shows_console == config.shows_console
 
 

@@ -289,6 +289,11 @@ class EnclaveConfig(_Frozen):
         """Whether the guest may run before anything else is there: a daemon, a debugger."""
         return self.vhost_user_path is None and self.gdb is None
 
+    @property
+    def connects_at_once(self) -> bool:
+        """Whether its vsock needs nothing of an event loop to be made: a proxy, a published port, a KMS."""
+        return self.begins_at_once and not (self.publish or self.proxy or self.allow or self.kms)
+
     @model_validator(mode="before")
     @classmethod
     def _image_of_snapshot(cls, data: object) -> object:

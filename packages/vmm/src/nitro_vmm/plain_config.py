@@ -61,6 +61,11 @@ class PlainConfig(PlainChoices):
         """See `EnclaveConfig.begins_at_once`."""
         return True
 
+    @property
+    def connects_at_once(self) -> bool:
+        """See `EnclaveConfig.connects_at_once`."""
+        return True
+
     def checked(self) -> "EnclaveConfig":
         """The same as the model."""
         from nitro_vmm.config import EnclaveConfig  # noqa: PLC0415 - takes pydantic

@@ -71,7 +71,8 @@ async def test_a_proxied_port_leads_to_its_endpoint() -> None:
     async with echo_server() as port:
         proxied = Proxied(port=8000, target=Endpoint(host="127.0.0.1", port=port))
         async with egress(proxied=(proxied,)) as out:
-            parent = ParentSide(None, out, lambda: None, soon=lambda function: function())
+            parent = ParentSide(None, lambda: None, soon=lambda function: function())
+            parent.egress = out
             future = parent.connect(8000, SocketType.STREAM)
             assert isinstance(future, Future)
             sock = await result(future)

@@ -20,10 +20,10 @@ from nitro_vmm import (
     UsageError,
 )
 from nitro_vmm.accel import EntryState, Exit, ExitReason
+from nitro_vmm.defaults import HEARTBEAT_PORT
 from nitro_vmm.enclave.assembly import Assembly, Reach, connect
 from nitro_vmm.enclave.boot import Begun
 from nitro_vmm.enclave.console import KEPT_BYTES_MAX
-from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT
 from nitro_vmm.enclave.timeline import Timeline
 from nitro_vmm.testing import FakeAccelerator, FakeVcpu
 from nitro_vsock import VsockError
@@ -265,7 +265,7 @@ def connect_with_heartbeat(monkeypatch: pytest.MonkeyPatch, error: Exception | N
             raise error
         return assembly
 
-    monkeypatch.setattr("nitro_vmm.enclave.enclave.connect", connect_quickly)
+    monkeypatch.setattr("nitro_vmm.enclave.assembly.connect", connect_quickly)
     return guest
 
 

@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from nitro_vmm import UsageError
-from nitro_vmm.enclave.egress import Egress
-from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT
-from nitro_vmm.enclave.parent import BACKLOG, ParentSide
+from nitro_vmm.defaults import HEARTBEAT_PORT
+from nitro_vmm.enclave.listener import BACKLOG
+from nitro_vmm.enclave.parent import ParentSide
 from nitro_vsock import HostSide, SocketType, UnixHostSide, UnixListener
 from nitro_vsock.host.parent import make_parent_directory
 
@@ -28,7 +28,7 @@ class Elsewhere:
 
 
 def parent_side(inner: HostSide | None = None, heartbeat: Callable[[], None] = lambda: None) -> ParentSide:
-    return ParentSide(inner, Egress([], []), heartbeat, soon=lambda function: function())
+    return ParentSide(inner, heartbeat, soon=lambda function: function())
 
 
 def taken(connection: socket.socket | Future[socket.socket]) -> socket.socket:

@@ -13,11 +13,11 @@ import pytest
 
 from nitro_vmm import EnclaveConfig, Outcome, UsageError
 from nitro_vmm.accel import Exit, ExitReason
+from nitro_vmm.enclave import assembly
 from nitro_vmm.machine.board import _Reserved
 from nitro_vmm.plain_config import PlainConfig
-from nitro_vmm.run import foreground
 from nitro_vmm.run.attach import attach
-from nitro_vmm.run.foreground import HIDDEN, Attached
+from nitro_vmm.run.foreground import HIDDEN
 from nitro_vmm.testing import FakeAccelerator, FakeVcpu
 from nitro_vsock import VsockError
 
@@ -124,13 +124,13 @@ class SecondHalf:
     """The second half of a launch, which begins when the test says so."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, until: Callable[[], object]) -> None:
-        self._begin = foreground.see_through
+        self._begin = assembly.connect
         self._until = until
-        monkeypatch.setattr(foreground, "see_through", self)
+        monkeypatch.setattr(assembly, "connect", self)
 
-    async def __call__(self, *arguments: Any) -> Attached:  # noqa: ANN401 - those of the real one
+    def __call__(self, *arguments: Any) -> assembly.Assembly:  # noqa: ANN401 - those of the real one
         self._until()
-        return await self._begin(*arguments)
+        return self._begin(*arguments)
 
 
 def test_a_guest_runs_before_the_second_half(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,14 @@ LAUNCH = """
 import json, sys, threading
 
 class Watcher:
-    'Says of some packages whether the guest was started when they were imported.'
+    'Says of some packages whether the guest had its devices, or was started, when they were imported.'
 
     found, started = {}, set()
 
     def find_spec(self, name, path=None, target=None):
-        if name in {"cryptography", "pydantic", "trio", "unicorn.unicorn_py3"}:
+        if name == "trio":
+            self.found[name] = launch.assembly is not None
+        elif name in {"cryptography", "pydantic", "unicorn.unicorn_py3"}:
             self.found[name] = "guest" in self.started
 
 def start(thread, real=threading.Thread.start):
@@ -32,6 +34,14 @@ def start(thread, real=threading.Thread.start):
 threading.Thread.start = start
 sys.meta_path.insert(0, Watcher())
 from nitro_vmm.cli import main
+from nitro_vmm.enclave.launch import Launch
+
+def note(self, *arguments, real=Launch.__init__, **options):
+    global launch
+    launch = self
+    real(self, *arguments, **options)
+
+Launch.__init__ = note
 
 assert main(sys.argv[1:]) == 0
 print(json.dumps(Watcher.found), file=sys.stderr)
@@ -39,7 +49,10 @@ print(json.dumps(Watcher.found), file=sys.stderr)
 
 
 def imported(*words: str) -> dict[str, bool]:
-    """Which packages a command has imported, and whether its guest was started before."""
+    """Which packages a command has imported, and whether its guest was started before.
+
+    For trio: whether the guest had all its devices.
+    """
     ensure_test_root()  # the first launch of all makes it
     done = subprocess.run([sys.executable, "-c", LAUNCH, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,10 +1,11 @@
 """The digest over a saved machine's file: of all its bytes in their order, and given up where wanted."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
 
-from nitro_vmm.snapshot.digest import PART_BYTES, digest_of
+from nitro_vmm.snapshot.digest import DIGESTED_FROM, PART_BYTES, Digesting, FileDigest, digest_of
 
 
 @pytest.mark.parametrize("count", [0, 1, PART_BYTES, PART_BYTES + 1, 5 * PART_BYTES - 7])
@@ -28,3 +29,34 @@ def test_whoever_gives_up_may_close_the_view_at_once() -> None:
         digest_of(view, give_up)
 
     content.append(0)  # which is an error while anybody has a view
+
+
+def test_who_helps_before_the_digest_is_wanted_leaves_less_to_do() -> None:
+    content = bytes(range(256)) * (3 * PART_BYTES // 256)
+    began: list[None] = []
+
+    def stop_after_two() -> None:
+        if len(began) == 2:
+            raise InterruptedError
+        began.append(None)
+
+    digesting = Digesting(memoryview(content))
+    with pytest.raises(InterruptedError):
+        digesting.help(stop_after_two)
+    computed = digesting.result()
+    digesting.close()
+
+    assert computed == digest_of(memoryview(content))
+
+
+def test_the_digest_of_a_file_leaves_out_what_holds_it(tmp_path: Path) -> None:
+    path = tmp_path / "saved"
+    path.write_bytes(bytes(DIGESTED_FROM) + b"content")
+
+    with path.open("rb") as file:
+        digest = FileDigest(file, DIGESTED_FROM + 7)
+        computed = digest.result()
+        digest.close()
+        digest.close()
+
+    assert computed == digest_of(memoryview(b"content"))

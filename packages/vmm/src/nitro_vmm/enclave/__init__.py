@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nitro_vmm.enclave.console import Console, ConsoleSink, ConsoleStream
     from nitro_vmm.enclave.enclave import Enclave
+    from nitro_vmm.enclave.listener import ParentListener
     from nitro_vmm.enclave.outcome import EnclaveEndedError, Outcome, Result
-    from nitro_vmm.enclave.parent import ParentListener
     from nitro_vmm.enclave.timeline import Moment, Timeline
 
 _HOME = {
@@ -21,7 +21,7 @@ _HOME = {
     "EnclaveEndedError": "outcome",
     "Moment": "timeline",
     "Outcome": "outcome",
-    "ParentListener": "parent",
+    "ParentListener": "listener",
     "Result": "outcome",
     "Timeline": "timeline",
 }

@@ -6,8 +6,8 @@ cryptography and no pydantic.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -25,6 +25,8 @@ from nitro_vmm.machine.machine import Machine
 from nitro_vmm.machine.memory import Memory
 
 if TYPE_CHECKING:
+    from nitro_eif import Measured
+    from nitro_vmm.enclave.ahead import Ahead
     from nitro_vmm.plain_config import EnclaveSettings
     from nitro_vmm.snapshot.layout import Parameters
 
@@ -48,6 +50,8 @@ class Surroundings(NamedTuple):
     """More to say once the image is known to boot."""
     proceed: Proceed = nothing
     """Called while images are measured and loaded, which may take long; in any thread."""
+    ahead: "Ahead | None" = None
+    """What has begun to measure the files, if anything has."""
 
 
 class Image(NamedTuple):
@@ -93,15 +97,46 @@ class Begun(NamedTuple):
     """Those that would have been better, and are not in the cache."""
 
 
+@contextmanager
+def open_image(config: "EnclaveSettings", around: Surroundings) -> "Iterator[tuple[Eif, Measured | None]]":
+    """Open the image that a configuration names; with what it measures, if that was begun before.
+
+    Raises:
+        EifError: It is not an image.
+        OSError: It cannot be read.
+    """
+    with ExitStack() as opened:
+        if around.ahead is not None:
+            found = opened.enter_context(around.ahead.image(around.proceed))
+            if found is not None:
+                yield found
+                return
+        yield opened.enter_context(Eif.open(config.eif_path)), None
+
+
 def look_at(
-    config: "EnclaveSettings", eif: Eif, accelerator: Accelerator, *, memory_mib: int, around: Surroundings
+    config: "EnclaveSettings",
+    eif: Eif,
+    accelerator: Accelerator,
+    *,
+    memory_mib: int,
+    around: Surroundings,
+    measured: "Measured | None",
 ) -> Image:
     """Measure an image, and choose its machine.
+
+    Args:
+        config: What is wanted.
+        eif: The image.
+        accelerator: What runs it.
+        memory_mib: How much memory it gets.
+        around: Who is told.
+        measured: What `open_image` has said of it.
 
     Raises:
         ImageError: The image would not boot.
     """
-    measurements = measure_bootable(eif, around.proceed)
+    measurements = measure_bootable(eif, around.proceed, measured=measured)
     around.timeline.note(MEASURED)
     return Image(measurements, memory_mib, _choose_processors(config, accelerator, around.say))
 
@@ -200,8 +235,8 @@ def boot_cold(
         OSError: The image cannot be read.
     """
     memory_mib = choose_memory_mib(config)
-    with Eif.open(config.eif_path) as eif:
-        image = look_at(config, eif, accelerator, memory_mib=memory_mib, around=around)
+    with open_image(config, around) as (eif, measured):
+        image = look_at(config, eif, accelerator, memory_mib=memory_mib, around=around, measured=measured)
         return Begun(*boot(config, eif, image, accelerator, resources, around=around))
 
 

@@ -4,14 +4,12 @@ The guest runs in a thread. Tasks of the caller's loop move its vsock data, answ
 when it does not boot in time. Several enclaves may run in one loop.
 """
 
-import itertools
 import logging
 import math
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -20,21 +18,20 @@ import trio
 from nitro_eif import Measurements
 from nitro_nsm import Refusal
 from nitro_vmm.accel import Accelerator
-from nitro_vmm.defaults import CID_DEFAULT
+from nitro_vmm.defaults import HEARTBEAT_PORT
 from nitro_vmm.enclave import timeline
-from nitro_vmm.enclave.assembly import Assembly, Reach, assemble, connect
+from nitro_vmm.enclave.assembly import Assembly
 from nitro_vmm.enclave.causes import Cause, of_silence
 from nitro_vmm.enclave.console import Console, ConsoleSink
 from nitro_vmm.enclave.egress import HTTP_PROXY_PORT, Egress
-from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT, Heartbeat
+from nitro_vmm.enclave.heartbeat import Heartbeat
 from nitro_vmm.enclave.launch import Launch
+from nitro_vmm.enclave.listener import ParentListener
 from nitro_vmm.enclave.outcome import EnclaveEndedError, Outcome, Result, Verdict, judge, late
-from nitro_vmm.enclave.parent import ParentListener, ParentSide
 from nitro_vmm.enclave.tasks import either, ungrouped
 from nitro_vmm.errors import LaunchStoppedError, UsageError
 from nitro_vmm.machine.machine import End, Ending
 from nitro_vmm.plain_config import PlainConfig
-from nitro_vsock import Service, UnixHostSide
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,13 +43,9 @@ if TYPE_CHECKING:
     from nitro_vmm.enclave.published import PublishedPorts
     from nitro_vmm.enclave.timeline import Timeline
     from nitro_vmm.plain_config import EnclaveSettings
+    from nitro_vsock import Service
 
 logger = logging.getLogger(__name__)
-
-
-free_cids = itertools.count(CID_DEFAULT)
-"""Vsock addresses of this process's enclaves that want a free one; each has a vsock of its own, so an address
-that another enclave was given is no clash."""
 
 
 class Enclave:
@@ -92,9 +85,7 @@ class Enclave:
         self._launch = launch or Launch(
             config, console_sink=console_sink, accelerator=accelerator, say=say, started_s=started_s
         )
-        if not config.cid and not isinstance(config, PlainConfig):
-            config = config.model_copy(update={"cid": next(free_cids)})
-        self._config = config
+        self._config = config = self._launch.config
         self.console: Console = self._launch.console
         """What the enclave prints."""
         self.timeline: Timeline = self._launch.timeline
@@ -103,13 +94,13 @@ class Enclave:
         self._watch = self._launch.watch
         self._heartbeat = Heartbeat(say, self._launch.seconds, lambda: self.timeline.note(timeline.HEARTBEAT))
         self._cause: Cause | None = None
-        unix = None if config.vsock_path is None else UnixHostSide(config.vsock_path)
+        self._launch.on_heartbeat = self._on_heartbeat
+        self._launch.on_heartbeat_taken = self._heartbeat.note
         self._egress = Egress(config.proxy, config.allow)
         self._daemon: DaemonHeartbeat | None = None
         self._debugger: Debugger | None = None
-        self._parent = ParentSide(
-            unix, self._egress, self._heartbeat.note, self._on_connected, soon=self._soon
-        )
+        self._parent = self._launch.parent
+        self._parent.egress = self._egress
         self._published: PublishedPorts | None = None
         self._kms: LocalKms | None = None
         self._verdict: Verdict | None = None
@@ -121,17 +112,15 @@ class Enclave:
         self._token: trio.lowlevel.TrioToken | None = None
         self._nursery: trio.Nursery | None = None
         self._assembly: Assembly | None = None
-        self._deferred: list[Callable[[], object]] | None = []
-        """What is to be done when the tasks run, because the guest may be quicker; `None` once they do."""
 
     async def __aenter__(self) -> Self:
         self._token = trio.lowlevel.current_trio_token()
+        self._launch.on_console_ready = self._on_console_ready
         try:
             with ungrouped():
                 self._assembly = await self._assembled()
         except BaseException:
             self._launch.close()
-            self._do_deferred()  # which closes the connections
             raise
         self._nursery = self._egress.nursery = await self._tasks.enter_async_context(trio.open_nursery())
         if self._published is not None and self._assembly.engine is not None:
@@ -142,7 +131,7 @@ class Enclave:
             self._nursery.start_soon(task, self._assembly)
         if self._debugger is not None:
             self._nursery.start_soon(self._debugger.serve)
-        self._do_deferred()
+        self._launch.errands.start(self._have_done)
         return self
 
     async def __aexit__(
@@ -160,6 +149,9 @@ class Enclave:
 
     async def _assembled(self) -> Assembly:
         """Put it together in a thread, which ends within some milliseconds when nobody wants the enclave."""
+        if self._launch.assembly is not None:
+            await trio.lowlevel.checkpoint()
+            return self._launch.assembly
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._give_up_when_cancelled)
             try:
@@ -304,7 +296,7 @@ class Enclave:
         def on_result(result: bool) -> None:  # noqa: FBT001 - the engine's callback
             nonlocal accepted
             accepted = result
-            self._soon(answered.set)
+            self._launch.errands.give(answered.set)
 
         ours, theirs = socket.socketpair()
         engine.adopt(theirs, port, on_result=on_result)
@@ -389,18 +381,18 @@ class Enclave:
 
     def _assemble(self) -> Assembly:
         launch = self._launch
-        services: dict[int, Service] = {HEARTBEAT_PORT: self._served(self._on_heartbeat)}
+        services: dict[int, Service] = {}
         if self._config.allow:
-            services[HTTP_PROXY_PORT] = self._served(self._on_proxy)
+            services[HTTP_PROXY_PORT] = self._on_proxy
         if (kms := self._config.kms) is not None:
-            if kms.port in services:
+            if kms.port in {HEARTBEAT_PORT, *services}:
                 raise UsageError(f"port {kms.port} of the parent is in use", hint="give kms another port")
             from nitro_vmm.enclave.local_kms import open_local_kms  # noqa: PLC0415 - few want one
             from nitro_vmm.enclave.security import trust_of  # noqa: PLC0415
 
             root = trust_of(self._config)
             self._kms = open_local_kms(self.config, kms, root, self._resources, self._say)
-            services[kms.port] = self._served(self._kms.serve)
+            services[kms.port] = self._kms.serve
         if self._config.publish:
             from nitro_vmm.enclave.published import PublishedPorts  # noqa: PLC0415 - few have any
 
@@ -410,15 +402,9 @@ class Enclave:
 
             self._debugger = Debugger(self._config.gdb, self.terminate, self._say)
             self._resources.callback(self._debugger.close)
-        reach = Reach(self._parent, services)
-        launch.on_console_ready = self._on_console_ready
-        if launch.begun is None and self._config.begins_at_once:
+        if launch.begun is None:
             launch.begin()
-        if launch.begun is not None:
-            assembly = connect(self._config, launch.begun, self._resources, self.timeline, reach)
-        else:
-            accelerator, around = launch.open()
-            assembly = assemble(self._config, accelerator, self._resources, around, reach)
+        assembly = launch.connect(services)
         if self._debugger is not None:
             assert self._token is not None  # noqa: S101 - set before
             self._debugger.attach(assembly.machine, assembly.hardware.memory.guest, self._token)
@@ -440,41 +426,21 @@ class Enclave:
     # What the machine calls, in a processor's thread.
 
     def _on_console_ready(self) -> None:
-        self._soon(self._input_wanted.set)
+        self._launch.errands.give(self._input_wanted.set)
 
     # Tasks.
 
-    def _soon(self, function: Callable[[], object]) -> bool:
-        """Have a function called in the loop's thread, from any thread; false if the loop has ended.
+    def _have_done(self, errand: Callable[[], object]) -> bool:
+        """Have something done in the loop's thread, from any thread; false if the loop has ended.
 
         What vsock calls may come from a processor's thread.
         """
-        assert self._token is not None  # noqa: S101 - set before the machine exists
+        assert self._token is not None  # noqa: S101 - set before the tasks run
         try:
-            self._token.run_sync_soon(self._do, function)
+            self._token.run_sync_soon(errand)
         except trio.RunFinishedError:
             return False
         return True
-
-    def _do(self, function: Callable[[], object]) -> None:
-        if self._deferred is None:
-            function()
-        else:
-            self._deferred.append(function)
-
-    def _do_deferred(self) -> None:
-        deferred, self._deferred = self._deferred or [], None
-        for function in deferred:
-            function()
-
-    def _served(self, serve: Service) -> Service:
-        """A handler of the enclave's connections that calls this one in the loop's thread."""
-
-        def hand_over(sock: socket.socket) -> None:
-            if not self._soon(partial(serve, sock)):
-                sock.close()
-
-        return hand_over
 
     def _on_heartbeat(self, sock: socket.socket) -> None:
         if self._nursery is None:
@@ -484,15 +450,12 @@ class Enclave:
         self._nursery.start_soon(self._heartbeat.answer, stream)
 
     def _on_proxy(self, sock: socket.socket) -> None:
-        self._on_connected(HTTP_PROXY_PORT)
+        self.timeline.note(timeline.FROM_ENCLAVE, f"port {HTTP_PROXY_PORT}")
         self._egress.serve_http(sock)
-
-    def _on_connected(self, port: int) -> None:
-        self.timeline.note(timeline.FROM_ENCLAVE, f"port {port}")
 
     async def _run_guest(self, assembly: Assembly) -> None:
         launch = self._launch
-        if launch.begun is None:
+        if not launch.runs:
             launch.run(assembly.begun)
         ending = Ending(End.CRASHED, "its thread failed")
         try:

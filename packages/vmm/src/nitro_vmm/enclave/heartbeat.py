@@ -8,7 +8,6 @@ from typing import Final
 
 import trio
 
-HEARTBEAT_PORT: Final = 9000
 HEARTBEAT: Final = b"\xb7"
 FAILURES_SAID_MAX: Final = 3
 """How many wrong heartbeats are reported, because a guest can send them for ever."""

@@ -3,7 +3,7 @@
 import stat
 from typing import TYPE_CHECKING, Final
 
-from nitro_eif import Architecture, Eif, Measurements, measure_and_checksum, refusals
+from nitro_eif import Architecture, Eif, Measured, Measurements, measure_and_checksum, refusals
 from nitro_vmm.address_map import MIB
 from nitro_vmm.boot.ram import Proceed, nothing
 from nitro_vmm.defaults import MEMORY_MIB_DEFAULT, MEMORY_PER_IMAGE_BYTE
@@ -47,12 +47,15 @@ def choose_memory_mib(config: "EnclaveSettings") -> int:
     return config.memory_mib
 
 
-def measure_bootable(eif: Eif, proceed: Proceed = nothing) -> Measurements:
+def measure_bootable(
+    eif: Eif, proceed: Proceed = nothing, *, measured: Measured | None = None
+) -> Measurements:
     """Measure an image, if Nitro would boot it.
 
     Args:
         eif: The image.
         proceed: See `Proceed`; called in several threads, one at a time.
+        measured: What it measures, where that is known.
 
     Raises:
         ImageError: It would not.
@@ -64,7 +67,8 @@ def measure_bootable(eif: Eif, proceed: Proceed = nothing) -> Measurements:
             offset=6,
             code="M17",
         )
-    measured = measure_and_checksum(eif, progress=lambda _done, _total: proceed())
+    if measured is None:
+        measured = measure_and_checksum(eif, progress=lambda _done, _total: proceed())
     # A kernel that only Nitro cannot load, such as a vmlinux, boots here.
     found = [finding for finding in refusals(eif, measured=measured) if finding.code != "kernel-format"]
     if found:

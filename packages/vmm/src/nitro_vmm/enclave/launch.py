@@ -1,31 +1,47 @@
 """What of an enclave needs no event loop: its machine, the thread that it runs in, and what it prints.
 
 `Enclave` does the rest. A command has its guest run before it imports that, because both take their time and
-there are mostly two processors.
+there are mostly two processors. Its devices are there before, too, where they can be, because a guest that
+goes on from a saved machine needs them at once.
 """
 
+import itertools
 import logging
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
+from functools import cached_property, partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from nitro_vmm.accel import Accelerator, open_accelerator
+from nitro_vmm.defaults import CID_DEFAULT, HEARTBEAT_PORT
 from nitro_vmm.enclave import timeline
-from nitro_vmm.enclave.begin import begin
-from nitro_vmm.enclave.boot import Begun, Surroundings
 from nitro_vmm.enclave.console import Console, ConsoleSink
+from nitro_vmm.enclave.errands import Errands
 from nitro_vmm.enclave.timeline import Timeline
 from nitro_vmm.enclave.watch import ConsoleWatch
 from nitro_vmm.errors import LaunchStoppedError
+from nitro_vmm.plain_config import PlainConfig
 
 if TYPE_CHECKING:
+    from nitro_vmm.enclave.ahead import Ahead
+    from nitro_vmm.enclave.assembly import Assembly
+    from nitro_vmm.enclave.boot import Begun
+    from nitro_vmm.enclave.parent import ParentSide
     from nitro_vmm.machine.machine import Ending, Machine
     from nitro_vmm.plain_config import EnclaveSettings
+    from nitro_vsock import Service
 
 logger = logging.getLogger(__name__)
+
+
+free_cids = itertools.count(CID_DEFAULT)
+"""Vsock addresses of this process's enclaves that want a free one; each has a vsock of its own, so an address
+that another enclave was given is no clash."""
 
 
 class Launch:
@@ -37,6 +53,7 @@ class Launch:
         accelerator: What runs it; `None` opens the one that the configuration names.
         say: Told what happens, for people.
         started_s: When the launch began, on the monotonic clock; `None` is now.
+        ahead: What has begun to measure its files.
     """
 
     def __init__(
@@ -47,7 +64,12 @@ class Launch:
         accelerator: Accelerator | None = None,
         say: Callable[[str], None] = logger.info,
         started_s: float | None = None,
+        ahead: "Ahead | None" = None,
     ) -> None:
+        if not choice.cid and not isinstance(choice, PlainConfig):
+            choice = choice.model_copy(update={"cid": next(free_cids)})
+        self.config: EnclaveSettings = choice
+        """What is launched."""
         self.say: Callable[[str], None] = say
         """Told what happens, for people."""
         self.console: Console = Console(console_sink)
@@ -58,15 +80,23 @@ class Launch:
         """What is learned from the console."""
         self.on_console_ready: Callable[[], None] = lambda: None
         """Called in a processor's thread when the guest takes input again."""
+        self.on_heartbeat: Service = socket.socket.close
+        """Called in the loop's thread with the enclave's connection to the heartbeat's port."""
+        self.on_heartbeat_taken: Callable[[], None] = lambda: None
+        """Called in the loop's thread when a program of the user's has taken that connection."""
+        self.errands: Errands = Errands()
+        """What the loop is to do."""
         self.resources: ExitStack = ExitStack()
         """What has to be given back when the enclave has ended."""
         self.begun: Begun | None = None
-        """The machine that runs already."""
+        """The machine."""
+        self.assembly: Assembly | None = None
+        """The same with all its devices."""
         self.ended: Future[Ending] = Future()
         """How the machine came to its end."""
-        self._choice = choice
         self._started_s = time.monotonic() if started_s is None else started_s
         self._accelerator = accelerator
+        self._ahead = ahead
         self._machine: Machine | None = None
         self._stopped = False
         self._given_up = ""
@@ -75,10 +105,36 @@ class Launch:
         """How long ago the launch began."""
         return time.monotonic() - self._started_s
 
-    def begin(self) -> None:
-        """Let the guest run, from a saved machine or from its boot.
+    @cached_property
+    def parent(self) -> "ParentSide":
+        """Who gets the connections that the enclave opens.
 
-        Only where nothing has to be there before, see `EnclaveConfig.begins_at_once`.
+        Raises:
+            VsockError: The path of the parent's sockets is too long.
+        """
+        # Here, because a guest that boots needs none of it for a while.
+        from nitro_vmm.enclave.parent import ParentSide  # noqa: PLC0415
+        from nitro_vsock import UnixHostSide  # noqa: PLC0415
+
+        prefix = self.config.vsock_path
+        return ParentSide(
+            None if prefix is None else UnixHostSide(prefix),
+            self._on_heartbeat_taken,
+            lambda port: self.timeline.note(timeline.FROM_ENCLAVE, f"port {port}"),
+            soon=self.errands.give,
+        )
+
+    def served(self, serve: "Service") -> "Service":
+        """A handler of the enclave's connections that calls this one in the loop's thread."""
+
+        def hand_over(sock: socket.socket) -> None:
+            if not self.errands.give(partial(serve, sock)):
+                sock.close()
+
+        return hand_over
+
+    def begin(self) -> None:
+        """Make the machine, and let the guest run if it can, see `EnclaveConfig.begins_at_once`.
 
         Raises:
             ImageError: The image would not boot.
@@ -89,23 +145,14 @@ class Launch:
             LaunchStoppedError: It was given up.
             OSError: The image cannot be read.
         """
-        accelerator, around = self.open()
-        self.begun = begin(self._choice, accelerator, self.resources, around)
-        self.run(self.begun)
-
-    def open(self) -> tuple[Accelerator, Surroundings]:
-        """Open the accelerator; returns it with what its machine is to be connected to.
-
-        It comes first of all, because Unicorn measures a clock while the image is loaded. Why it was chosen
-        is told when the image is known to boot.
-
-        Raises:
-            UsageError: There is no accelerator of this name.
-            HostError: It cannot be used here.
-        """
+        # First of all, because Unicorn measures a clock from here on, for 20 ms or more. Why it was chosen is
+        # told when the image is known to boot.
         notes: list[str] = []
-        accelerator = self._accelerator or open_accelerator(self._choice.accelerator, say=notes.append)
+        accelerator = self._accelerator or open_accelerator(self.config.accelerator, say=notes.append)
         self.timeline.note(timeline.ACCELERATOR, accelerator.name)
+        from nitro_vmm.enclave.begin import begin  # noqa: PLC0415 - takes as long to import
+        from nitro_vmm.enclave.boot import Surroundings  # noqa: PLC0415
+
         around = Surroundings(
             console=self._on_console,
             console_ready=self._on_console_ready,
@@ -113,10 +160,39 @@ class Launch:
             timeline=self.timeline,
             notes=notes,
             proceed=self._proceed,
+            ahead=self._ahead,
         )
-        return accelerator, around
+        self.begun = begin(self.config, accelerator, self.resources, around)
+        if self.config.begins_at_once:
+            self.run(self.begun)
 
-    def run(self, begun: Begun) -> None:
+    def connect(self, services: "Mapping[int, Service]" = MappingProxyType({})) -> "Assembly":
+        """Give the machine its security module and its vsock; the guest may run already.
+
+        Args:
+            services: Handlers of other ports of the parent than the heartbeat's, called in the loop's thread.
+
+        Raises:
+            UsageError: The configuration cannot be.
+            HostError: The host lacks something.
+            StateError: The saved machine cannot go on here.
+            VsockError: A vsock socket cannot be made.
+            NsmError: The test root cannot be made or read.
+        """
+        from nitro_vmm.enclave.assembly import Reach, connect  # noqa: PLC0415 - the guest runs meanwhile
+
+        assert self.begun is not None  # noqa: S101 - see above
+        handlers = {HEARTBEAT_PORT: self._on_heartbeat, **services}
+        reach = Reach(self.parent, {port: self.served(handler) for port, handler in handlers.items()})
+        self.assembly = connect(self.config, self.begun, self.resources, self.timeline, reach)
+        return self.assembly
+
+    @property
+    def runs(self) -> bool:
+        """Whether the guest was started."""
+        return self._machine is not None
+
+    def run(self, begun: "Begun") -> None:
         """Let a machine run in a thread of its own, until `stop` or its own end; `ended` tells of it.
 
         Raises:
@@ -169,9 +245,18 @@ class Launch:
             with suppress(Exception):  # whoever asked for the result has it
                 self.ended.result()
         self.resources.close()
+        self.errands.end()
+
+    # The handlers of now, which may be others than when these were handed on.
 
     def _on_console_ready(self) -> None:
         self.on_console_ready()
+
+    def _on_heartbeat(self, sock: socket.socket) -> None:
+        self.on_heartbeat(sock)
+
+    def _on_heartbeat_taken(self) -> None:
+        self.on_heartbeat_taken()
 
     def _on_console(self, data: bytes) -> None:
         if not self.watch.printed:

@@ -3,82 +3,23 @@
 Python programs that called `Enclave.listen` come first, then the configuration's proxied ports, then unix
 sockets of this enclave, then programs that listen for all enclaves of the user, such as ``vsock-proxy``.
 The heartbeat's port has a server of its own where none of these is there.
+
+Importing this loads no trio, because a guest may open connections before that is there.
 """
 
 import socket
 from collections.abc import Callable
 from concurrent.futures import Future
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING
 
-import trio
-
-from nitro_vmm.enclave.egress import Egress
-from nitro_vmm.enclave.heartbeat import HEARTBEAT_PORT
+from nitro_vmm.defaults import HEARTBEAT_PORT
 from nitro_vmm.errors import UsageError
 from nitro_vsock import HostSide, SocketType
 from nitro_vsock.host.parent import SharedParentSide
 
-BACKLOG = 128
-"""Connections that nobody has accepted yet; more are refused, as a full backlog refuses elsewhere."""
-
-
-class ParentListener:
-    """A port of the parent on which this program takes the enclave's connections.
-
-    Args:
-        port: Which.
-        closed: Called when the listener is closed.
-    """
-
-    def __init__(self, port: int, closed: Callable[[], None]) -> None:
-        self.port = port
-        """The vsock port, as the enclave knows it."""
-        self._closed = closed
-        self._send, self._receive = trio.open_memory_channel[socket.socket](BACKLOG)
-
-    async def accept(self) -> trio.SocketStream:
-        """Wait for the enclave to connect.
-
-        Raises:
-            trio.ClosedResourceError: The listener is closed, or the enclave has ended.
-        """
-        try:
-            sock = await self._receive.receive()
-        except trio.EndOfChannel:
-            raise trio.ClosedResourceError("the enclave has ended") from None
-        return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-
-    def offer(self, sock: socket.socket) -> bool:
-        """Take a connection of the enclave's; false when the backlog is full."""
-        try:
-            self._send.send_nowait(sock)
-        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
-            return False
-        return True
-
-    def end(self) -> None:
-        """The enclave has ended: nobody will connect any more."""
-        self._send.close()
-
-    def close(self) -> None:
-        """Refuse connections from now on, and those that were not accepted yet."""
-        self._closed()
-        self._send.close()
-        while True:
-            try:
-                self._receive.receive_nowait().close()
-            except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
-                break
-        self._receive.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+if TYPE_CHECKING:
+    from nitro_vmm.enclave.egress import Egress
+    from nitro_vmm.enclave.listener import ParentListener
 
 
 class ParentSide:
@@ -86,7 +27,6 @@ class ParentSide:
 
     Args:
         inner: Where a connection goes that no listener of this process wants.
-        egress: The ports that lead to TCP endpoints.
         heartbeat: Called when a program of the user's has taken a connection to the heartbeat's port: such a
             program answers the heartbeat itself.
         connected: Called with the port of each other connection that somebody takes.
@@ -96,21 +36,21 @@ class ParentSide:
     def __init__(
         self,
         inner: HostSide | None,
-        egress: Egress,
         heartbeat: Callable[[], None],
         connected: Callable[[int], None] = lambda _port: None,
         *,
         soon: Callable[[Callable[[], object]], object],
     ) -> None:
+        self.egress: Egress | None = None
+        """The ports that lead to TCP endpoints; `None` while there is no loop that could dial."""
         self._inner = inner
-        self._egress = egress
         self._heartbeat = heartbeat
         self._shared = SharedParentSide()
         self._connected = connected
         self._soon = soon
         self._listeners: dict[int, ParentListener] = {}
 
-    def listen(self, port: int) -> ParentListener:
+    def listen(self, port: int) -> "ParentListener":
         """Take the enclave's connections to a port.
 
         Raises:
@@ -120,6 +60,8 @@ class ParentSide:
             raise UsageError(f"there is no vsock port {port}", hint="ports are from 1 to 4294967294")
         if port in self._listeners:
             raise UsageError(f"port {port} has a listener", hint="close it first")
+        from nitro_vmm.enclave.listener import ParentListener  # noqa: PLC0415 - of trio
+
         listener = ParentListener(port, lambda: self._forget(port))
         self._listeners[port] = listener
         return listener
@@ -131,22 +73,22 @@ class ParentSide:
 
     def connect(self, port: int, socket_type: SocketType) -> "socket.socket | Future[socket.socket]":
         """See `HostSide.connect`."""
-        listener = self._listeners.get(port)
-        if listener is None and socket_type is SocketType.STREAM and port in self._egress.targets:
-            self._connected(port)
-            dialled: Future[socket.socket] = Future()
-            target = self._egress.targets[port]
-            self._soon(lambda: self._egress.dial(target, dialled))
-            return dialled
-        if listener is not None and socket_type is SocketType.STREAM:
+        egress = self.egress
+        if socket_type is SocketType.STREAM and (listener := self._listeners.get(port)) is not None:
             offered: Future[socket.socket] = Future()
             self._soon(lambda: self._offer(listener, offered))
             return offered
+        if socket_type is SocketType.STREAM and egress is not None and port in egress.targets:
+            self._connected(port)
+            dialled: Future[socket.socket] = Future()
+            target = egress.targets[port]
+            self._soon(lambda: egress.dial(target, dialled))
+            return dialled
         connection = self._elsewhere(port, socket_type)
         self._note(port)
         return connection
 
-    def _offer(self, listener: ParentListener, offered: "Future[socket.socket]") -> None:
+    def _offer(self, listener: "ParentListener", offered: "Future[socket.socket]") -> None:
         theirs, ours = socket.socketpair()
         theirs.setblocking(False)
         if listener.offer(ours):

@@ -14,7 +14,7 @@ from nitro_vmm.accel import Accelerator, SavesMachines
 from nitro_vmm.address_map import MIB
 from nitro_vmm.boot import canonical
 from nitro_vmm.devices.generation_id import GENERATION_ID_BYTES
-from nitro_vmm.enclave.boot import Begun, Image, Surroundings, boot, look_at, make_hardware
+from nitro_vmm.enclave.boot import Begun, Image, Surroundings, boot, look_at, make_hardware, open_image
 from nitro_vmm.enclave.image import choose_memory_mib
 from nitro_vmm.enclave.saved import (
     KERNEL,
@@ -56,12 +56,17 @@ class Resumption(NamedTuple):
         config, accelerator = self.config, self.accelerator
         given = None
         if config.snapshot_path is not None:
-            given = open_given(config.snapshot_path, accelerator, self.resources, self.around.proceed)
+            ahead = None if self.around.ahead is None else self.around.ahead.saved
+            given = open_given(
+                config.snapshot_path, accelerator, self.resources, self.around.proceed, ahead=ahead
+            )
             if config.eif_path == config.snapshot_path:
                 return self._go_on(self._image_of(given), given, None)
         memory_mib = choose_memory_mib(config)
-        with Eif.open(config.eif_path) as eif:
-            image = look_at(config, eif, accelerator, memory_mib=memory_mib, around=self.around)
+        with open_image(config, self.around) as (eif, measured):
+            image = look_at(
+                config, eif, accelerator, memory_mib=memory_mib, around=self.around, measured=measured
+            )
             machines = self._machines(image, eif, given)
             if given is not None:
                 check_fits(given, machines.get(given.description.parameters.kind))

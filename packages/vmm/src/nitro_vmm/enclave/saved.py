@@ -21,7 +21,10 @@ from nitro_vmm.snapshot.layout import Description, Parameters, difference
 from nitro_vmm.snapshot.store import Saved, read
 
 if TYPE_CHECKING:
+    from typing import BinaryIO
+
     from nitro_vmm.plain_config import EnclaveSettings
+    from nitro_vmm.snapshot.digest import FileDigest
 
 IMAGE: Final = "image"
 """The kind of a machine that was saved before the first instruction of its image's first program."""
@@ -117,9 +120,21 @@ def forget(parameters: Parameters) -> None:
 
 
 def open_given(
-    path: Path, accelerator: Accelerator, resources: ExitStack, proceed: Proceed = nothing
+    path: Path,
+    accelerator: Accelerator,
+    resources: ExitStack,
+    proceed: Proceed = nothing,
+    *,
+    ahead: "tuple[BinaryIO, FileDigest] | None" = None,
 ) -> Saved:
     """The saved machine in a file that the user names.
+
+    Args:
+        path: Where it is.
+        accelerator: What runs it.
+        resources: Gets what has to be given back when it does not run any more.
+        proceed: See `Proceed`.
+        ahead: The file, where it was opened before, and its digest.
 
     Raises:
         UsageError: There is no such file.
@@ -128,11 +143,13 @@ def open_given(
     """
     opened = saving(accelerator)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe might take for ever
+        if ahead is None and not stat.S_ISREG(path.stat().st_mode):  # to open a pipe might take for ever
             raise StateError(f"{path} is no saved machine, but a directory, a device or a pipe")
-        file = path.open("rb")
+        file, digest = (path.open("rb"), None) if ahead is None else ahead
         resources.callback(file.close)
-        saved = read(file, opened.name, opened.vm_state, proceed)
+        saved = read(file, opened.name, opened.vm_state, proceed, digest=digest)
+        if digest is not None:
+            digest.close()  # which maps all of the file
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", hint="vmm snapshot makes one") from error
     found = saved.description.parameters

@@ -20,6 +20,7 @@ from nitro_vmm.run.signals import EarlySignals, said
 from nitro_vmm.run.terminal import terminal_without_echo
 
 if TYPE_CHECKING:
+    from nitro_vmm.enclave.ahead import Ahead
     from nitro_vmm.plain_config import EnclaveSettings
     from nitro_vmm.run.foreground import Attached
 
@@ -34,6 +35,7 @@ def attach(
     accelerator: Accelerator | None = None,
     say: Callable[[str], None] = logger.info,
     started_s: float | None = None,
+    ahead: "Ahead | None" = None,
     launched: Callable[[], object] = lambda: None,
 ) -> "Attached":
     """Boot an enclave and wait for its end; in the main thread only, where signals arrive.
@@ -46,6 +48,7 @@ def attach(
         accelerator: See `Enclave`.
         say: Told what happens, for people.
         started_s: See `Enclave`.
+        ahead: What has begun to measure its files.
         launched: Called when nothing can keep the guest from running any more.
 
     Raises:
@@ -57,12 +60,16 @@ def attach(
         # Held, because what keeps it from being launched may be found when the guest prints already.
         writer = resources.enter_context(closing(ConsoleWriter(console_fd, clean=clean, held=True)))
         early = resources.enter_context(EarlySignals())
-        launch = Launch(config, console_sink=writer, accelerator=accelerator, say=say, started_s=started_s)
+        launch = Launch(
+            config, console_sink=writer, accelerator=accelerator, say=say, started_s=started_s, ahead=ahead
+        )
         resources.callback(launch.close)
         early.tell(lambda number: launch.give_up(f"ended by {said(signal.Signals(number))}"))
         try:
             if config.begins_at_once:
                 launch.begin()
+            if config.connects_at_once:
+                launch.connect()
         except LaunchStoppedError as error:
             error.signal = early.first
             raise

@@ -1,50 +1,125 @@
 """The digest of a saved machine's file, computed on two processors.
 
 It is the digest of the digests of the file's parts, because each start reads all of the file before its guest
-runs, and one digest over the whole would take one processor twice as long.
+runs, and one digest over the whole would take one processor twice as long. Importing this takes little, so
+that it can begin while the rest of a start is imported.
 """
 
 import hashlib
+import mmap
+import struct
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final
-
-from nitro_vmm.boot.ram import Proceed, nothing
+from collections.abc import Callable
+from contextlib import closing, suppress
+from typing import BinaryIO, Final
 
 ALGORITHM: Final = "sha256"
 """For which processors have instructions."""
 PART_BYTES: Final = 4 << 20
 """How long a part is; the last one is shorter. It takes some milliseconds."""
+DIGESTED_FROM: Final = struct.calcsize("<8sI32s")
+"""Where what the digest is over begins, see `nitro_vmm.snapshot.layout`."""
 
 
-def digest_of(view: memoryview, proceed: Proceed = nothing) -> bytes:
-    """The digest of a file's content.
+def _nothing() -> None:
+    """Never give up."""
+
+
+class Digesting:
+    """The digest of a content, which any number of threads compute together.
+
+    Args:
+        view: The content. It is in use until `close`.
+    """
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self._waiting = list(range(0, len(view), PART_BYTES))[::-1]
+        """Where the parts begin that nobody has taken yet."""
+        self._busy = 0
+        """How many threads have taken one."""
+        self._changed = threading.Condition()
+        self._digests: dict[int, bytes] = {}
+
+    def help(self, proceed: Callable[[], None] = _nothing) -> None:
+        """Compute what nobody else computes; returns when nothing is left to begin.
+
+        Args:
+            proceed: Called before each part, in this thread; what it raises is raised here.
+        """
+        while True:
+            proceed()
+            with self._changed:
+                if not self._waiting:
+                    return
+                start = self._waiting.pop()
+                self._busy += 1
+            try:
+                with self._view[start : start + PART_BYTES] as part:
+                    self._digests[start] = hashlib.new(ALGORITHM, part).digest()
+            finally:
+                with self._changed:
+                    self._busy -= 1
+                    self._changed.notify_all()
+
+    def result(self, proceed: Callable[[], None] = _nothing) -> bytes:
+        """The digest, for which this thread and another one do what is left to do.
+
+        Args:
+            proceed: See `help`.
+        """
+        if len(self._waiting) > 1:
+            with suppress(RuntimeError):  # there is no room for another thread, and it goes without
+                threading.Thread(target=self.help, name="digest", daemon=True).start()
+        self.help(proceed)
+        self._settle()
+        whole = b"".join(self._digests[start] for start in range(0, len(self._view), PART_BYTES))
+        return hashlib.new(ALGORITHM, whole).digest()
+
+    def close(self) -> None:
+        """Begin no other part, and wait until nobody uses the content."""
+        with self._changed:
+            self._waiting.clear()
+        self._settle()
+
+    def _settle(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy)
+
+
+class FileDigest(Digesting):
+    """The digest of a saved machine's file.
+
+    Args:
+        file: The file.
+        file_bytes: Its length, which is more than the header's.
+
+    Raises:
+        OSError: It cannot be mapped.
+    """
+
+    def __init__(self, file: BinaryIO, file_bytes: int) -> None:
+        self.file_bytes: int = file_bytes
+        """How much of the file it is of."""
+        self._data = mmap.mmap(file.fileno(), file_bytes, prot=mmap.PROT_READ)
+        self._whole = memoryview(self._data)
+        self._digested = self._whole[DIGESTED_FROM:]
+        super().__init__(self._digested)
+
+    def close(self) -> None:
+        """See `Digesting.close`. May be called more than once."""
+        super().close()
+        for view in (self._digested, self._whole):
+            view.release()
+        self._data.close()
+
+
+def digest_of(view: memoryview, proceed: Callable[[], None] = _nothing) -> bytes:
+    """The digest of a content.
 
     Args:
         view: The content.
-        proceed: See `Proceed`; called in this thread.
+        proceed: See `Digesting.help`.
     """
-    waiting = iter(range(0, len(view), PART_BYTES))
-    lock = threading.Lock()
-    digests: dict[int, bytes] = {}
-
-    def take() -> int | None:
-        with lock:
-            return next(waiting, None)
-
-    def work(proceed: Proceed) -> None:
-        while (start := take()) is not None:
-            proceed()
-            with view[start : start + PART_BYTES] as part:
-                digests[start] = hashlib.new(ALGORITHM, part).digest()
-
-    with ThreadPoolExecutor(1) as helper:
-        helped = helper.submit(work, nothing) if len(view) > PART_BYTES else None
-        try:
-            work(proceed)
-        finally:
-            # The helper must not go on with a view that the caller is about to close, and ends with its part.
-            waiting = iter(())
-        if helped is not None:
-            helped.result()
-    return hashlib.new(ALGORITHM, b"".join(digests[start] for start in sorted(digests))).digest()
+    with closing(Digesting(view)) as digesting:
+        return digesting.result(proceed)

@@ -18,10 +18,9 @@ from nitro_vmm.machine.machine import MachineState
 FORMAT: Final = 2
 """Raised with every change of the layout."""
 MAGIC: Final = b"NVMMSAVE"
-# magic format digest description_bytes pages_offset file_bytes; the digest is over all behind itself
+# magic format digest description_bytes pages_offset file_bytes; the digest is over all behind itself, that is
+# from `DIGESTED_FROM` on
 HEADER: Final = struct.Struct("<8sI32sQQQ")
-DIGESTED_FROM: Final = struct.calcsize("<8sI32s")
-"""Where what the digest is over begins."""
 
 PAGE_BYTES: Final = 4096
 MEMORY_BYTES_MAX: Final = 1 << 40

@@ -1,10 +1,9 @@
 """Writes saved machines into files, and maps them."""
 
-import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -14,9 +13,8 @@ from nitro_vmm.boot.ram import Proceed, nothing
 from nitro_vmm.errors import HostError, StateError
 from nitro_vmm.machine.memory import Memory
 from nitro_vmm.snapshot.codec import encode, made, parsed
-from nitro_vmm.snapshot.digest import digest_of
+from nitro_vmm.snapshot.digest import FileDigest
 from nitro_vmm.snapshot.layout import (
-    DIGESTED_FROM,
     HEADER,
     PAGE_BYTES,
     Description,
@@ -106,7 +104,14 @@ class Saved(NamedTuple):
                 raise HostError(f"the saved machine's memory: {error.strerror}") from error
 
 
-def read(file: BinaryIO, accelerator: str, vm_state: type[VmState], proceed: Proceed = nothing) -> Saved:
+def read(
+    file: BinaryIO,
+    accelerator: str,
+    vm_state: type[VmState],
+    proceed: Proceed = nothing,
+    *,
+    digest: FileDigest | None = None,
+) -> Saved:
     """Read a saved machine, and see that it is whole.
 
     Args:
@@ -114,6 +119,7 @@ def read(file: BinaryIO, accelerator: str, vm_state: type[VmState], proceed: Pro
         accelerator: The name of the one that is to run it.
         vm_state: The class of its state.
         proceed: See `Proceed`.
+        digest: That of this very file, where somebody has begun to compute it.
 
     Raises:
         StateError: It is none, is damaged, of another accelerator, or others may write it.
@@ -125,7 +131,11 @@ def read(file: BinaryIO, accelerator: str, vm_state: type[VmState], proceed: Pro
     if status.st_uid not in (os.geteuid(), 0) or status.st_mode & 0o022:
         raise StateError("others may write the saved machine", hint="chmod go-w, if you trust what it holds")
     header = parse_header(os.pread(file.fileno(), HEADER.size, 0), file_bytes=status.st_size)
-    if _digest(file, status.st_size, proceed) != header.digest:
+    if digest is None or digest.file_bytes != status.st_size:
+        computed = _digest(file, status.st_size, proceed)
+    else:
+        computed = digest.result(proceed)
+    if computed != header.digest:
         raise StateError("the saved machine is damaged: its digest is not the one that it says")
     encoded = os.pread(file.fileno(), header.description_bytes, HEADER.size)
     extended: Mapping[type, type] = {VmState: vm_state}
@@ -142,12 +152,8 @@ def read(file: BinaryIO, accelerator: str, vm_state: type[VmState], proceed: Pro
 
 
 def _digest(file: BinaryIO, file_bytes: int, proceed: Proceed = nothing) -> bytes:
-    with (
-        mmap.mmap(file.fileno(), file_bytes, prot=mmap.PROT_READ) as data,
-        memoryview(data) as whole,
-        whole[DIGESTED_FROM:] as view,
-    ):
-        return digest_of(view, proceed)
+    with closing(FileDigest(file, file_bytes)) as digest:
+        return digest.result(proceed)
 
 
 def _parts(description: Description, memory: Memory) -> Iterator[memoryview]:
