@@ -8,6 +8,8 @@ CID_DEFAULT: Final = 16
 """The enclave's vsock address where none is chosen; nitro-cli counts up from this one."""
 HEARTBEAT_PORT: Final = 9000
 """The parent's vsock port that the enclave's init tells its heartbeat."""
+HEARTBEAT: Final = b"\xb7"
+"""What it sends, and gets back."""
 MEMORY_MIB_MIN: Final = 64
 """nitro_enclaves.ko refuses less."""
 MEMORY_MIB_DEFAULT: Final = 512

@@ -22,6 +22,7 @@ def descriptors() -> int:
 def test_an_image_is_measured_and_open_in_its_block_only(image: Path) -> None:
     with Eif.open(image) as eif:
         expected = measure(eif)
+    del eif  # which has the file mapped
     before = descriptors()
 
     with Ahead(EnclaveConfig(eif_path=image)) as ahead:
@@ -29,10 +30,13 @@ def test_an_image_is_measured_and_open_in_its_block_only(image: Path) -> None:
             assert found is not None
             eif, measured = found
             kernel = bytes(eif.kernel)
+        del eif, found
         after = descriptors()
+        mapped = Path("/proc/self/maps").read_text()
 
     assert measured.measurements == expected
     assert kernel
+    assert str(image) not in mapped
     assert after == before
 
 

@@ -4,7 +4,8 @@ import pytest
 import trio
 import trio.testing
 
-from nitro_vmm.enclave.heartbeat import HEARTBEAT, Heartbeat
+from nitro_vmm.defaults import HEARTBEAT
+from nitro_vmm.enclave.heartbeat import Heartbeat
 
 
 class Parent:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -13,11 +14,13 @@ import pytest
 
 from nitro_vmm import EnclaveConfig, Outcome, UsageError
 from nitro_vmm.accel import Exit, ExitReason
+from nitro_vmm.defaults import HEARTBEAT, HEARTBEAT_PORT
 from nitro_vmm.enclave import assembly
 from nitro_vmm.machine.board import _Reserved
 from nitro_vmm.plain_config import PlainConfig
+from nitro_vmm.run import foreground
 from nitro_vmm.run.attach import attach
-from nitro_vmm.run.foreground import HIDDEN
+from nitro_vmm.run.foreground import HIDDEN, Attached
 from nitro_vmm.testing import FakeAccelerator, FakeVcpu
 from nitro_vsock import VsockError
 
@@ -194,6 +197,39 @@ def test_a_signal_before_the_event_loop_counts(image: Path, monkeypatch: pytest.
     assert attached.signal is signal.SIGTERM
     assert attached.result.reason == "ended by SIGTERM"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_heartbeat_is_answered_before_there_is_an_event_loop(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest, host = socket.socketpair()
+    guest.settimeout(60)
+    guest.sendall(HEARTBEAT)
+    connect, see_through = assembly.connect, foreground.see_through
+    answers: list[bytes] = []
+
+    def connect_quickly(*arguments: Any) -> assembly.Assembly:  # noqa: ANN401 - those of the real one
+        connected = connect(*arguments)
+        arguments[-1].services[HEARTBEAT_PORT](host)
+        return connected
+
+    async def look(*arguments: Any) -> Attached:  # noqa: ANN401 - those of the real one
+        answers.append(guest.recv(2))
+        return await see_through(*arguments)
+
+    def wait(vcpu: FakeVcpu) -> Exit:
+        vcpu.wait_for_kick()
+        return Exit(ExitReason.KICKED)
+
+    monkeypatch.setattr(assembly, "connect", connect_quickly)
+    monkeypatch.setattr(foreground, "see_through", look)
+    SecondHalf(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    attached = attach(PlainConfig(image), accelerator=FakeAccelerator(wait))
+    guest.close()
+
+    assert answers == [HEARTBEAT]
+    assert attached.result.heartbeat_s is not None
+    assert attached.timeline.has("heartbeat")
 
 
 def test_a_guest_may_end_before_its_devices_are_there(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

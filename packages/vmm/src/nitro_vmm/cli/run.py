@@ -110,22 +110,18 @@ def execute(arguments: argparse.Namespace, started_s: float) -> int:
             from nitro_vmm.cli.timeline_file import TimelineFile  # noqa: PLC0415 - few want one
 
             timeline_file = TimelineFile(arguments.timeline, path)
-        console = sys.stderr if arguments.json else sys.stdout
         # Imported here, so that --help and --version need not wait for the machine.
-        from nitro_vmm.enclave.ahead import Ahead  # noqa: PLC0415
+        from nitro_vmm.run.attach import attach  # noqa: PLC0415
 
-        with Ahead(config) as ahead:
-            from nitro_vmm.run.attach import attach  # noqa: PLC0415 - while the files are measured
-
-            attached = attach(
-                config,
-                console_fd=console.fileno(),
-                raw_console=arguments.raw_console,
-                say=say,
-                started_s=started_s,
-                ahead=ahead,
-                launched=launching.end,
-            )
+        console = sys.stderr if arguments.json else sys.stdout
+        attached = attach(
+            config,
+            console_fd=console.fileno(),
+            raw_console=arguments.raw_console,
+            say=say,
+            started_s=started_s,
+            launched=launching.end,
+        )
     except Exception as error:  # noqa: BLE001 - what is not known there is raised again
         return complain_of(error, path, daemon=arguments.vhost_user_path is not None)
     finally:

@@ -82,8 +82,10 @@ class Ahead:
         while self._thread.is_alive():
             proceed()
             self._thread.join(LOOK_S)
+        # Not kept here, because the file is mapped for as long as anybody has the image.
+        image, self._image = self._image, None
         with self._opened:
-            yield self._image
+            yield image
 
     def _open_saved(self, path: Path) -> tuple[BinaryIO, FileDigest] | None:
         if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe might take for ever

@@ -95,7 +95,7 @@ class Enclave:
         self._heartbeat = Heartbeat(say, self._launch.seconds, lambda: self.timeline.note(timeline.HEARTBEAT))
         self._cause: Cause | None = None
         self._launch.on_heartbeat = self._on_heartbeat
-        self._launch.on_heartbeat_taken = self._heartbeat.note
+        self._launch.on_heartbeat_known = self._heartbeat.note
         self._egress = Egress(config.proxy, config.allow)
         self._daemon: DaemonHeartbeat | None = None
         self._debugger: Debugger | None = None

@@ -23,6 +23,11 @@ class Errands:
         """Those that wait; `None` once there is somebody to take them."""
         self._take: Callable[[Errand], bool] = _refuse
 
+    @property
+    def started(self) -> bool:
+        """Whether there is somebody to take them, or was."""
+        return self._held is None
+
     def give(self, errand: Errand) -> bool:
         """Have something done; any thread may call this.
 

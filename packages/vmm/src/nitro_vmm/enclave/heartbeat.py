@@ -8,7 +8,8 @@ from typing import Final
 
 import trio
 
-HEARTBEAT: Final = b"\xb7"
+from nitro_vmm.defaults import HEARTBEAT
+
 FAILURES_SAID_MAX: Final = 3
 """How many wrong heartbeats are reported, because a guest can send them for ever."""
 
@@ -38,10 +39,14 @@ class Heartbeat:
         self.failures = 0
         """How many connections to its port brought no heartbeat."""
 
-    def note(self) -> None:
-        """The enclave has booted: the first time counts."""
+    def note(self, at_s: float | None = None) -> None:
+        """The enclave has booted: the first time counts.
+
+        Args:
+            at_s: When, in seconds since the launch; `None` is now.
+        """
         if self.at_s is None:
-            self.at_s = self._seconds()
+            self.at_s = self._seconds() if at_s is None else at_s
             self._say(f"heartbeat after {self.at_s:.2f} s")
             self.came.set()
             self._on_beat()

@@ -15,10 +15,10 @@ from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from functools import cached_property, partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nitro_vmm.accel import Accelerator, open_accelerator
-from nitro_vmm.defaults import CID_DEFAULT, HEARTBEAT_PORT
+from nitro_vmm.defaults import CID_DEFAULT, HEARTBEAT, HEARTBEAT_PORT
 from nitro_vmm.enclave import timeline
 from nitro_vmm.enclave.console import Console, ConsoleSink
 from nitro_vmm.enclave.errands import Errands
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+EARLY_BEAT_S: Final = 0.5
+"""How long an early heartbeat may take after its connection; what takes longer is left to the loop."""
 
 free_cids = itertools.count(CID_DEFAULT)
 """Vsock addresses of this process's enclaves that want a free one; each has a vsock of its own, so an address
@@ -82,8 +84,9 @@ class Launch:
         """Called in a processor's thread when the guest takes input again."""
         self.on_heartbeat: Service = socket.socket.close
         """Called in the loop's thread with the enclave's connection to the heartbeat's port."""
-        self.on_heartbeat_taken: Callable[[], None] = lambda: None
-        """Called in the loop's thread when a program of the user's has taken that connection."""
+        self.on_heartbeat_known: Callable[[float], None] = lambda _at_s: None
+        """Called in the loop's thread with the seconds since the launch at which the heartbeat came, where a
+        program of the user's has taken it, or it was answered before there was a loop."""
         self.errands: Errands = Errands()
         """What the loop is to do."""
         self.resources: ExitStack = ExitStack()
@@ -100,6 +103,7 @@ class Launch:
         self._machine: Machine | None = None
         self._stopped = False
         self._given_up = ""
+        self._answers_early = False
 
     def seconds(self) -> float:
         """How long ago the launch began."""
@@ -119,7 +123,7 @@ class Launch:
         prefix = self.config.vsock_path
         return ParentSide(
             None if prefix is None else UnixHostSide(prefix),
-            self._on_heartbeat_taken,
+            self._note_heartbeat,
             lambda port: self.timeline.note(timeline.FROM_ENCLAVE, f"port {port}"),
             soon=self.errands.give,
         )
@@ -182,8 +186,8 @@ class Launch:
         from nitro_vmm.enclave.assembly import Reach, connect  # noqa: PLC0415 - the guest runs meanwhile
 
         assert self.begun is not None  # noqa: S101 - see above
-        handlers = {HEARTBEAT_PORT: self._on_heartbeat, **services}
-        reach = Reach(self.parent, {port: self.served(handler) for port, handler in handlers.items()})
+        handlers = {port: self.served(handler) for port, handler in services.items()}
+        reach = Reach(self.parent, {HEARTBEAT_PORT: self._serve_heartbeat, **handlers})
         self.assembly = connect(self.config, self.begun, self.resources, self.timeline, reach)
         return self.assembly
 
@@ -255,8 +259,40 @@ class Launch:
     def _on_heartbeat(self, sock: socket.socket) -> None:
         self.on_heartbeat(sock)
 
-    def _on_heartbeat_taken(self) -> None:
-        self.on_heartbeat_taken()
+    # The heartbeat, which may come before the loop.
+
+    def _serve_heartbeat(self, sock: socket.socket) -> None:
+        """A connection to the heartbeat's port; called in any thread, which may not wait."""
+        hand_over = self.served(self._on_heartbeat)
+        if self.errands.started or self._answers_early:
+            hand_over(sock)
+            return
+        self._answers_early = True  # only the first, because a guest can open many
+        try:
+            threading.Thread(
+                target=self._answer, args=(sock, hand_over), name="heartbeat", daemon=True
+            ).start()
+        except RuntimeError:  # there is no room for another thread
+            hand_over(sock)
+
+    def _answer(self, sock: socket.socket, hand_over: "Service") -> None:
+        """Answer a right heartbeat at once, and leave any other to the loop."""
+        try:
+            sock.settimeout(EARLY_BEAT_S)
+            if sock.recv(1, socket.MSG_PEEK) == HEARTBEAT:
+                sock.sendall(HEARTBEAT)
+                sock.close()
+                self._note_heartbeat()
+                return
+            sock.settimeout(None)
+        except OSError:
+            pass
+        hand_over(sock)
+
+    def _note_heartbeat(self) -> None:
+        at_s = self.seconds()
+        self.timeline.note(timeline.HEARTBEAT)
+        self.errands.give(lambda: self.on_heartbeat_known(at_s))
 
     def _on_console(self, data: bytes) -> None:
         if not self.watch.printed:

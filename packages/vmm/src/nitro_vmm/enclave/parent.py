@@ -101,7 +101,7 @@ class ParentSide:
 
     def _note(self, port: int) -> None:
         if port == HEARTBEAT_PORT:
-            self._soon(self._heartbeat)
+            self._heartbeat()
         else:
             self._connected(port)
 

@@ -1,7 +1,8 @@
 """Runs an enclave in the foreground: its console is this process's, and signals end it.
 
 The guest boots while the rest of what it needs is imported, because that takes a third of the time to the
-heartbeat, and there are mostly two processors.
+heartbeat, and there are mostly two processors. Before that, the files are measured while what makes the guest
+is imported. Signals are noted from the beginning.
 """
 
 import logging
@@ -11,8 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
-from nitro_vmm.accel import Accelerator
-from nitro_vmm.enclave.launch import Launch
+from nitro_vmm.enclave.ahead import Ahead
 from nitro_vmm.errors import LaunchStoppedError
 from nitro_vmm.run.console_writer import ConsoleWriter
 from nitro_vmm.run.escapes import EscapeFilter
@@ -20,7 +20,7 @@ from nitro_vmm.run.signals import EarlySignals, said
 from nitro_vmm.run.terminal import terminal_without_echo
 
 if TYPE_CHECKING:
-    from nitro_vmm.enclave.ahead import Ahead
+    from nitro_vmm.accel import Accelerator
     from nitro_vmm.plain_config import EnclaveSettings
     from nitro_vmm.run.foreground import Attached
 
@@ -32,10 +32,9 @@ def attach(
     *,
     console_fd: int = 1,
     raw_console: bool = False,
-    accelerator: Accelerator | None = None,
+    accelerator: "Accelerator | None" = None,
     say: Callable[[str], None] = logger.info,
     started_s: float | None = None,
-    ahead: "Ahead | None" = None,
     launched: Callable[[], object] = lambda: None,
 ) -> "Attached":
     """Boot an enclave and wait for its end; in the main thread only, where signals arrive.
@@ -48,7 +47,6 @@ def attach(
         accelerator: See `Enclave`.
         say: Told what happens, for people.
         started_s: See `Enclave`.
-        ahead: What has begun to measure its files.
         launched: Called when nothing can keep the guest from running any more.
 
     Raises:
@@ -60,6 +58,10 @@ def attach(
         # Held, because what keeps it from being launched may be found when the guest prints already.
         writer = resources.enter_context(closing(ConsoleWriter(console_fd, clean=clean, held=True)))
         early = resources.enter_context(EarlySignals())
+        ahead = resources.enter_context(Ahead(config))
+
+        from nitro_vmm.enclave.launch import Launch  # noqa: PLC0415 - while the files are measured
+
         launch = Launch(
             config, console_sink=writer, accelerator=accelerator, say=say, started_s=started_s, ahead=ahead
         )
