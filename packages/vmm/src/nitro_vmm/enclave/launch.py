@@ -103,6 +103,7 @@ class Launch:
         self._machine: Machine | None = None
         self._stopped = False
         self._given_up = ""
+        self._printing = threading.Lock()
         self._answers_early = False
 
     def seconds(self) -> float:
@@ -208,18 +209,20 @@ class Launch:
 
         def run() -> None:
             try:
-                if begun.printed:
-                    self._on_console(begun.printed)
                 self.ended.set_result(machine.run(begun.entry))
             except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
                 self.ended.set_exception(error)
 
         self.timeline.note(timeline.STARTED)
-        try:
-            threading.Thread(target=run, name="guest", daemon=True).start()
-        except RuntimeError:
-            self._machine = None  # so that `close` does not wait for an end that never comes
-            raise
+        # What it prints now waits for what it had printed before, which this thread looks at while it runs.
+        with self._printing:
+            try:
+                threading.Thread(target=run, name="guest", daemon=True).start()
+            except RuntimeError:
+                self._machine = None  # so that `close` does not wait for an end that never comes
+                raise
+            if begun.printed:
+                self._take_output(begun.printed)
 
     def give_up(self, reason: str) -> None:
         """Let no guest run that does not run yet: measuring and loading then end within some milliseconds.
@@ -295,6 +298,10 @@ class Launch:
         self.errands.give(lambda: self.on_heartbeat_known(at_s))
 
     def _on_console(self, data: bytes) -> None:
+        with self._printing:
+            self._take_output(data)
+
+    def _take_output(self, data: bytes) -> None:
         if not self.watch.printed:
             self.timeline.note(timeline.FIRST_OUTPUT)
         self.console.write(data)

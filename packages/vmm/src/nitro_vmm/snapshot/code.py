@@ -1,6 +1,8 @@
 """Which code gives a saved state its meaning."""
 
 import hashlib
+import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -20,12 +22,21 @@ def code_digest() -> bytes:
     of these files, and a state that is taken for another one could do anything.
     """
     digest = hashlib.sha256()
-    here, vsock = Path(__file__).parents[1], Path(nitro_vsock.__path__[0])
-    folders = [*((here, folder) for folder in FOLDERS), *((vsock, folder) for folder in VSOCK_FOLDERS)]
-    for root, folder in folders:
-        for path in sorted((root / folder).rglob("*")):
-            if path.suffix in SUFFIXES:
-                content = path.read_bytes()
-                digest.update(f"{path.relative_to(root)} {len(content)}\n".encode())
+    here, vsock = str(Path(__file__).parents[1]), nitro_vsock.__path__[0]
+    for root, folders in ((here, FOLDERS), (vsock, VSOCK_FOLDERS)):
+        for folder in folders:
+            for path in sorted(_files(f"{root}/{folder}")):
+                with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - pathlib takes twice as long
+                    content = file.read()
+                digest.update(f"{path.removeprefix(root)} {len(content)}\n".encode())
                 digest.update(content)
     return digest.digest()
+
+
+def _files(folder: str) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _files(entry.path)
+            elif entry.name.endswith(SUFFIXES):
+                yield entry.path
