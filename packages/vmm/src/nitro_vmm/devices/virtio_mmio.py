@@ -225,9 +225,8 @@ class VirtioMmio:
         self._name = name
         self._complaints = 0
         self._offered = device.features | F_VERSION_1
-        self._interrupt_status = 0
         self.interrupt_word: memoryview = memoryview(bytearray(4)).cast("I")
-        """INTERRUPT_STATUS once more, for drivers that read it in every interrupt; see `Vm.share_word`."""
+        """INTERRUPT_STATUS, one number. Drivers read it in every interrupt, see `Vm.share_word`."""
         self.configuration_reads: int = 0
         """How often the guest has looked at the device's configuration."""
         self._forget_driver()
@@ -250,7 +249,7 @@ class VirtioMmio:
     def read(self, offset: int, size: int) -> int:
         """A register, which must be read whole, or a field of the configuration space."""
         if offset == INTERRUPT_STATUS and size == 4:
-            return self._interrupt_status
+            return self.interrupt_word[0]
         if offset >= CONFIGURATION:
             if size not in CONFIGURATION_SIZES:
                 return 0
@@ -265,7 +264,7 @@ class VirtioMmio:
         elif offset == QUEUE_NOTIFY:
             self._notify(value)
         elif offset == INTERRUPT_ACK:
-            self._set_interrupts(self._interrupt_status & ~value)
+            self._set_interrupts(self.interrupt_word[0] & ~value)
         else:
             self._write_register(offset, value & 0xFFFF_FFFF)
 
@@ -287,7 +286,7 @@ class VirtioMmio:
             driver_features_word=self._driver_features_word,
             driver_features=self._driver_features,
             queue_index=self._queue_index,
-            interrupt_status=self._interrupt_status,
+            interrupt_status=self.interrupt_word[0],
             queues=tuple(queue.setup() for queue in self._queues),
             running=self._device.state() if self._active else None,
         )
@@ -301,7 +300,7 @@ class VirtioMmio:
         """
         self._device.reset()
         self._forget_driver()
-        self._interrupt_status = self.interrupt_word[0] = 0
+        self.interrupt_word[0] = 0
         self._check_fits(state)
         self._device_features_word = state.device_features_word
         self._driver_features_word = state.driver_features_word
@@ -310,7 +309,7 @@ class VirtioMmio:
         for queue, setup in zip(self._queues, state.queues, strict=True):
             queue.restore(setup)
         self._status = Status(state.status)
-        self._interrupt_status = self.interrupt_word[0] = state.interrupt_status
+        self.interrupt_word[0] = state.interrupt_status
         if state.running is not None:
             self._active = True
             layouts = [queue.layout() for queue in self._queues]
@@ -319,10 +318,10 @@ class VirtioMmio:
             except (QueueError, StateError) as error:
                 self._device.reset()
                 self._forget_driver()
-                self._interrupt_status = self.interrupt_word[0] = 0
+                self.interrupt_word[0] = 0
                 self._line(False)
                 raise StateError(f"the saved virtio device {self._name} cannot go on: {error}") from error
-        self._line(bool(self._interrupt_status))
+        self._line(bool(self.interrupt_word[0]))
 
     def _check_fits(self, state: VirtioMmioState) -> None:
         what = f"the saved virtio device {self._name}"
@@ -345,7 +344,7 @@ class VirtioMmio:
     def raise_interrupt(self) -> None:
         """Tell the driver that buffers were used; nothing happens while there is no driver."""
         if self._active:
-            self._set_interrupts(self._interrupt_status | INTERRUPT_USED_BUFFER)
+            self._set_interrupts(self.interrupt_word[0] | INTERRUPT_USED_BUFFER)
 
     def need_reset(self, reason: str) -> None:
         """Give up until the driver resets the device, and tell it so."""
@@ -355,13 +354,13 @@ class VirtioMmio:
         self._active = False
         self._device.reset()
         self._status |= Status.DEVICE_NEEDS_RESET
-        self._set_interrupts(self._interrupt_status | INTERRUPT_CONFIGURATION)
+        self._set_interrupts(self.interrupt_word[0] | INTERRUPT_CONFIGURATION)
 
     # Interrupts and notifications.
 
     def _set_interrupts(self, status: int) -> None:
-        before = self._interrupt_status
-        self._interrupt_status = self.interrupt_word[0] = status
+        before = self.interrupt_word[0]
+        self.interrupt_word[0] = status
         if bool(before) != bool(status):
             self._line(bool(status))
 
