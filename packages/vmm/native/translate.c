@@ -195,7 +195,7 @@ static void translate_instruction(void *disassembly, cpu *processor)
     char *tcg = UC_TCG(CPU_UC(processor));
     struct instruction instruction;
     void *saved = NULL;
-    int mmx = NO_MMX_REGISTER;
+    int mmx = NO_MMX_REGISTER, string;
 
     forget_instruction();
     if (decode(&instruction, CPU_ENV(processor), DISASSEMBLY_NEXT(disassembly),
@@ -206,8 +206,8 @@ static void translate_instruction(void *disassembly, cpu *processor)
         } else if (is_cmpxchg_of_32_bits(&instruction)) {
             saved = original.tcg_temp_new_internal_x86_64(tcg, TYPE_I64, false);
             original.tcg_gen_addi_i64_x86_64(tcg, TCG_VALUE(tcg, saved), TCG_RAX(tcg), 0);
-        } else if (repeated_string(&instruction) != 0) {
-            call_with(tcg, (void *)helper_invlpga_x86_64, repeated_string(&instruction));
+        } else if ((string = repeated_string(&instruction)) != 0) {
+            call_with(tcg, (void *)helper_invlpga_x86_64, string);
         } else if (is_stmxcsr(instruction)) {
             call(tcg, (void *)helper_stgi_x86_64);
         } else if (is_lock_neg(instruction)) {
