@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nitro_vmm.accel.unicorn import native
 from nitro_vmm.accel.unicorn.engine import Stopped
 from nitro_vmm.boot import long_mode
-from test_tlb import LAST_TABLE, MAPPED, PAGE_A, PAGE_FAULT, PRESENT, SWITCH, TABLES, USER, WRITABLE
+from page_tables import LAST_TABLE, MAPPED, PAGE_FAULT, PRESENT, SWITCH, WRITABLE, write_page_tables
 from tiny_guest import CODE, HLT, LIDT, RESULT, STACK, Guest
 
 pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason=f"no native part: {native.MISSING}")
@@ -22,6 +22,7 @@ OPERANDS = 0x20_5000
 LOAD_OPERANDS = "48bb 0050200000000000 488b0b 488b7308 488b7b10 488b4318"
 STORE_OPERANDS = "48890b 48897308 48897b10"
 ARENA, ARENA_BYTES = 0x31_0000, 0x6000
+PAGE = 0x31_0000
 MASK = (1 << 64) - 1
 
 
@@ -120,15 +121,9 @@ def guest() -> Iterator[Guest]:
 
 
 def map_one_page(guest: Guest) -> None:
-    """Page tables with `PAGE_A` at `MAPPED` and nothing behind it, for `SWITCH`."""
-    rights = PRESENT | WRITABLE | USER
-    for table, entry in ((TABLES, TABLES + 0x1000), (TABLES + 0x1000, TABLES + 0x2000)):
-        guest.ram.slice(table, 8)[:] = struct.pack("<Q", entry | rights)
-    large = rights | 1 << 7
-    guest.ram.slice(TABLES + 0x2000, 24)[:] = struct.pack(
-        "<3Q", large, 0x20_0000 | large, LAST_TABLE | rights
-    )
-    guest.ram.slice(LAST_TABLE, 16)[:] = struct.pack("<2Q", PAGE_A | rights, 0)
+    """Page tables with a page at `MAPPED` and nothing behind it, for `SWITCH`."""
+    write_page_tables(guest)
+    guest.ram.slice(LAST_TABLE, 8)[:] = struct.pack("<Q", PAGE | PRESENT | WRITABLE)
     guest.gate(PAGE_FAULT, STORE_OPERANDS + HLT)
 
 
@@ -167,7 +162,7 @@ def test_source_and_target_may_have_the_same_place_in_the_tlb(guest: Guest) -> N
     """Pages that are 256 pages apart have, so that each round drops one of them."""
     map_one_page(guest)
     source, target, kept = MAPPED + 0x1_0000, MAPPED - 0xF_0000, 0x35_0000
-    guest.ram.slice(LAST_TABLE + 8 * 0x10, 8)[:] = struct.pack("<Q", kept | PRESENT | WRITABLE | USER)
+    guest.ram.slice(LAST_TABLE + 8 * 0x10, 8)[:] = struct.pack("<Q", kept | PRESENT | WRITABLE)
     data = bytes(range(1, 201))
     guest.ram.slice(kept, 200)[:] = data
     guest.ram.slice(OPERANDS, 32)[:] = struct.pack("<4Q", 200, source, target, 0)

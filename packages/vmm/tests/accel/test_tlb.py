@@ -7,23 +7,29 @@ import pytest
 
 from nitro_vmm.accel.unicorn import native
 from nitro_vmm.accel.unicorn.engine import Stopped
+from page_tables import (
+    ACCESSED,
+    DIRTY,
+    GLOBAL,
+    LAST_TABLE,
+    MAPPED,
+    PAGE_FAULT,
+    PRESENT,
+    SWITCH,
+    TABLES,
+    WRITABLE,
+    write_page_tables,
+)
 from tiny_guest import HLT, LIDT, STORE_RAX, Guest
 
 pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason=f"no native part: {native.MISSING}")
 
-TABLES = 0x30_0000
-"""Four of them; the last one maps from `MAPPED` on, and the others all RAM where it is."""
-LAST_TABLE = TABLES + 0x3000
-MAPPED = 0x40_0000
 PAGE_A, PAGE_B = 0x31_0000, 0x31_1000
-PRESENT, WRITABLE, USER, ACCESSED, DIRTY, LARGE, GLOBAL = (1 << bit for bit in (0, 1, 2, 5, 6, 7, 8))
 NO_EXECUTE = 1 << 63
 RESERVED = 1 << 45
-PAGE_FAULT = 14
 
 FILL_LAST_TABLE = "48b9 {table} 48b8 {entry} bf00020000 488901 4883c108 ffcf 75f5"
 """Write the same entry 512 times: mov rcx,table; mov rax,entry; mov edi,512; loop."""
-SET_CR3 = "48b8 {tables} 0f22d8"
 ENABLE_GLOBAL_PAGES = "0f20e0 0c80 0f22e0"
 ENABLE_NO_EXECUTE = "b9800000c0 0f32 80cc08 0f30"
 ENABLE_WRITE_PROTECTION = "0f20c0 0d00000100 0f22c0"
@@ -38,17 +44,10 @@ def set_entry(entry: int, *, index: int = 0) -> str:
     return f"48b8 {struct.pack('<Q', entry).hex()} 48a3 {struct.pack('<Q', LAST_TABLE + 8 * index).hex()}"
 
 
-SWITCH = SET_CR3.format(tables=struct.pack("<Q", TABLES).hex())
-
-
 @pytest.fixture
 def guest() -> Iterator[Guest]:
     guest = Guest()
-    for index, entry in enumerate((TABLES + 0x1000, TABLES + 0x2000)):
-        guest.ram.slice(TABLES + 0x1000 * index, 8)[:] = struct.pack("<Q", entry | PRESENT | WRITABLE | USER)
-    large = PRESENT | WRITABLE | LARGE | GLOBAL
-    entries = (large, 0x20_0000 | large, LAST_TABLE | PRESENT | WRITABLE | USER)
-    guest.ram.slice(TABLES + 0x2000, 24)[:] = struct.pack("<3Q", *entries)
+    write_page_tables(guest)
     guest.ram.slice(PAGE_A, 8)[:] = struct.pack("<Q", 0xA)
     guest.ram.slice(PAGE_B, 8)[:] = struct.pack("<Q", 0xB)
     guest.gate(PAGE_FAULT, "58" + STORE_RAX + HLT)  # pop rax: the error code

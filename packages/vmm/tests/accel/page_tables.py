@@ -1,0 +1,25 @@
+"""Page tables of a tiny guest's own, whose last one a test fills as it likes."""
+
+import struct
+
+from tiny_guest import Guest
+
+TABLES = 0x30_0000
+"""Four of them; the last one maps from `MAPPED` on, and the others all RAM where it is."""
+LAST_TABLE = TABLES + 0x3000
+MAPPED = 0x40_0000
+PRESENT, WRITABLE, USER, ACCESSED, DIRTY, LARGE, GLOBAL = (1 << bit for bit in (0, 1, 2, 5, 6, 7, 8))
+PAGE_FAULT = 14
+SET_CR3 = "48b8 {tables} 0f22d8"
+SWITCH = SET_CR3.format(tables=struct.pack("<Q", TABLES).hex())
+"""Code that uses them from now on."""
+
+
+def write_page_tables(guest: Guest) -> None:
+    """Write all of them but the last one, which maps nothing yet."""
+    table = PRESENT | WRITABLE | USER
+    for index, entry in enumerate((TABLES + 0x1000, TABLES + 0x2000)):
+        guest.ram.slice(TABLES + 0x1000 * index, 8)[:] = struct.pack("<Q", entry | table)
+    large = PRESENT | WRITABLE | LARGE | GLOBAL
+    entries = (large, 0x20_0000 | large, LAST_TABLE | table)
+    guest.ram.slice(TABLES + 0x2000, 24)[:] = struct.pack("<3Q", *entries)
