@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from nitro_vmm.accel.unicorn.interrupts import Interrupts
-from nitro_vmm.devices.io_apic import REDIRECTION_TABLE, REGISTER_SELECT, WINDOW
-from nitro_vmm.devices.local_apic import SOFTWARE_ENABLED, Register
+from nitro_vmm.devices.io_apic_registers import REDIRECTION_TABLE, REGISTER_SELECT, WINDOW
+from nitro_vmm.devices.local_apic_registers import SOFTWARE_ENABLED, Register
 
 if TYPE_CHECKING:
     from nitro_vmm.accel.unicorn.vcpu import Cpu

@@ -4,9 +4,10 @@ from functools import partial
 
 import pytest
 
-from nitro_vmm.devices.io_apic import LEVEL, REDIRECTION_TABLE, REGISTER_SELECT, WINDOW, IoApic
+from nitro_vmm.devices.io_apic import IoApic
+from nitro_vmm.devices.io_apic_registers import LEVEL, REDIRECTION_TABLE, REGISTER_SELECT, WINDOW
 from nitro_vmm.devices.local_apic import LocalApic
-from nitro_vmm.devices.local_apic import Register as ApicRegister
+from nitro_vmm.devices.local_apic_registers import Register as ApicRegister
 from nitro_vmm.devices.serial import (
     FCR_ENABLE,
     IER_RECEIVED,

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nitro_vmm.devices.io_apic import (
+from nitro_vmm.devices.io_apic import IoApic
+from nitro_vmm.devices.io_apic_registers import (
     ACTIVE_LOW,
     DELIVERY_MODE,
     END_OF_INTERRUPT,
@@ -15,7 +16,6 @@ from nitro_vmm.devices.io_apic import (
     REGISTER_SELECT,
     REMOTE_IRR,
     WINDOW,
-    IoApic,
 )
 
 PIN = 5

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nitro_vmm.devices.local_apic import (
+from nitro_vmm.devices.local_apic import LocalApic
+from nitro_vmm.devices.local_apic_registers import (
     LVT_ERROR,
     LVT_LINT0,
     LVT_MASKED,
     LVT_PERIODIC,
     LVT_TIMER,
     PERIOD_NS_MIN,
-    LocalApic,
     Register,
 )
 

@@ -10,12 +10,12 @@ import pytest
 from nitro_nsm import RESPONSE_BYTES_MAX, Nsm, NsmConfig
 from nitro_vmm.devices.nsm import NsmDevice
 from nitro_vmm.devices.virtio import RunningState
-from nitro_vmm.devices.virtio_mmio import (
+from nitro_vmm.devices.virtio_mmio import VirtioMmio
+from nitro_vmm.devices.virtio_mmio_registers import (
     INTERRUPT_CONFIGURATION,
     INTERRUPT_USED_BUFFER,
     Register,
     Status,
-    VirtioMmio,
     VirtioMmioState,
 )
 from nitro_vmm.errors import StateError

@@ -8,7 +8,17 @@ from types import ModuleType
 
 import pytest
 
-from nitro_vmm.devices import acpi_power, i8042, io_apic, local_apic, rtc, serial, virtio_mmio, vsock
+from nitro_vmm.devices import (
+    acpi_power,
+    i8042,
+    io_apic_registers,
+    local_apic_registers,
+    rtc,
+    serial,
+    virtio_mmio,
+    virtio_mmio_registers,
+    vsock,
+)
 
 # National Semiconductor PC16550D, table II.
 SERIAL = {
@@ -154,7 +164,6 @@ LOCAL_APIC = {
 VIRTIO_MMIO = {
     "MAGIC": int.from_bytes(b"virt", "little"),
     "TRANSPORT_VERSION": 2,
-    "F_VERSION_1": 1 << 32,
     "INTERRUPT_USED_BUFFER": 1,
     "INTERRUPT_CONFIGURATION": 2,
     "CONFIGURATION": 0x100,
@@ -177,9 +186,10 @@ ACPI_POWER = {"SLEEP_CONTROL": 0, "RESET": 2, "SLEEP_ENABLE": 0x20}
         (serial, SERIAL),
         (rtc, RTC),
         (i8042, I8042),
-        (io_apic, IO_APIC),
-        (local_apic, LOCAL_APIC),
-        (virtio_mmio, VIRTIO_MMIO),
+        (io_apic_registers, IO_APIC),
+        (local_apic_registers, LOCAL_APIC),
+        (virtio_mmio_registers, VIRTIO_MMIO),
+        (virtio_mmio, {"F_VERSION_1": 1 << 32}),
         (vsock, VSOCK),
         (acpi_power, ACPI_POWER),
     ],
@@ -193,14 +203,14 @@ def test_constants_have_the_numbers_of_their_sources(module: ModuleType, numbers
     [
         (serial.Register, [0, 1, 2, 3, 4, 5, 6, 7]),
         (
-            local_apic.Register,
+            local_apic_registers.Register,
             [
                 *(0x20, 0x30, 0x80, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0, 0xF0),
                 *(0x100, 0x180, 0x200, 0x280, 0x300, 0x310, 0x380, 0x390, 0x3E0),
             ],
         ),
         (
-            virtio_mmio.Register,
+            virtio_mmio_registers.Register,
             [
                 *(
                     0x00,
@@ -223,7 +233,7 @@ def test_constants_have_the_numbers_of_their_sources(module: ModuleType, numbers
                 *(0x80, 0x84, 0x90, 0x94, 0xA0, 0xA4, 0xAC, 0xB0, 0xB4, 0xB8, 0xBC, 0xC0, 0xFC),
             ],
         ),
-        (virtio_mmio.Status, [1, 2, 4, 8, 64, 128]),
+        (virtio_mmio_registers.Status, [1, 2, 4, 8, 64, 128]),
     ],
 )
 def test_registers_are_where_drivers_look(names: type[IntEnum | IntFlag], numbers: list[int]) -> None:

@@ -16,13 +16,15 @@ from nitro_nsm import Nsm, NsmConfig
 from nitro_vmm.devices.acpi_power import AcpiPower
 from nitro_vmm.devices.i8042 import I8042
 from nitro_vmm.devices.io_apic import IoApic
-from nitro_vmm.devices.local_apic import LVT_TIMER, LocalApic, Register
+from nitro_vmm.devices.local_apic import LocalApic
+from nitro_vmm.devices.local_apic_registers import LVT_TIMER, Register
 from nitro_vmm.devices.nsm import NsmDevice
 from nitro_vmm.devices.rtc import AHEAD_S_MAX, Rtc
 from nitro_vmm.devices.serial import INPUT_BYTES_MAX, Serial
 from nitro_vmm.devices.state import require_bytes
-from nitro_vmm.devices.virtio_mmio import LADDER, VirtioMmio
-from nitro_vmm.devices.virtio_mmio import Register as Virtio
+from nitro_vmm.devices.virtio_mmio import VirtioMmio
+from nitro_vmm.devices.virtio_mmio_registers import LADDER
+from nitro_vmm.devices.virtio_mmio_registers import Register as Virtio
 from nitro_vmm.devices.vsock import VsockDevice
 from nitro_vmm.errors import StateError
 from nitro_vsock import F_VERSION_1, GuestMemory, VsockConfig, VsockEngine

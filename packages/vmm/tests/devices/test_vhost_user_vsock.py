@@ -16,7 +16,13 @@ import pytest
 
 from nitro_vmm.devices.vhost_user_vsock import RETRY_S, VhostUserVsockDevice
 from nitro_vmm.devices.virtio import RunningState
-from nitro_vmm.devices.virtio_mmio import CONFIGURATION, INTERRUPT_USED_BUFFER, QueueSetup, Register, Status
+from nitro_vmm.devices.virtio_mmio_registers import (
+    CONFIGURATION,
+    INTERRUPT_USED_BUFFER,
+    QueueSetup,
+    Register,
+    Status,
+)
 from nitro_vmm.errors import StateError
 from nitro_vsock import GuestMemory, HostError
 from nitro_vsock.vhost_user import SharedRegion

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nitro_vmm.devices.virtio import Driver, RunningState
-from nitro_vmm.devices.virtio_mmio import (
-    COMPLAINTS_MAX,
+from nitro_vmm.devices.virtio_mmio import COMPLAINTS_MAX, VirtioMmio
+from nitro_vmm.devices.virtio_mmio_registers import (
     CONFIGURATION,
     INTERRUPT_CONFIGURATION,
     INTERRUPT_USED_BUFFER,
@@ -20,7 +20,6 @@ from nitro_vmm.devices.virtio_mmio import (
     QueueSetup,
     Register,
     Status,
-    VirtioMmio,
 )
 from nitro_vmm.errors import StateError
 from nitro_vsock import F_VERSION_1, QueueError, QueueLayout, SplitQueueState

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nitro_vmm.devices.virtio import RunningState
-from nitro_vmm.devices.virtio_mmio import (
+from nitro_vmm.devices.virtio_mmio_registers import (
     CONFIGURATION,
     INTERRUPT_CONFIGURATION,
     INTERRUPT_USED_BUFFER,

@@ -4,7 +4,8 @@ import struct
 from typing import NamedTuple
 
 from nitro_vmm.devices.virtio import VirtioDevice
-from nitro_vmm.devices.virtio_mmio import Register, Status, VirtioMmio
+from nitro_vmm.devices.virtio_mmio import VirtioMmio
+from nitro_vmm.devices.virtio_mmio_registers import Register, Status
 from nitro_vsock import F_VERSION_1, GuestMemory
 from nitro_vsock.testing import FakeDriver
 

@@ -10,11 +10,12 @@ from nitro_vmm.devices.acpi_power import AcpiPower
 from nitro_vmm.devices.i8042 import I8042
 from nitro_vmm.devices.io_apic import IoApic
 from nitro_vmm.devices.local_apic import LocalApic
-from nitro_vmm.devices.local_apic import Register as ApicRegister
+from nitro_vmm.devices.local_apic_registers import Register as ApicRegister
 from nitro_vmm.devices.nsm import NsmDevice
 from nitro_vmm.devices.rtc import Rtc
 from nitro_vmm.devices.serial import Serial
-from nitro_vmm.devices.virtio_mmio import LADDER, Register, VirtioMmio
+from nitro_vmm.devices.virtio_mmio import VirtioMmio
+from nitro_vmm.devices.virtio_mmio_registers import LADDER, Register
 from nitro_vmm.devices.vsock import VsockDevice
 from nitro_vsock import F_VERSION_1, GuestMemory, VsockConfig, VsockEngine
 

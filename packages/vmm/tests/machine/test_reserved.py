@@ -7,7 +7,7 @@ import pytest
 
 from nitro_vmm.address_map import virtio_slot
 from nitro_vmm.devices.virtio import Driver, RunningState
-from nitro_vmm.devices.virtio_mmio import CONFIGURATION, MAGIC, Register
+from nitro_vmm.devices.virtio_mmio_registers import CONFIGURATION, MAGIC, Register
 from nitro_vmm.errors import StateError
 from nitro_vmm.machine.board import Board, BoardState
 from nitro_vmm.machine.bus import AddressSpace

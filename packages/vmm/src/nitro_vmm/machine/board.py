@@ -17,7 +17,8 @@ from nitro_vmm.devices.i8042 import I8042, I8042State
 from nitro_vmm.devices.rtc import Rtc, RtcState
 from nitro_vmm.devices.serial import Serial, SerialState
 from nitro_vmm.devices.virtio import VirtioDevice
-from nitro_vmm.devices.virtio_mmio import Register, VirtioMmio, VirtioMmioState
+from nitro_vmm.devices.virtio_mmio import VirtioMmio
+from nitro_vmm.devices.virtio_mmio_registers import Register, VirtioMmioState
 from nitro_vmm.errors import StateError
 from nitro_vmm.machine.bus import AddressSpace
 from nitro_vsock import GuestMemory

@@ -11,13 +11,14 @@ from nitro_vmm.accel import Attended, Bus, Line, Ram, Vcpu
 from nitro_vmm.accel.state import EntryState, Exit, ExitReason, ProgramState, VmState
 from nitro_vmm.accel.unicorn.engine import Stopped
 from nitro_vmm.accel.unicorn.interrupts import Interrupts
+from nitro_vmm.accel.unicorn.locked_bus import LockedBus
 from nitro_vmm.accel.unicorn.native import LIBRARY, MISSING
 from nitro_vmm.accel.unicorn.private import SAVED_BYTES, UNICORN_VERSION
 from nitro_vmm.accel.unicorn.tsc import measure_tsc_hz, read_tsc
 from nitro_vmm.accel.unicorn.vcpu import Cpu
-from nitro_vmm.address_map import IO_APIC, LOCAL_APIC, MIB, PAGE_BITS
-from nitro_vmm.devices.io_apic import IoApic, IoApicState
-from nitro_vmm.devices.local_apic import LocalApic, LocalApicState
+from nitro_vmm.address_map import LOCAL_APIC, MIB
+from nitro_vmm.devices.io_apic_registers import IoApicState
+from nitro_vmm.devices.local_apic_registers import LocalApicState
 from nitro_vmm.devices.state import require_bytes, require_flags, require_whole
 from nitro_vmm.errors import HostError, StateError
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _said = False
 
-OFFSET_MASK: Final = (1 << PAGE_BITS) - 1
 ADDRESS_SPACE_BYTES: Final = 320 * MIB
 """What Unicorn reserves: 256 MiB for translated code, which it takes up as it needs it, and some for threads.
 Where it gets less, the library prints a line and exits the process, so we look first."""
@@ -129,7 +129,7 @@ class UnicornVm:
         self.tsc_hz = tsc_hz
         self.kvm_clock = LIBRARY is not None
         self._interrupts = Interrupts(timer_hz=tsc_hz, clock_ns=clock_ns)
-        self._cpu = Cpu(ram, _LockedBus(bus, self._interrupts), tsc_hz=tsc_hz)
+        self._cpu = Cpu(ram, LockedBus(bus, self._interrupts), tsc_hz=tsc_hz)
         self._interrupts.attach(self._cpu)
         for offset, word in self._interrupts.local_apic.words():
             self._cpu.share_word(LOCAL_APIC + offset, word)
@@ -275,77 +275,6 @@ class UnicornVcpu:
     def kick(self) -> None:
         """See `Vcpu.kick`."""
         self._interrupts.kick()
-
-
-class _LockedBus:
-    """What the processor calls: the interrupt controllers here, all else on the machine's bus.
-
-    Each access holds the bus lock, within which interrupts are acknowledged and offered.
-    """
-
-    def __init__(self, bus: Bus, interrupts: Interrupts) -> None:
-        self._bus = bus
-        self._interrupts = interrupts
-        self._controllers: dict[int, LocalApic | IoApic] = {
-            LOCAL_APIC >> PAGE_BITS: interrupts.local_apic,
-            IO_APIC >> PAGE_BITS: interrupts.io_apic,
-        }
-
-    def read_port(self, port: int, size: int) -> int:
-        """IN."""
-        self._interrupts.enter()
-        try:
-            return self._bus.read_port(port, size)
-        finally:
-            self._interrupts.leave()
-
-    def write_port(self, port: int, size: int, value: int) -> None:
-        """OUT."""
-        self._interrupts.enter()
-        try:
-            self._bus.write_port(port, size, value)
-        finally:
-            self._interrupts.leave()
-        self._bus.finish_output()
-
-    def read_memory(self, address: int, size: int) -> int:
-        """A load outside RAM."""
-        self._interrupts.enter()
-        try:
-            if (controller := self._controllers.get(address >> PAGE_BITS)) is not None:
-                return controller.read(address & OFFSET_MASK, size)
-            return self._bus.read_memory(address, size)
-        finally:
-            self._interrupts.leave()
-
-    def write_bytes(self, port: int, data: bytes) -> None:
-        """OUT of one byte after the other."""
-        self._interrupts.enter()
-        try:
-            for byte in data:
-                self._bus.write_port(port, 1, byte)
-        finally:
-            self._interrupts.leave()
-        self._bus.finish_output()
-
-    def arm_timer(self, ticks: int) -> None:
-        """The time stamp counter's deadline."""
-        self._interrupts.enter()
-        try:
-            self._interrupts.local_apic.arm_deadline(ticks)
-        finally:
-            self._interrupts.leave()
-
-    def write_memory(self, address: int, size: int, value: int) -> None:
-        """A store outside RAM."""
-        self._interrupts.enter()
-        try:
-            if (controller := self._controllers.get(address >> PAGE_BITS)) is not None:
-                controller.write(address & OFFSET_MASK, size, value)
-            else:
-                self._bus.write_memory(address, size, value)
-        finally:
-            self._interrupts.leave()
 
 
 def _signed(value: int) -> int:
