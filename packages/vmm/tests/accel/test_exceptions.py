@@ -7,27 +7,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nitro_vmm.accel.unicorn.exceptions import (
-    CR0_WRITE_PROTECT,
-    CR4_SMAP,
-    DOUBLE_FAULT,
-    EFER_NXE,
-    GENERAL_PROTECTION,
-    INVALID_TSS,
-    LARGE,
-    NO_EXECUTE,
-    NOT_PRESENT,
-    PAGE_FAULT,
-    PRESENT,
-    STACK_FAULT,
-    USER,
-    WRITABLE,
-    Fault,
-    State,
-    Table,
-    combined,
-    obstacle,
-)
+from nitro_vmm.accel.unicorn.exceptions import Fault, State, Table, combined, obstacle
+
+# The vectors and bits as the Intel SDM vol. 3A has them, so that the module's own are held against them.
+DOUBLE_FAULT, INVALID_TSS, NOT_PRESENT, STACK_FAULT, GENERAL_PROTECTION, PAGE_FAULT = 8, 10, 11, 12, 13, 14
+PRESENT, WRITABLE, USER, LARGE, NO_EXECUTE = 0x1, 0x2, 0x4, 0x80, 0x8000_0000_0000_0000
+CR0_WRITE_PROTECT, CR4_SMAP, EFER_NXE = 0x1_0000, 0x20_0000, 0x800
 
 PML4, PDPT, PD, PT, IDT, GDT, TSS, STACK_PAGE, IST_PAGE = range(0x1000, 0xA000, 0x1000)
 MEMORY_BYTES = 0x10000
@@ -103,6 +88,47 @@ def test_a_vector_beyond_the_idt(memory: Memory) -> None:
 
     assert obstacle(state, VECTOR, memory.read) == Fault(GENERAL_PROTECTION, ERROR)
     assert obstacle(state, VECTOR - 1, memory.read) is None
+    assert obstacle(STATE._replace(idt=Table(IDT, VECTOR * 16 + 15)), VECTOR, memory.read) is None
+
+
+def test_a_gate_ends_where_its_second_half_does(memory: Memory) -> None:
+    memory.page(GDT, 0)  # behind the IDT; the GDT is in the TSS's page here
+    memory.put(TSS + 0x800 + KERNEL_CODE, CODE64)
+    gate = memory.data[IDT + 16 * VECTOR : IDT + 16 * VECTOR + 16]
+    state = STATE._replace(gdt=Table(TSS + 0x800, 0xFFF))
+    faults = []
+    for at in (GDT - 16, GDT - 8):
+        memory.data[at : at + 16] = gate
+        faults.append(obstacle(state._replace(idt=Table(at - 16 * VECTOR, 0xFFF)), VECTOR, memory.read))
+
+    assert faults == [None, Fault(PAGE_FAULT, 0, GDT)]
+
+
+def test_a_gate_may_lie_at_any_address(memory: Memory) -> None:
+    gate = memory.data[IDT + 16 * VECTOR : IDT + 16 * VECTOR + 16]
+    for shift in range(1, 16):
+        base = IDT + 0x800 + shift
+        memory.data[base : base + 16 * VECTOR] = bytes(16 * VECTOR)
+        memory.data[base + 16 * VECTOR : base + 16 * VECTOR + 24] = gate + bytes(8)
+        state = STATE._replace(idt=Table(base, 0x7FF))
+
+        assert obstacle(state, VECTOR, memory.read) is None
+        assert obstacle(state, VECTOR - 1, memory.read) == Fault(GENERAL_PROTECTION, ERROR - 8)
+
+
+def test_addresses_go_round_at_the_end(memory: Memory) -> None:
+    """A table near the end of all addresses: its entries are looked for at the other end."""
+    gate = memory.data[IDT + 16 * VECTOR : IDT + 16 * VECTOR + 16]
+    for table, below in ((PML4, PDPT), (PDPT, PD), (PD, PT), (PT, IST_PAGE)):
+        memory.put(table + 8 * 511, below | PRESENT | WRITABLE)
+    for at in (0, -4):
+        memory.data[IST_PAGE + 0xFF0 : IST_PAGE + 0x1000] = memory.data[:16] = bytes(16)
+        pieces = gate[:-at], gate[-at:]
+        memory.data[IST_PAGE + 0x1000 + at : IST_PAGE + 0x1000] = pieces[0]
+        memory.data[: len(pieces[1])] = pieces[1]
+        state = STATE._replace(idt=Table((1 << 64) - 16 * VECTOR + at, 0xFFF))
+
+        assert obstacle(state, VECTOR, memory.read) is None
 
 
 def test_the_idt_has_no_page(memory: Memory) -> None:
@@ -114,10 +140,24 @@ def test_the_idt_has_no_page(memory: Memory) -> None:
 def test_the_idt_is_no_ram(memory: Memory) -> None:
     memory.put(PT + IDT // 0x1000 * 8, 0xFEE0_0000 | PRESENT)
 
-    fault = obstacle(STATE, VECTOR, memory.read)
+    assert obstacle(STATE, VECTOR, memory.read) == Fault(PAGE_FAULT, 0b1001, IDT + 16 * VECTOR)
 
-    assert fault is not None
-    assert fault.vector == PAGE_FAULT
+
+@pytest.mark.parametrize("table", [PML4, PDPT, PD])
+def test_a_table_is_no_ram(memory: Memory, table: int) -> None:
+    memory.put(table, 0xFEE0_0000 | PRESENT | WRITABLE)
+
+    assert obstacle(STATE, VECTOR, memory.read) == Fault(PAGE_FAULT, 0b1001, IDT + 16 * VECTOR)
+
+
+def test_the_stack_is_no_ram(memory: Memory) -> None:
+    memory.put(PT + STACK_PAGE // 0x1000 * 8, 0xFEE0_0000 | PRESENT | WRITABLE)
+
+    assert obstacle(STATE, VECTOR, memory.read) == Fault(PAGE_FAULT, 0b1011, STACK_PAGE)
+
+
+def test_a_stack_at_address_0_goes_on_at_the_end(memory: Memory) -> None:
+    assert obstacle(STATE._replace(rsp=0), VECTOR, memory.read) == Fault(PAGE_FAULT, 2, (1 << 64) - 0x1000)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +181,9 @@ def test_kinds_of_gates(memory: Memory, kind: int, fault: Fault | None) -> None:
         (0, 0, None),
         (0, 3, Fault(GENERAL_PROTECTION, ERROR)),
         (FOR_USERS, 3, None),
+        (0x2000, 1, None),
+        (0x2000, 2, Fault(GENERAL_PROTECTION, ERROR)),
+        (0x4000, 3, Fault(GENERAL_PROTECTION, ERROR)),
     ],
 )
 def test_the_privilege_of_a_gate_counts_for_software_only(
@@ -161,18 +204,73 @@ def test_the_privilege_of_a_gate_counts_for_software_only(
         (0x1000, CODE64, Fault(GENERAL_PROTECTION, 0x1000)),
         (KERNEL_CODE, 0, Fault(GENERAL_PROTECTION, KERNEL_CODE)),
         (KERNEL_CODE, CODE64 & ~(1 << 43), Fault(GENERAL_PROTECTION, KERNEL_CODE)),
+        (KERNEL_CODE, CODE64 & ~(1 << 44), Fault(GENERAL_PROTECTION, KERNEL_CODE)),
         (KERNEL_CODE, CODE64 & ~(1 << 47), Fault(NOT_PRESENT, KERNEL_CODE)),
         (KERNEL_CODE, CODE64 & ~(1 << 53), Fault(GENERAL_PROTECTION, KERNEL_CODE)),
         (KERNEL_CODE, CODE64 | 1 << 54, Fault(GENERAL_PROTECTION, KERNEL_CODE)),
         (KERNEL_CODE, CODE64 | RING3, Fault(GENERAL_PROTECTION, KERNEL_CODE)),
     ],
-    ids=["null", "LDT", "limit", "empty", "data", "absent", "32-bit", "both sizes", "less privileged"],
+    ids=[
+        "null",
+        "LDT",
+        "limit",
+        "empty",
+        "data",
+        "gate",
+        "absent",
+        "32-bit",
+        "both sizes",
+        "less privileged",
+    ],
 )
 def test_code_segments(memory: Memory, selector: int, descriptor: int, fault: Fault) -> None:
     memory.gate(VECTOR, selector=selector)
     memory.put(GDT + KERNEL_CODE, descriptor)
 
     assert obstacle(STATE, VECTOR, memory.read) == fault
+
+
+@pytest.mark.parametrize("requested", range(4))
+def test_the_privilege_in_a_gates_selector_does_not_matter(memory: Memory, requested: int) -> None:
+    memory.gate(VECTOR, selector=KERNEL_CODE | requested)
+
+    assert obstacle(STATE, VECTOR, memory.read) is None
+
+
+def test_the_null_selector_is_no_code_segment(memory: Memory) -> None:
+    memory.gate(VECTOR, selector=3)  # its low bits are no part of the index
+    memory.put(GDT, CODE64)
+
+    assert obstacle(STATE, VECTOR, memory.read) == Fault(GENERAL_PROTECTION, 0)
+
+
+def test_the_ldt_has_no_code_segment(memory: Memory) -> None:
+    memory.gate(VECTOR, selector=KERNEL_CODE | 4)
+    memory.data[GDT + KERNEL_CODE + 4 : GDT + KERNEL_CODE + 12] = CODE64.to_bytes(8, "little")
+
+    assert obstacle(STATE, VECTOR, memory.read) == Fault(GENERAL_PROTECTION, KERNEL_CODE | 4)
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_a_code_segment_ends_within_the_gdt(memory: Memory, beyond: int) -> None:
+    state = STATE._replace(gdt=Table(GDT, KERNEL_CODE + 7 - beyond))
+    fault = Fault(GENERAL_PROTECTION, KERNEL_CODE) if beyond else None
+
+    assert obstacle(state, VECTOR, memory.read) == fault
+
+
+@pytest.mark.parametrize("privilege", [0, 1, 2])
+def test_a_handler_has_the_stack_of_its_privilege(memory: Memory, privilege: int) -> None:
+    memory.put(GDT + KERNEL_CODE, CODE64 | privilege << 45)
+    memory.data[TSS + 4 : TSS + 28] = bytes(24)
+    memory.page(0, 0)  # where the other stacks end
+    state = STATE._replace(privilege=3)
+    without = obstacle(state, VECTOR, memory.read)
+
+    memory.put(TSS + 4 + 8 * privilege, STACK)
+
+    assert without == Fault(STACK_FAULT, 0) or (without is not None and without.vector == PAGE_FAULT)
+    assert obstacle(state, VECTOR, memory.read) is None
 
 
 def test_a_conforming_handler_stays_on_the_stack(memory: Memory) -> None:
@@ -212,8 +310,42 @@ def test_the_frame_reaches_into_the_page_below(memory: Memory) -> None:
     assert obstacle(state._replace(rsp=STACK_PAGE + 48), VECTOR, memory.read) is None
 
 
-def test_the_stack_is_not_canonical(memory: Memory) -> None:
-    assert obstacle(STATE._replace(rsp=1 << 63), VECTOR, memory.read) == Fault(STACK_FAULT)
+def test_the_frame_ends_below_the_stack_pointer(memory: Memory) -> None:
+    memory.page(IST_PAGE, 0)
+
+    assert obstacle(STATE._replace(rsp=IST_PAGE + 8), VECTOR, memory.read) is None
+    assert obstacle(STATE._replace(rsp=IST_PAGE + 16), VECTOR, memory.read) == Fault(PAGE_FAULT, 2, IST_PAGE)
+
+
+@pytest.mark.parametrize("rsp", [1 << 63, 1 << 47, 0xFFFF << 48])
+def test_the_stack_is_not_canonical(memory: Memory, rsp: int) -> None:
+    assert obstacle(STATE._replace(rsp=rsp + 0x800), VECTOR, memory.read) == Fault(STACK_FAULT, 0)
+
+
+@pytest.mark.parametrize("base", [1 << 47, 0xFFFF << 48])
+def test_a_table_is_not_canonical(memory: Memory, base: int) -> None:
+    state = STATE._replace(idt=Table(base, 0xFFF))
+
+    assert obstacle(state, VECTOR, memory.read) == Fault(GENERAL_PROTECTION, 0)
+
+
+@pytest.mark.parametrize("base", [(1 << 47) - 0x1000, 0xFFFF_8000_0000_0000])
+def test_the_canonical_addresses_next_to_the_hole(memory: Memory, base: int) -> None:
+    """They are looked up, in a table whose other entries are empty."""
+    memory.put(PML4, 0)
+    state = STATE._replace(idt=Table(base, 0xFFF))
+
+    assert obstacle(state, VECTOR, memory.read) == Fault(PAGE_FAULT, 0, base + 16 * VECTOR)
+
+
+@pytest.mark.parametrize("ist", range(1, 8))
+def test_there_are_seven_interrupt_stacks(memory: Memory, ist: int) -> None:
+    """SDM vol. 3A, "64-Bit TSS": IST1 is at byte 36."""
+    memory.gate(VECTOR, ist=ist)
+    for number in range(1, 8):
+        memory.put(TSS + 36 + 8 * (number - 1), IST_STACK if number == ist else 1 << 63)
+
+    assert obstacle(STATE, VECTOR, memory.read) is None
 
 
 def test_an_interrupt_stack(memory: Memory) -> None:
@@ -233,7 +365,7 @@ def test_a_short_tss(memory: Memory, ist: int, limit: int) -> None:
     memory.gate(VECTOR, ist=ist)
     state = STATE._replace(privilege=3, tss=Table(TSS, limit))
 
-    assert obstacle(state, VECTOR, memory.read) == Fault(INVALID_TSS)
+    assert obstacle(state, VECTOR, memory.read) == Fault(INVALID_TSS, 0)
     assert obstacle(state._replace(tss=Table(TSS, limit + 1)), VECTOR, memory.read) is None
 
 
@@ -259,15 +391,88 @@ def test_no_execute_is_a_reserved_bit_unless_enabled(memory: Memory) -> None:
     assert (fault.vector, fault.error_code) == (PAGE_FAULT, 0b1011)
 
 
+@pytest.mark.parametrize("table", [PML4, PDPT, PD, PT])
+def test_each_level_can_forbid_writing(memory: Memory, table: int) -> None:
+    at = table + (STACK_PAGE // 0x1000 * 8 if table == PT else 0)
+    memory.put(at, (memory.read(at) or 0) & ~WRITABLE)
+
+    fault = obstacle(STATE, VECTOR, memory.read)
+
+    assert fault is not None
+    assert (fault.vector, fault.error_code) == (PAGE_FAULT, 3)
+
+
+@pytest.mark.parametrize("table", [PML4, PDPT, PD, PT])
+def test_a_page_is_the_users_when_all_levels_say_so(memory: Memory, table: int) -> None:
+    for each in (PML4, PDPT, PD):
+        memory.put(each, (memory.read(each) or 0) | USER)
+    for page in range(0, MEMORY_BYTES, 0x1000):
+        memory.page(page, PRESENT | WRITABLE | USER)
+    state = STATE._replace(cr4=CR4_SMAP)
+    users = obstacle(state, VECTOR, memory.read)
+    entries = range(512) if table == PT else [0]
+
+    for index in entries:
+        memory.put(table + 8 * index, (memory.read(table + 8 * index) or 0) & ~USER)
+
+    assert users == Fault(PAGE_FAULT, 1, IDT + 16 * VECTOR)
+    assert obstacle(state, VECTOR, memory.read) is None
+
+
+@pytest.mark.parametrize("table", [PML4, PDPT, PD, PT])
+@pytest.mark.parametrize("shift", range(9))
+def test_every_bit_of_an_address_is_used(memory: Memory, table: int, shift: int) -> None:
+    """What lies elsewhere is reached by another entry of each table."""
+    level = {PML4: 39, PDPT: 30, PD: 21, PT: 12}[table]
+    if table == PT:
+        memory.data[PT:IDT] = bytes(IDT - PT)
+        pages = range(0, MEMORY_BYTES, 0x1000)
+        for page in pages:
+            memory.put(PT + (page // 0x1000 ^ 1 << shift) * 8, page | PRESENT | WRITABLE)
+    far = [address ^ 1 << shift + level for address in (IDT, GDT, TSS, STACK)]
+    if table != PT:
+        memory.put(table + 8 * (1 << shift), memory.read(table) or 0)
+        memory.put(table, 0)
+    far = [address | 0xFFFF << 48 if address >> 47 else address for address in far]
+    idt, gdt, tss, stack = far
+
+    state = STATE._replace(idt=Table(idt, 0xFFF), gdt=Table(gdt, 0xFFF), tss=Table(tss, 0x67), rsp=stack)
+
+    assert obstacle(state, VECTOR, memory.read) is None
+
+
+def test_the_tables_flags_and_ignored_bits_are_no_part_of_addresses(memory: Memory) -> None:
+    for table in (PML4, PDPT, PD):
+        memory.put(table, (memory.read(table) or 0) | 0x7FF0_0000_0000_0F60)
+
+    assert obstacle(STATE._replace(cr3=PML4 | 0xFFF), VECTOR, memory.read) is None
+
+
 def test_large_pages(memory: Memory) -> None:
     memory.put(PD, PRESENT | WRITABLE | LARGE)
     assert obstacle(STATE, VECTOR, memory.read) is None
+
+    memory.put(PD + 8, 0x20_0000 | PRESENT | WRITABLE | LARGE)
+    beyond = STATE._replace(idt=Table(0x20_0000, 0xFFF))
+    assert obstacle(beyond, VECTOR, memory.read) == Fault(PAGE_FAULT, 0b1001, 0x20_0000 + 16 * VECTOR)
 
     memory.put(PD, PRESENT | WRITABLE | LARGE | 0x2000)
     fault = obstacle(STATE, VECTOR, memory.read)
 
     assert fault is not None
     assert (fault.vector, fault.error_code) == (PAGE_FAULT, 0b1001)
+
+
+@pytest.mark.parametrize(("table", "bit"), [(PT, 0x80), (PD, 0x1000 | LARGE)])
+def test_the_memory_type_is_no_part_of_a_pages_address(memory: Memory, table: int, bit: int) -> None:
+    """SDM vol. 3A, "4-Level Paging": PAT is bit 7 of a page's entry, and bit 12 of a large page's."""
+    if table == PD:
+        memory.put(PD, bit | PRESENT | WRITABLE)
+    else:
+        for page in range(0, MEMORY_BYTES, 0x1000):
+            memory.page(page, bit | PRESENT | WRITABLE)
+
+    assert obstacle(STATE, VECTOR, memory.read) is None
 
 
 @pytest.mark.parametrize(
@@ -290,6 +495,7 @@ def test_a_fault_on_the_way(first: int, second: int, becomes: int | None) -> Non
     fault = combined(first, Fault(second, 5, 0x1000))
 
     assert (fault and fault.vector) == becomes
+    assert fault is None or fault.error_code == (0 if becomes == DOUBLE_FAULT else 5)
 
 
 QUADWORD = st.integers(0, (1 << 64) - 1)

@@ -33,7 +33,9 @@ FAULT_PROTECTION: Final = 1 << 0
 FAULT_WRITE: Final = 1 << 1
 FAULT_RESERVED: Final = 1 << 3
 
-PAGE_MASK: Final = (1 << 64) - 4096
+U64: Final = (1 << 64) - 1
+"""Addresses go round at their end."""
+PAGE_MASK: Final = U64 & ~0xFFF
 
 FRAME_BYTES_MAX: Final = 48
 """SS RSP RFLAGS CS RIP and an error code."""
@@ -152,13 +154,13 @@ def _code_segment(state: State, selector: int, read: ReadPhysical) -> int:
 
 def _read_virtual(state: State, address: int, read: ReadPhysical) -> int:
     """A quadword of supervisor data, which may cross a page."""
-    address &= (1 << 64) - 1
+    address &= U64
     low = _quadword(state, address & ~7, read)
     shift = 8 * (address & 7)
     if not shift:
         return low
-    high = _quadword(state, (address & ~7) + 8 & (1 << 64) - 1, read)
-    return (low >> shift | high << 64 - shift) & (1 << 64) - 1
+    high = _quadword(state, (address & ~7) + 8 & U64, read)
+    return (low >> shift | high << 64 - shift) & U64
 
 
 def _quadword(state: State, address: int, read: ReadPhysical) -> int:
@@ -173,7 +175,7 @@ def _is_canonical(address: int) -> bool:
 
 
 def _translate(state: State, address: int, read: ReadPhysical, *, write: bool) -> int:
-    """The physical address of supervisor data; the page must be RAM."""
+    """The physical address of a quadword of supervisor data, which must be RAM."""
     if not _is_canonical(address):
         raise _Refused(Fault(GENERAL_PROTECTION))
     access = FAULT_WRITE if write else 0
@@ -197,11 +199,11 @@ def _translate(state: State, address: int, read: ReadPhysical, *, write: bool) -
         if entry & LARGE and shift > 12:
             if shift != 21 or entry & 0x1F_E000:  # no 1 GiB pages here; reserved bits of a 2 MiB page
                 raise fault(FAULT_PROTECTION | FAULT_RESERVED)
-            table = (entry & ADDRESS & ~0x1F_FFFF) | address & 0x1F_F000
+            table = (entry & ADDRESS & ~0x1F_FFFF) | address & 0x1F_FFFF
             break
     if (write and not writable and state.cr0 & CR0_WRITE_PROTECT) or (user and state.cr4 & CR4_SMAP):
         raise fault(FAULT_PROTECTION)
     physical = table | address & 0xFFF
-    if read(physical & ~7) is None:
+    if read(physical) is None:
         raise fault(FAULT_PROTECTION | FAULT_RESERVED)
     return physical
