@@ -28,7 +28,6 @@ UC_INIT_DONE: Final = 2035
 CPU_INTERRUPT_REQUEST: Final = 28
 CPU_ENV: Final = 296
 CPU_ICOUNT_DECR: Final = 304
-CPU_HALTED: Final = 33176
 CPU_EXCEPTION_INDEX: Final = 33184
 CPU_CLASS: Final = 33200
 
@@ -147,7 +146,6 @@ class PrivateState:
         self.tsc_offset = ctypes.c_int64.from_address(env + ENV_TSC_OFFSET)
         """What is added to the host's time stamp counter."""
         self.exception_index = ctypes.c_int32.from_address(cpu + CPU_EXCEPTION_INDEX)
-        self.halted = _u32(cpu + CPU_HALTED)
         self.interrupt_pending = _u8(cpu + CPU_INTERRUPT_REQUEST + INTERRUPT_VIRQ_BYTE)
         self.leave_block = ctypes.c_uint16.from_address(icount + 2)
         """Write 0xFFFF, from any thread, and ``interrupt_pending`` is looked at before the next block."""

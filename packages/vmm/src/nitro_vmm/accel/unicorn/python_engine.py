@@ -104,7 +104,6 @@ class PythonEngine:
         except unicorn.UcError as error:
             self.crash = f"{error} at {self._private.rip.value:#x}"
             return Stopped.CRASHED
-        self._private.halted.value = 0
         if self._triple_fault:
             return Stopped.TRIPLE_FAULT
         return Stopped.ASKED if self._stop_asked.is_set() else Stopped.HALTED
