@@ -82,8 +82,11 @@ WHOLE_FILES = [*WORKERS, "--dist", "loadfile", "--no-loadscope-reorder"]
 """The same, but what a file's tests share, such as a guest that has booted, is made once. Files begin in the
 order of their names, because those with few tests are not the short ones."""
 
-COMPILE = {"NITRO_VSOCK_COMPILE": "1"}
-"""Has nitro-vsock's data path compiled, or its build fail."""
+COMPILE = {"NITRO_VSOCK_COMPILE": "1", "NITRO_VMM_COMPILE": "1"}
+"""Has the data path compiled, or the build fail."""
+
+COMPILED_TESTS = [f"packages/vmm/tests/{folder}" for folder in ("accel", "devices", "machine", "snapshot")]
+"""Those of nitro-vmm that say what its compiled modules do."""
 
 
 def group(name: str) -> list[str]:
@@ -150,25 +153,29 @@ def can_compile() -> bool:
     return shutil.which("cc") is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
-def built_wheel() -> Path | None:
-    """The wheel of nitro-vsock that `build` compiled, if it was for this Python and nothing changed since."""
+def built_wheel(package: str) -> Path | None:
+    """A package's wheel that `build` compiled, if it was for this Python and nothing changed since."""
     sources = [
         path
-        for path in Path("packages/vsock").rglob("*")
-        if path.name in {"pyproject.toml", "hatch_build.py"} or ("src" in path.parts and path.suffix == ".py")
+        for path in Path("packages", package).rglob("*")
+        if path.name in {"pyproject.toml", "hatch_build.py"}
+        or ("src" in path.parts and path.suffix == ".py")
+        or "native" in path.parts
     ]
     changed = max(path.stat().st_mtime for path in sources)
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    wheels = Path("dist").glob(f"nitro_vsock-*-{tag}-{tag}-*.whl")
+    wheels = Path("dist").glob(f"nitro_{package}-*-{tag}-{tag}-*.whl")
     return next((wheel for wheel in wheels if wheel.stat().st_mtime > changed), None)
 
 
-def install_compiled(session: nox.Session) -> None:
-    """Install nitro-vsock compiled, in place of one of before."""
-    project = MANIFESTS["vsock"]["project"]
-    session.install(*project["dependencies"], *project["optional-dependencies"]["completion"])
-    source = built_wheel() or Path("packages/vsock").resolve()
-    session.install("--force-reinstall", "--no-deps", str(source), env=COMPILE)
+def install_compiled(session: nox.Session, *packages: str) -> None:
+    """Install packages compiled, in place of those of before, and what else they need."""
+    for package in packages:
+        project = MANIFESTS[package]["project"]
+        needed = [each for each in project["dependencies"] if not each.startswith("nitro-")]
+        session.install(*needed, *project["optional-dependencies"]["completion"])
+    sources = [str(built_wheel(package) or Path("packages", package).resolve()) for package in packages]
+    session.install("--force-reinstall", "--no-deps", *sources, env=COMPILE)
 
 
 @nox.session
@@ -198,13 +205,14 @@ for version in PYTHONS:
 
 @nox.session
 def compiled(session: nox.Session) -> None:
-    """Test nitro-vsock once more, compiled."""
+    """Test once more, compiled, what can be: nitro-vsock, and nitro-vmm's devices and processor."""
     if not can_compile():
         session.skip("no C compiler, or no headers of this Python: install gcc and python3-dev")
-    install_compiled(session)
-    session.install(*group("test"))
-    session.run("python", "-c", "import nitro_vsock.device.engine as e; assert e.__file__.endswith('.so')")
-    session.run("pytest", "packages/vsock/tests", *(session.posargs or WORKERS))
+    session.install(*local("eif"), *local("nsm"), *group("test"))
+    install_compiled(session, "vsock", "vmm")
+    for module in ("nitro_vsock.device.engine", "nitro_vmm.devices.vsock"):
+        session.run("python", "-c", f"import {module} as found; assert found.__file__.endswith('.so')")
+    session.run("pytest", "packages/vsock/tests", *COMPILED_TESTS, *(session.posargs or WORKERS))
 
 
 @nox.session
@@ -403,7 +411,7 @@ def bench(session: nox.Session, script: str) -> None:
     What is found is printed, kept in ``.cache/bench`` and drawn there in ``figures.svg``.
     """
     if script == BENCHES["vsock"] and can_compile():
-        install_compiled(session)
+        install_compiled(session, "vsock")
     else:
         session.install(*local("vmm"), *group("test"))
     (name,) = (name for name, path in BENCHES.items() if path == script)

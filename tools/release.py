@@ -20,11 +20,11 @@ from pathlib import Path
 from debian import say
 
 ROOT = Path(__file__).resolve().parent.parent
-FOR_EACH_PYTHON = {"vsock"}
+FOR_EACH_PYTHON = {"vsock", "vmm"}
 """Packages that are compiled against Python itself."""
 
-COMPILE = {"NITRO_VSOCK_COMPILE": "1"}
-"""Fails a build that would leave out the compiled part of nitro-vsock."""
+COMPILE = {"NITRO_VSOCK_COMPILE": "1", "NITRO_VMM_COMPILE": "1"}
+"""Fails a build that would leave out what is compiled against Python."""
 
 ELF = b"\x7fELF"
 

@@ -130,11 +130,6 @@ EXPORTED void nitro_withdraw(struct machine *machine)
     __atomic_fetch_and(&CPU_INTERRUPT_REQUEST(machine->processor), ~REQUEST_VIRQ, __ATOMIC_SEQ_CST);
 }
 
-EXPORTED int nitro_taken(const struct machine *machine)
-{
-    return !(CPU_INTERRUPT_REQUEST(machine->processor) & REQUEST_VIRQ);
-}
-
 EXPORTED int nitro_interrupts_enabled(const struct machine *machine)
 {
     return (ENV_EFLAGS(machine->registers) & FLAG_IF) != 0;

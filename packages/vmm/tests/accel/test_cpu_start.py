@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from nitro_vmm.accel.unicorn import identity, native, public
+from nitro_vmm.accel.unicorn.cpu import Cpu
 from nitro_vmm.accel.unicorn.engine import Stopped
 from nitro_vmm.accel.unicorn.private import PrivateState
 from nitro_vmm.accel.unicorn.public import Register, Uc
-from nitro_vmm.accel.unicorn.vcpu import Cpu
 from nitro_vmm.address_map import MIB, RamRange
 from nitro_vmm.boot import long_mode
 from tiny_guest import CODE, HLT, LIDT, RESULT, STACK, STORE_RAX, TSC_HZ, Guest, RememberingBus

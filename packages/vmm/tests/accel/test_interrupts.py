@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from nitro_vmm.accel.unicorn import interrupts
 from nitro_vmm.accel.unicorn.interrupts import Interrupts
 from nitro_vmm.devices.io_apic_registers import REDIRECTION_TABLE, REGISTER_SELECT, WINDOW
 from nitro_vmm.devices.local_apic_registers import SOFTWARE_ENABLED, Register
 
 if TYPE_CHECKING:
-    from nitro_vmm.accel.unicorn.vcpu import Cpu
+    from nitro_vmm.accel.unicorn.cpu import Cpu
 
 PIN = 6
 VECTOR = 0x40
@@ -97,6 +98,8 @@ class Bench:
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
+    if not interrupts.__file__.endswith(".py"):
+        pytest.skip("compiled code takes no stand-ins")
     bench = Bench()
     yield bench
     bench.close()

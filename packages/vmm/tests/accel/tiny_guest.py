@@ -3,8 +3,8 @@
 import mmap
 import struct
 
+from nitro_vmm.accel.unicorn.cpu import Cpu
 from nitro_vmm.accel.unicorn.engine import Stopped
-from nitro_vmm.accel.unicorn.vcpu import Cpu
 from nitro_vmm.address_map import MIB, RamRange
 from nitro_vmm.boot import long_mode
 

@@ -238,3 +238,18 @@ def test_constants_have_the_numbers_of_their_sources(module: ModuleType, numbers
 )
 def test_registers_are_where_drivers_look(names: type[IntEnum | IntFlag], numbers: list[int]) -> None:
     assert [int(member) for member in names] == numbers
+
+
+@pytest.mark.parametrize(
+    ("number", "register"),
+    [
+        (local_apic_registers.END_OF_INTERRUPT, local_apic_registers.Register.END_OF_INTERRUPT),
+        (local_apic_registers.SETS_BEGIN, local_apic_registers.Register.IN_SERVICE),
+        (local_apic_registers.SETS_END, local_apic_registers.Register.ERROR_STATUS),
+        (virtio_mmio_registers.QUEUE_NOTIFY, virtio_mmio_registers.Register.QUEUE_NOTIFY),
+        (virtio_mmio_registers.INTERRUPT_STATUS, virtio_mmio_registers.Register.INTERRUPT_STATUS),
+        (virtio_mmio_registers.INTERRUPT_ACK, virtio_mmio_registers.Register.INTERRUPT_ACK),
+    ],
+)
+def test_numbers_that_spare_a_look_up_are_those_of_the_registers(number: int, register: IntEnum) -> None:
+    assert number == register

@@ -26,6 +26,7 @@ from nitro_vmm.devices.local_apic_registers import (
     DESTINATION_FORMAT_FIXED,
     DESTINATION_WRITABLE,
     DIVIDE_WRITABLE,
+    END_OF_INTERRUPT,
     ERROR_ILLEGAL_REGISTER,
     ERROR_RECEIVED_ILLEGAL_VECTOR,
     ERROR_SEND_ILLEGAL_VECTOR,
@@ -165,10 +166,10 @@ class LocalApic:
         if size != 4:
             return
         value &= 0xFFFF_FFFF
-        # Linux writes the first three of these at every interrupt or timer, the others when it starts.
+        if offset == END_OF_INTERRUPT:  # first, because this comes at every interrupt
+            self._end_interrupt()
+            return
         match offset:
-            case Register.END_OF_INTERRUPT:
-                self._end_interrupt()
             case Register.INITIAL_COUNT:
                 self._write_initial_count(value)
             case Register.COMMAND_LOW:

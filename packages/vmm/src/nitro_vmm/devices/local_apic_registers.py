@@ -35,9 +35,11 @@ class Register(IntEnum):
     DIVIDE_CONFIGURATION = 0x3E0
 
 
-SETS_BEGIN: Final = int(Register.IN_SERVICE)
-SETS_END: Final = int(Register.ERROR_STATUS)
-"""Between these lie the three sets of vectors. Plain numbers, because an enum's member takes a look-up."""
+# Plain numbers, because an enum's member takes a look-up.
+END_OF_INTERRUPT: Final = 0xB0
+SETS_BEGIN: Final = 0x100
+SETS_END: Final = 0x280
+"""Between these lie the three sets of vectors."""
 SET_WORDS: Final = 8
 """Registers of 32 bits in each set, 16 bytes apart."""
 

@@ -57,9 +57,9 @@ class Register(IntEnum):
 
 
 # What every interrupt and kick comes to. Plain numbers, because an enum's member takes a look-up.
-QUEUE_NOTIFY: Final = int(Register.QUEUE_NOTIFY)
-INTERRUPT_STATUS: Final = int(Register.INTERRUPT_STATUS)
-INTERRUPT_ACK: Final = int(Register.INTERRUPT_ACK)
+QUEUE_NOTIFY: Final = 0x050
+INTERRUPT_STATUS: Final = 0x060
+INTERRUPT_ACK: Final = 0x064
 
 QUEUE_ADDRESSES: Final = (
     Register.QUEUE_DESC_LOW,

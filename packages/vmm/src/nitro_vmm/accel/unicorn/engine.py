@@ -58,10 +58,6 @@ class Engine(Protocol):
     def is_at_program(self) -> bool:
         """Whether the next instruction is one of a 64-bit program's."""
 
-    @property
-    def taken(self) -> bool:
-        """Whether no interrupt is offered."""
-
     def run(self) -> Stopped:
         """Run until the guest stops."""
 

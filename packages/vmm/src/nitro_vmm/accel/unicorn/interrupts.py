@@ -19,13 +19,14 @@ from collections.abc import Callable
 from typing import Final
 
 from nitro_vmm.accel import Attended
-from nitro_vmm.accel.unicorn.vcpu import Cpu
+from nitro_vmm.accel.unicorn.cpu import Cpu
 from nitro_vmm.address_map import IO_APIC_ID, IO_APIC_PINS, LOCAL_APIC_ID
 from nitro_vmm.devices.io_apic import IoApic
 from nitro_vmm.devices.local_apic import LocalApic
 from nitro_vmm.devices.timer_fd import TimerFd
 
 AT_ONCE_NS: Final = 1
+NEVER_NS: Final = 1 << 63
 KICK_RETRY_NS = 20_000_000
 """How often a kick is repeated until the processor has stopped, because Unicorn forgets a request to stop
 that comes while it is about to start."""
@@ -58,7 +59,7 @@ class Interrupts:
         self._beside: tuple[Attended, select.poll] | None = None
         self._timer = TimerFd()
         """Wakes the timer's thread. To set it costs less than to wake a thread that sets its own alarm."""
-        self._sleeps_until_ns: float = 0
+        self._sleeps_until_ns = 0
         self._closed = self._kicked = self._masked = False
         self._timer_thread = threading.Thread(target=self._run_timer, name="local APIC timer", daemon=True)
 
@@ -238,7 +239,7 @@ class Interrupts:
                     retry_ns = now_ns + KICK_RETRY_NS
                     deadline_ns = retry_ns if deadline_ns is None else min(deadline_ns, retry_ns)
                 if deadline_ns is None:
-                    self._sleeps_until_ns = float("inf")
+                    self._sleeps_until_ns = NEVER_NS
                     self._timer.set(0)
                 else:
                     self._sleeps_until_ns = deadline_ns

@@ -64,8 +64,9 @@ class NativeEngine:
         if not self._machine:
             raise mismatch((reason.value or b"").decode())
         # It holds the engine, which is closed after the machine is detached from it and never before: neither
-        # the collector of cycles nor the interpreter's end heeds the order of `__del__`.
-        weakref.finalize(self, _detach, library, self._machine, uc)
+        # the collector of cycles nor the interpreter's end heeds the order of `__del__`. The board ends with
+        # us, and can be referred to weakly when we are compiled, too.
+        weakref.finalize(self._board, _detach, library, self._machine, uc)
         library.set_console(self._machine, COM1)
         library.set_tsc_frequency(self._machine, tsc_hz)
         for (address, size), host in ram:
@@ -95,11 +96,6 @@ class NativeEngine:
     def is_at_program(self) -> bool:
         """See `Engine`."""
         return bool(self._library.is_at_program(self._machine))
-
-    @property
-    def taken(self) -> bool:
-        """See `Engine`."""
-        return bool(self._library.taken(self._machine))
 
     def run(self) -> Stopped:
         """See `Engine`."""

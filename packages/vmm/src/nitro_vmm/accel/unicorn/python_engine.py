@@ -143,11 +143,6 @@ class PythonEngine:
 
     # Interrupts.
 
-    @property
-    def taken(self) -> bool:
-        """See `Engine`."""
-        return not self._private.interrupt_pending.value
-
     def share_word(self, address: int, word: memoryview) -> None:
         """See `Engine`."""
 

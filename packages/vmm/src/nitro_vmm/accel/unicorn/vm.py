@@ -5,25 +5,22 @@ import mmap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from nitro_vmm.accel import Attended, Bus, Line, Ram, Vcpu
-from nitro_vmm.accel.state import EntryState, Exit, ExitReason, ProgramState, VmState
-from nitro_vmm.accel.unicorn.engine import Stopped
+from nitro_vmm.accel.state import VmState
+from nitro_vmm.accel.unicorn.cpu import Cpu
 from nitro_vmm.accel.unicorn.interrupts import Interrupts
 from nitro_vmm.accel.unicorn.locked_bus import LockedBus
 from nitro_vmm.accel.unicorn.native import LIBRARY, MISSING
 from nitro_vmm.accel.unicorn.private import SAVED_BYTES, UNICORN_VERSION
 from nitro_vmm.accel.unicorn.tsc import measure_tsc_hz, read_tsc
-from nitro_vmm.accel.unicorn.vcpu import Cpu
+from nitro_vmm.accel.unicorn.vcpu import UnicornVcpu
 from nitro_vmm.address_map import LOCAL_APIC, MIB
 from nitro_vmm.devices.io_apic_registers import IoApicState
 from nitro_vmm.devices.local_apic_registers import LocalApicState
 from nitro_vmm.devices.state import require_bytes, require_flags, require_whole
 from nitro_vmm.errors import HostError, StateError
-
-if TYPE_CHECKING:
-    from nitro_vmm.accel.unicorn.debug import UnicornDebug
 
 logger = logging.getLogger(__name__)
 _said = False
@@ -197,84 +194,6 @@ def _check_address_space() -> None:
             hint="raise the limit (ulimit -v), or give the enclave less memory",
             code="M20",
         ) from None
-
-
-class UnicornVcpu:
-    """The processor as the machine runs it: HLT waits, and kicks arrive.
-
-    Args:
-        cpu: The processor as Unicorn runs it.
-        interrupts: What wakes it.
-    """
-
-    def __init__(self, cpu: Cpu, interrupts: Interrupts) -> None:
-        self.halted = False
-        """Whether it waits in HLT for an interrupt."""
-        self._cpu = cpu
-        self._interrupts = interrupts
-        self._debug: UnicornDebug | None = None
-
-    def debug(self) -> "UnicornDebug":
-        """See `Vcpu.debug`."""
-        if self._debug is None:
-            self._debug = self._cpu.debug(self._interrupts.mask)
-        return self._debug
-
-    def enter(self, entry: EntryState) -> None:
-        """See `Vcpu.enter`."""
-        self._cpu.enter(entry)
-
-    def run(self) -> Exit:
-        """See `Vcpu.run`."""
-        cpu, interrupts = self._cpu, self._interrupts
-        while not interrupts.take_kick():
-            steps = self._debug is not None and self._debug.step_due
-            if self.halted and not steps and not interrupts.wait():
-                continue  # kicked; it goes on waiting when it is run again
-            self.halted = False
-            match cpu.run() if self._debug is None else self._debug.run():
-                case None:
-                    return Exit(ExitReason.DEBUG)
-                case Stopped.HALTED if cpu.interrupts_enabled:
-                    self.halted = True
-                case Stopped.HALTED:
-                    return Exit(ExitReason.HALTED)
-                case Stopped.TRIPLE_FAULT:
-                    return Exit(ExitReason.TRIPLE_FAULT)
-                case Stopped.PROGRAM:
-                    return Exit(ExitReason.PROGRAM)
-                case Stopped.PAGE:
-                    return Exit(ExitReason.PAGE)
-                case Stopped.CRASHED:
-                    return Exit(ExitReason.CRASHED, cpu.crash)
-                case Stopped.ASKED:
-                    pass
-        return Exit(ExitReason.KICKED)
-
-    def watch_programs(self, *, wanted: bool) -> bool:
-        """See `StopsAtPrograms`."""
-        return self._cpu.watch_programs(wanted=wanted)
-
-    def watch_page(self, address: int) -> bool:
-        """See `StopsAtPrograms`."""
-        return self._cpu.watch_page(address)
-
-    @property
-    def program(self) -> ProgramState | None:
-        """See `StopsAtPrograms`."""
-        return self._cpu.program
-
-    def set_general(self, values: Sequence[int]) -> None:
-        """See `StopsAtPrograms`."""
-        self._cpu.set_general(values)
-
-    def enter_system_call(self) -> bool:
-        """See `StopsAtPrograms`."""
-        return self._cpu.enter_system_call()
-
-    def kick(self) -> None:
-        """See `Vcpu.kick`."""
-        self._interrupts.kick()
 
 
 def _signed(value: int) -> int:
