@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from nitro_vmm.accel.unicorn import identity, native, public
+from nitro_vmm.accel.unicorn import identity, native, private, public
 from nitro_vmm.accel.unicorn.cpu import Cpu
 from nitro_vmm.accel.unicorn.engine import Stopped
 from nitro_vmm.accel.unicorn.private import PrivateState
 from nitro_vmm.accel.unicorn.public import Register, Uc
 from nitro_vmm.address_map import MIB, RamRange
 from nitro_vmm.boot import long_mode
+from nitro_vmm.errors import HostError
 from tiny_guest import CODE, HLT, LIDT, RESULT, STACK, STORE_RAX, TSC_HZ, Guest, RememberingBus
 
 GENERAL = [
@@ -164,8 +165,85 @@ def test_general_registers_are_in_the_order_of_the_instruction_set() -> None:
 
 def test_segments_are_in_the_order_of_the_instruction_set(guest: Guest) -> None:
     guest.run(HLT)
-    private = guest.cpu._private
+    state = guest.cpu._private
 
-    assert [private._segments[index].selector for index in range(6)] == [0x18, 0x10, 0x18, 0x18, 0x18, 0x18]
-    assert len(private.control) == 5
-    assert private.control[3] == long_mode.entry_state(0, rsp=0).cr3
+    assert [state._segments[index].selector for index in range(6)] == [0x18, 0x10, 0x18, 0x18, 0x18, 0x18]
+    assert len(state.control) == 5
+    assert state.control[3] == long_mode.entry_state(0, rsp=0).cr3
+
+
+@pytest.mark.parametrize("ahead", [0x4010_0000_0000_0000, -(1 << 62)])
+def test_a_loaded_processors_time_stamp_counter_is_ahead_of_the_hosts(guest: Guest, ahead: int) -> None:
+    guest.put(CODE, "0f31 48c1e220 4809d0" + STORE_RAX + HLT)  # rdtsc; shl rdx,32; or rax,rdx
+    guest.cpu.enter(long_mode.entry_state(CODE, rsp=STACK))
+    guest.cpu.load(guest.cpu.save(), tsc_offset=ahead)
+    kept = guest.cpu.tsc_offset
+
+    guest.cpu.run()
+
+    assert kept == ahead
+    assert (guest.result - ahead) % (1 << 64) < 1 << 60, "a host's counter takes years to get there"
+
+
+def test_syscall_loads_the_kernels_segments(guest: Guest) -> None:
+    """Intel SDM vol. 2, "SYSCALL": CS is bits 47:32 of STAR, and SS the one behind."""
+    # mov eax,cs; mov ebx,ss; shl ebx,16; or eax,ebx
+    guest.put(0x20_1000, "31c0 31db 8cc8 8cd3 c1e310 09d8" + STORE_RAX + HLT)
+    efer, star, lstar, code = "b9800000c0", "b9810000c0", "b9820000c0", "0f30"
+    program = (
+        efer
+        + "0f32 83c801"
+        + code  # SCE
+        + star
+        + "31c0 ba4b005300"
+        + code  # the low bits of 0x4b are no part of it
+        + lstar
+        + "b800102000 31d2"
+        + code
+        + "0f05"
+    )
+
+    assert guest.run(program) is Stopped.HALTED
+    assert guest.result == 0x50 << 16 | 0x48
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("UC_NO_EXIT_REQUEST", "UC_INIT_DONE"),
+        ("UC_TARGET_PAGE_SIZE", "UC_CPU"),
+        ("UC_INIT_DONE", "UC_NO_EXIT_REQUEST"),
+    ],
+)
+def test_each_neighbour_of_the_exit_request_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, name: str, other: str
+) -> None:
+    monkeypatch.setattr(private, name, getattr(private, other))
+
+    with pytest.raises(HostError, match="other neighbours"):
+        Guest()
+
+
+def test_only_unicorns_code_is_called() -> None:
+    mapped = private._Mapped()
+    libc = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p).value
+    unicorn = ctypes.cast(public.library().uc_version, ctypes.c_void_p).value
+    assert libc is not None
+    assert unicorn is not None
+
+    assert mapped.is_unicorn_code(unicorn)
+    assert not mapped.is_unicorn_code(libc)
+
+
+def test_what_is_not_mapped_is_not_followed() -> None:
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 3 * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    mapped = private._Mapped()
+    ctypes.c_uint64.from_buffer(memory).value = start + 16
+
+    mapped.require(start, 3 * page, "it")
+    assert mapped.follow(start, 8, "it") == start + 16
+    ctypes.c_uint64.from_buffer(memory).value = 8
+    with pytest.raises(HostError, match="laid out differently: it points nowhere"):
+        mapped.follow(start, 8, "it")

@@ -18,6 +18,7 @@ from nitro_vmm.accel.kvm.programs import MSR_FMASK, MSR_KERNEL_GS_BASE, MSR_LSTA
 from nitro_vmm.accel.kvm.stops import OUT, PORT, Return, Stops, find_returns
 from nitro_vmm.accel.kvm.structures import Registers, Segment, SystemRegisters, Table
 from nitro_vmm.accel.kvm.vcpu import KvmVcpu
+from nitro_vmm.accel.kvm.vm import KvmVm
 from nitro_vmm.address_map import MIB, RamRange
 from nitro_vmm.machine.bus import AddressSpace
 from nitro_vsock import GuestMemory
@@ -117,7 +118,10 @@ class Vcpu(VcpuFile):
 
 
 class Vm(VmFile):
-    """The kernel's side of a machine, which remembers its memory."""
+    """The kernel's side of a machine, which remembers its memory, and refuses what KVM does.
+
+    Linux, virt/kvm/kvm_main.c, "kvm_set_memory_region".
+    """
 
     def __init__(self) -> None:
         self.slots: dict[int, tuple[int, int, int]] = {}
@@ -127,7 +131,14 @@ class Vm(VmFile):
     ) -> None:
         assert length is not None
         assert start + length <= len(memory)
-        self.slots[slot] = address, start, length
+        assert not (address | start | length) % mmap.PAGESIZE
+        assert (slot in self.slots) == (not length), (
+            "a piece is there before it goes, and goes before it comes"
+        )
+        if length:
+            self.slots[slot] = address, start, length
+        else:
+            del self.slots[slot]
 
 
 @pytest.fixture
@@ -141,6 +152,7 @@ def vm() -> Vm:
 
 
 def stops_of(vm: Vm, vcpu: Vcpu) -> Stops:
+    vm.set_memory(0, 0, vcpu.memory, length=MIB)
     return Stops(vm, [(RamRange(0, MIB), vcpu.memory)])
 
 
@@ -392,4 +404,102 @@ def test_what_is_no_page_of_memory_cannot_be_watched(vcpu: Vcpu, vm: Vm, address
     watched = stops_of(vm, vcpu)
 
     assert not watched.watch_page(address)
-    assert vm.slots == {}
+    assert vm.slots == {0: (0, 0, MIB)}
+
+
+@pytest.mark.parametrize(
+    ("address", "pieces"),
+    [(0, {2: (0x1000, 0x1000, MIB - 0x1000)}), (MIB - 0x1000, {0: (0, 0, MIB - 0x1000)})],
+    ids=["first", "last"],
+)
+def test_a_page_at_an_end_of_memory_can_be_watched(
+    vcpu: Vcpu, vm: Vm, address: int, pieces: dict[int, tuple[int, int, int]]
+) -> None:
+    watched = two_pieces(vm, vcpu)
+    vcpu.timer(TIMER_ON)
+    high = vm.slots[1]
+
+    found = watched.watch_page(address)
+    hole = dict(vm.slots)
+    touched = watched.touched(vcpu)
+
+    assert found
+    assert hole == {1: high, **pieces}
+    assert touched
+    assert vm.slots[3] == (address, address, 0x1000)
+
+
+def test_a_page_of_the_second_piece_of_memory_can_be_watched(vcpu: Vcpu, vm: Vm) -> None:
+    watched = two_pieces(vm, vcpu)
+    vcpu.timer(TIMER_ON)
+
+    found = watched.watch_page(2 * MIB + 0x3000), watched.watch_page(MIB)
+    watched.touched(vcpu)
+
+    assert found == (True, False)
+    assert vm.slots == {
+        0: (0, 0, MIB),
+        1: (2 * MIB, 0, 0x3000),
+        2: (2 * MIB + 0x4000, 0x4000, MIB - 0x4000),
+        3: (2 * MIB + 0x3000, 0x3000, 0x1000),
+    }
+
+
+def two_pieces(vm: Vm, vcpu: Vcpu) -> Stops:
+    vm.set_memory(0, 0, vcpu.memory, length=MIB)
+    high = mmap.mmap(-1, MIB)
+    vm.set_memory(1, 2 * MIB, high, length=MIB)
+    return Stops(vm, [(RamRange(0, MIB), vcpu.memory), (RamRange(2 * MIB, MIB), high)])
+
+
+class Scattered(Vcpu):
+    """Its kernel's code is virtually in one piece, and physically page by page from the top."""
+
+    def translate(self, address: int) -> int | None:
+        page, offset = divmod(address - KERNEL, mmap.PAGESIZE)
+        return MIB - mmap.PAGESIZE * (page + 1) + offset if 0 <= page < 16 else None
+
+
+KERNEL = 0xFFFF_FFFF_8100_0000
+
+
+@pytest.mark.parametrize("shift", [0, 0x123, 0xE80])
+def test_code_is_followed_from_page_to_page(vm: Vm, shift: int) -> None:
+    vcpu = Scattered()
+    vcpu.msr[MSR_LSTAR] = KERNEL + shift
+    for at, byte in enumerate(LINUX):
+        vcpu.memory[vcpu.translate(KERNEL + shift + at) or 0] = byte
+    vcpu.timer(TIMER_ON)
+    watched = stops_of(vm, vcpu)
+    watched.want_programs(wanted=True)
+
+    prepared = watched.prepare(vcpu)
+
+    assert prepared
+    for at, code in ((SYSRET_AT, SYSRET), (SWAPGS_AT, SWAPGS)):
+        place = vcpu.translate(KERNEL + shift + at) or 0
+        assert vcpu.memory[place : place + 3] == OUT + code[2:]
+
+
+@pytest.mark.parametrize(
+    ("looks", "asleep"),
+    [
+        ([0], False),
+        ([1], True),
+        ([1, 1], False),
+        ([2, 1], False),
+        ([1, 2], False),
+        ([2, 2], True),
+        ([9, 2, 0], False),
+    ],
+    ids=str,
+)
+def test_processors_sleep_for_good_when_all_were_seen_asleep(looks: list[int], asleep: bool) -> None:  # noqa: FBT001
+    """Several twice, because one that was seen asleep may be woken by one that is looked at later."""
+    vm: KvmVm = object.__new__(KvmVm)
+    vcpus = [object.__new__(KvmVcpu) for _ in looks]
+    for vcpu, count in zip(vcpus, looks, strict=True):
+        vcpu.looks_asleep = count
+    vm.vcpus = vcpus
+
+    assert vm._all_sleep() == asleep

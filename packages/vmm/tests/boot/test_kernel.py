@@ -1,4 +1,5 @@
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -47,6 +48,13 @@ def test_a_vmlinux_is_taken_as_it_is_with_a_setup_header_of_ours() -> None:
     page = bytes(header.HEADER_OFFSET) + kernel.setup_header
     assert header.MAGIC.read(page) == header.HDRS
     assert header.VERSION.read(page) >= 0x20C
+    assert header.BOOT_FLAG.read(page) == 0xAA55
+    assert header.LOAD_FLAGS.read(page) == 1, "loaded high"
+    assert header.XLOAD_FLAGS.read(page) == 3, "64 bits, and anywhere in memory"
+    # As Linux's arch/x86/boot/header.S and its COMMAND_LINE_SIZE have them.
+    assert header.INITRD_ADDRESS_MAX.read(page) == 0x7FFF_FFFF
+    assert header.COMMAND_LINE_SIZE.read(page) == kernel.command_line_bytes_max == 2048 - 1
+    assert kernel.initrd_end_max == 1 << 64
     assert b"".join(kernel.elf) == small_elf()
 
 
@@ -105,3 +113,61 @@ def test_four_setup_sectors_are_meant_by_none() -> None:
     header.SETUP_SECTORS.write(image, 0)
     image[(1 + SETUP_SECTORS) * 512 : (1 + SETUP_SECTORS) * 512] = bytes(512)
     assert b"".join(parse_64_mib(bytes(image)).elf) == small_elf()
+
+
+@pytest.mark.parametrize(
+    ("version", "changes", "refused"),
+    [
+        pytest.param(0x208, {"init_size": 65 * MIB}, "", id="2.08 has no init_size"),
+        pytest.param(0x209, {"init_size": 65 * MIB}, "", id="nor has 2.09"),
+        pytest.param(0x20A, {"init_size": 65 * MIB}, "needs 68157440 bytes", id="2.10 has it"),
+        pytest.param(0x20A, {"init_size": 64 * MIB}, "", id="all of memory is enough"),
+        pytest.param(0x20B, {"xload_flags": 0}, "", id="2.11 has no flags"),
+        pytest.param(0x20C, {"xload_flags": 0}, "32-bit kernel", id="2.12 has them"),
+        pytest.param(0x20C, {"xload_flags": 2}, "32-bit kernel", id="and those of 32 bits"),
+    ],
+)
+def test_what_a_version_of_the_protocol_says(version: int, changes: dict[str, int], refused: str) -> None:
+    """Linux, Documentation/arch/x86/boot.rst, "Details of Header Fields": the protocol of each field."""
+    fields: dict[str, Any] = {"version": version, **changes}
+    image = make_bzimage(COMPRESSIONS["gzip"](small_elf()), **fields)
+
+    if refused:
+        with pytest.raises(ImageError, match=refused):
+            parse_64_mib(image)
+    else:
+        assert b"".join(parse_64_mib(image).elf) == small_elf()
+
+
+@pytest.mark.parametrize(
+    ("version", "flags", "end"),
+    [
+        pytest.param(0x20C, 3, 1 << 64, id="anywhere"),
+        pytest.param(0x20C, 1, 0x3800_0000, id="not above 4 GiB"),
+        pytest.param(0x20B, 3, 0x3800_0000, id="too old to say so"),
+    ],
+)
+def test_where_ramdisks_may_be(version: int, flags: int, end: int) -> None:
+    image = make_bzimage(
+        COMPRESSIONS["gzip"](b""), version=version, xload_flags=flags, initrd_address_max=0x37FF_FFFF
+    )
+
+    assert parse_64_mib(image).initrd_end_max == end
+
+
+def test_the_setup_header_must_reach_to_where_the_payload_is() -> None:
+    """It ends where the jump at 0x200 goes, which has two bytes itself."""
+    image = bytearray(make_bzimage(COMPRESSIONS["gzip"](b"")))
+    header.JUMP_OFFSET.write(image, 0x250 - 0x202)
+
+    assert len(parse_64_mib(bytes(image)).setup_header) == 0x250 - 0x1F1
+    header.JUMP_OFFSET.write(image, 0x250 - 0x202 - 1)
+    with pytest.raises(ImageError, match="ends at 0x24f"):
+        parse_64_mib(bytes(image))
+
+
+def test_a_setup_header_has_no_more_room_than_boot_params_give() -> None:
+    image = bytearray(make_bzimage(COMPRESSIONS["gzip"](b"")))
+    header.JUMP_OFFSET.write(image, 0xFF)
+
+    assert len(parse_64_mib(bytes(image)).setup_header) == 0x290 - 0x1F1

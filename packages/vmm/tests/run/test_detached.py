@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -138,6 +139,20 @@ def test_what_it_uses(see: Callable[..., object]) -> None:
     assert 0 <= usage["Seconds"] < 3600
     assert 0 < usage["CpuSeconds"] < 36000
     assert 10 < usage["MaxResidentMiB"] < 100_000, "an interpreter has some tens of MiB"
+
+
+def test_what_it_uses_is_in_milliseconds_and_mebibytes(
+    see: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux counts the greatest resident set in KiB (getrusage(2))."""
+    used = SimpleNamespace(ru_utime=1.20004, ru_stime=0.03441, ru_maxrss=77 * 1024 + 1023)
+    monkeypatch.setattr("resource.getrusage", lambda _who: used)
+
+    usage = see(stats)
+
+    assert isinstance(usage, dict)
+    assert (usage["CpuSeconds"], usage["MaxResidentMiB"]) == (1.234, 77)
+    assert usage["Seconds"] == round(usage["Seconds"], 3)
 
 
 def test_a_document_says_what_was_asked_for(see: Callable[..., object]) -> None:

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from nitro_vmm.snapshot.digest import DIGESTED_FROM, PART_BYTES, Digesting, FileDigest, digest_of
+from nitro_vmm.snapshot.digest import Digesting, FileDigest, digest_of
+
+PART_BYTES = 4 << 20
+DIGESTED_FROM = 8 + 4 + 32
+"""Magic, format and the digest itself."""
 
 
 @pytest.mark.parametrize("count", [0, 1, PART_BYTES, PART_BYTES + 1, 5 * PART_BYTES - 7])

@@ -3,8 +3,11 @@
 import io
 import os
 import random
+import stat
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import BinaryIO
 
 import pytest
@@ -67,6 +70,27 @@ def test_memory_comes_back_as_it_was(pages: list[int]) -> None:
         assert content(after) == content(before)
         assert saved.description.console == b"booting\n"
         assert sum(count for _, count in saved.description.extents) <= 17 * len(pages)
+
+
+@pytest.mark.parametrize(
+    ("pages", "extents"),
+    [
+        ([0], ((0, 1),)),
+        ([0, 1, 2], ((0, 3),)),
+        ([5, 22], ((5, 18),)),
+        ([5, 23], ((5, 1), (23, 1))),
+        ([0, 17, 34, 52, PAGES - 1], ((0, 35), (52, 1), (PAGES - 1, 1))),
+    ],
+)
+def test_sixteen_empty_pages_are_kept_between_others(
+    pages: list[int], extents: tuple[tuple[int, int], ...]
+) -> None:
+    """Each stretch takes a mapping of its own, of which a process has not many."""
+    memory = Memory(MEMORY_BYTES)
+    fill(memory, pages)
+
+    with saved_file(memory) as file:
+        assert reread(file).description.extents == extents
 
 
 def test_two_guests_of_one_file_do_not_see_each_other() -> None:
@@ -170,6 +194,32 @@ def test_a_file_that_others_may_write_is_refused(whole: bytes, tmp_path: Path, m
 
     with path.open("rb") as file, pytest.raises(StateError, match="others may write"):
         reread(file)
+
+
+@pytest.mark.parametrize(
+    ("user", "refused"),
+    [
+        pytest.param(1234, False, id="its user's"),
+        pytest.param(0, False, id="root's"),
+        (1, True),
+        (1235, True),
+    ],
+)
+def test_a_file_is_its_users_or_roots(
+    whole: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    user: int,
+    refused: bool,  # noqa: FBT001
+) -> None:
+    status = SimpleNamespace(st_mode=stat.S_IFREG | 0o644, st_uid=user, st_size=len(whole))
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
+    with tempfile.TemporaryFile() as file:
+        file.write(whole)
+        file.flush()
+        monkeypatch.setattr(os, "fstat", lambda _fd: status)
+
+        with pytest.raises(StateError, match="others may write") if refused else nullcontext():
+            reread(file)
 
 
 def test_a_pipe_is_refused(tmp_path: Path) -> None:

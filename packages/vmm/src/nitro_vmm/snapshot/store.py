@@ -163,16 +163,16 @@ def _parts(description: Description, memory: Memory) -> Iterator[memoryview]:
 
 def _extents(memory: Memory) -> Iterator[tuple[int, int]]:
     """The runs of pages that are not zero; short runs of zeros between them are part of them."""
-    first = end = -1
+    run = range(0)
     for page in _filled(memory):
-        if end >= 0 and page - end <= GAP_PAGES_MAX:
-            end = page + 1
+        if run and page - run.stop <= GAP_PAGES_MAX:
+            run = range(run.start, page + 1)
             continue
-        if end >= 0:
-            yield first, end - first
-        first, end = page, page + 1
-    if end >= 0:
-        yield first, end - first
+        if run:
+            yield run.start, len(run)
+        run = range(page, page + 1)
+    if run:
+        yield run.start, len(run)
 
 
 def _filled(memory: Memory) -> Iterator[int]:

@@ -187,10 +187,13 @@ class Stops:
             start = address - place.address
             if 0 <= start <= len(memory) - PAGE_BYTES and not start % PAGE_BYTES:
                 end = start + PAGE_BYTES
+                # The kernel takes neither another size of a piece nor a piece of no size.
                 self._vm.set_memory(slot, place.address, memory, length=0)
-                self._vm.set_memory(slot, place.address, memory, length=start)
-                more = len(self._ram)
-                self._vm.set_memory(more, place.address + end, memory, start=end, length=len(memory) - end)
+                if before := start:
+                    self._vm.set_memory(slot, place.address, memory, length=before)
+                if behind := len(memory) - end:
+                    more = len(self._ram)
+                    self._vm.set_memory(more, place.address + end, memory, start=end, length=behind)
                 self._page = range(address, address + PAGE_BYTES)
                 self._page_memory = memory, start
                 return True
@@ -226,11 +229,12 @@ def find_returns(code: bytes) -> dict[Return, int]:
         Where both ways are in the code; empty if one is not found.
     """
     system_call = code.find(SYSRET, 0, SYSRET_WITHIN)
-    place = code.find(SWAPGS, system_call)
-    while system_call >= 0 and place >= 0:
+    if system_call == -1:
+        return {}
+    place = system_call
+    while (place := code.find(SWAPGS, place + 1)) != -1:
         if _jumps_to_iret(code, place + len(SWAPGS)):
             return {Return.SYSTEM_CALL: system_call, Return.INTERRUPT: place}
-        place = code.find(SWAPGS, place + 1)
     return {}
 
 

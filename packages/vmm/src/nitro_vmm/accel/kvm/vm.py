@@ -149,11 +149,6 @@ class KvmVm:
         self._msrs = system.msrs()
         self._xsave_bytes = vm.xsave_bytes()
 
-    @property
-    def collects(self) -> bool:
-        """Whether the kernel collects what the guest prints."""
-        return self._collected is not None
-
     def line(self, irq: int) -> Line:
         """See `Vm.line`."""
         vm: VmFile = self._file

@@ -56,7 +56,6 @@ ENV_LSTAR: Final = 4840
 ENV_FMASK: Final = 4856
 ENV_ERROR_CODE: Final = 5384
 ENV_EXCEPTION_IS_INT: Final = 5388
-ENV_EXCEPTION_NEXT_EIP: Final = 5392
 ENV_VM_VMCB: Final = 5504
 ENV_TSC_OFFSET: Final = 5512
 ENV_END_RESET_FIELDS: Final = 5568
@@ -142,7 +141,6 @@ class PrivateState:
         self.fmask = _u32(env + ENV_FMASK)
         self.error_code = _u32(env + ENV_ERROR_CODE)
         self.exception_is_int = _u32(env + ENV_EXCEPTION_IS_INT)
-        self.exception_next_rip = _u64(env + ENV_EXCEPTION_NEXT_EIP)
         self.tsc_offset = ctypes.c_int64.from_address(env + ENV_TSC_OFFSET)
         """What is added to the host's time stamp counter."""
         self.exception_index = ctypes.c_int32.from_address(cpu + CPU_EXCEPTION_INDEX)
