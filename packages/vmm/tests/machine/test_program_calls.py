@@ -2,7 +2,6 @@
 
 import mmap
 import struct
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -185,7 +184,7 @@ def test_a_stack_has_an_end(kernel: Kernel, count: int, ends: bool) -> None:  # 
     """Its words: how many arguments, they, a zero, one for the environment, and the vector's two."""
     kernel.program = ProgramState((*GENERAL[:RSP], 0x8000, *GENERAL[RSP + 1 :]), RIP, CR3)
     struct.pack_into("<Q", kernel.buffer, 0x8000, count - 5)
-    find: Callable[[], object] = kernel.start().find_random
+    find = kernel.start().find_random
 
     if ends:
         assert find() is None
