@@ -270,13 +270,30 @@ def test_a_periodic_timer_keeps_its_phase_and_merges_missed_periods() -> None:
     assert bench.get(CURRENT_COUNT) == 600
 
 
-def test_the_divider_slows_the_count() -> None:
+@pytest.mark.parametrize(
+    ("divide", "by"),
+    [
+        (0b0000, 2),
+        (0b0001, 4),
+        (0b0010, 8),
+        (0b0011, 16),
+        (0b1000, 32),
+        (0b1001, 64),
+        (0b1010, 128),
+        (0b1011, 1),
+        (0b0100, 2),
+    ],
+)
+def test_the_divider_slows_the_count(divide: int, by: int) -> None:
+    """Figure "Divide Configuration Register"; bit 2 is reserved."""
     bench = Bench(now_ns=0)
-    bench.put(DIVIDE, DIVIDE_BY_16)
+    bench.put(DIVIDE, divide)
     bench.put(LVT_TIMER, 0x30)
-    bench.put(INITIAL_COUNT, 10)
+    bench.put(INITIAL_COUNT, 1000)
 
-    assert bench.apic.deadline_ns == 160_000
+    assert bench.apic.deadline_ns == 1_000_000 * by
+    bench.now_ns = 400_000 * by
+    assert bench.get(CURRENT_COUNT) == 600
 
 
 def test_a_new_divider_goes_on_from_the_current_count() -> None:
@@ -564,3 +581,25 @@ class Priorities(RuleBasedStateMachine):
 
 
 TestPriorities = Priorities.TestCase
+
+
+@pytest.mark.parametrize(
+    ("task", "served", "priority"),
+    [
+        (0x25, 0x31, 0x30),
+        (0x35, 0x31, 0x35),
+        (0x45, 0x31, 0x45),
+        (0x0F, 0x1F, 0x10),
+        (0x1F, None, 0x1F),
+        (0, 0xFF, 0xF0),
+    ],
+)
+def test_the_processors_priority_is_the_higher_class(task: int, served: int | None, priority: int) -> None:
+    """Section "Processor Priority Register (PPR)": the lower four bits are the task's, or zero."""
+    bench = Bench()
+    if served is not None:
+        bench.apic.accept(served, level=False)
+        bench.apic.acknowledge(served)
+    bench.put(TPR, task)
+
+    assert bench.get(PPR) == priority

@@ -3,10 +3,14 @@
 import os
 import threading
 from pathlib import Path
+from queue import Queue
+from typing import Any
 
 import pytest
 
 from nitro_vmm.run.console_writer import BUFFER_BYTES_MAX, ConsoleWriter
+
+PATIENCE_S = 60
 
 
 def read_all(fd: int) -> bytes:
@@ -55,6 +59,44 @@ def test_a_writer_waits_for_its_reader_until_it_is_abandoned() -> None:
     os.close(read_end)  # the writer's thread ends, because nobody reads any more
     writer._thread.join()
     os.close(write_end)
+
+
+class Watched(threading.Condition):
+    """Notes when the thread that writes has to wait."""
+
+    def __init__(self, noted: Queue[str], lock: Any) -> None:  # noqa: ANN401 - of two kinds
+        super().__init__(lock)
+        self._noted = noted
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if threading.current_thread().name == "writes":
+            self._noted.put("waits")
+        return super().wait(timeout)
+
+
+def test_a_quarter_of_a_mebibyte_and_what_comes_with_the_last_write_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    noted: Queue[str] = Queue()
+    with Path(os.devnull).open("wb") as sink:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading, "Condition", lambda lock=None: Watched(noted, lock))
+            writer = ConsoleWriter(sink.fileno(), held=True)
+
+        def fill() -> None:
+            for piece in (bytes(256 << 10), b"more", b"too much"):
+                writer.write(piece)
+                noted.put("written")
+
+        thread = threading.Thread(target=fill, name="writes")
+        thread.start()
+        first = [noted.get(timeout=PATIENCE_S) for _ in range(3)]
+        writer.abandon()
+        thread.join()
+        writer.close()
+
+    assert first == ["written", "written", "waits"]
+    assert noted.get() == "written"
 
 
 def test_a_buffer_that_is_filled_again_and_again_does_not_stall() -> None:

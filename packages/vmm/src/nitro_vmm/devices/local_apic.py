@@ -312,9 +312,9 @@ class LocalApic:
 
     def _end_interrupt(self) -> None:
         """The guest has served the most urgent of the vectors in service."""
-        vector = self._isr.bit_length() - 1
-        if vector < 0:
+        if not self._isr:
             return
+        vector = self._isr.bit_length() - 1
         bit = 1 << vector
         self._isr ^= bit
         if self._tmr & bit:

@@ -82,4 +82,4 @@ class ConsoleWriter:
                     except BlockingIOError:  # whoever shares the descriptor made it non-blocking
                         select.select([], [self._fd], [])
             except OSError:  # nobody reads any more
-                self._fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+                self._fd = os.open(os.devnull, os.O_WRONLY)
