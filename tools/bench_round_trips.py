@@ -54,6 +54,7 @@ ROWS = {
     "round trips": Row(GuestTraffic.round_trips, 500),
     "guest connects": Row(GuestTraffic.guest_connects, 300),
     "host connects": Row(GuestTraffic.host_connects, 200),
+    f"host connects, {guest_traffic.TOGETHER} at once": Row(GuestTraffic.host_connects_together, 400),
     "host connects and asks": Row(GuestTraffic.host_asks, 200),
     "MiB out": Row(GuestTraffic.mib_out, 64),
     "MiB out, 32 KiB writes": Row(GuestTraffic.mib_out_by_halves, 64),

@@ -17,6 +17,8 @@ COMMAND: Final = "/traffic"
 PATIENCE_S: Final = 120.0
 BACKLOG: Final = 4096
 """The enclave connects faster than we accept."""
+TOGETHER: Final = 8
+"""How many programs connect at a time in `GuestTraffic.host_connects_together`."""
 CHUNK_BYTES: Final = 1 << 18
 MIB: Final = 1 << 20
 
@@ -97,6 +99,17 @@ class GuestTraffic:
             self._connect().close()
         self._end(b"a")
 
+    def host_connects_together(self, count: int) -> None:
+        """The parent connects and closes so many times, `TOGETHER` programs at a time."""
+        self._begin(b"a", count)
+        for _ in range(count // TOGETHER):
+            programs = [self._knock() for _ in range(TOGETHER)]
+            for program in programs:
+                self._let_in(program)
+            for program in programs:
+                program.close()
+        self._end(b"a")
+
     def host_asks(self, count: int) -> None:
         """The parent connects, gets a byte answered and closes, so many times."""
         self._begin(b"h", count)
@@ -108,14 +121,21 @@ class GuestTraffic:
         self._end(b"h")
 
     def _connect(self) -> socket.socket:
+        sock = self._knock()
+        self._let_in(sock)
+        return sock
+
+    def _knock(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(PATIENCE_S)
         sock.connect(self._path)
         sock.sendall(b"CONNECT %d\n" % OWN_PORT)
+        return sock
+
+    def _let_in(self, sock: socket.socket) -> None:
         if not (line := sock.recv(64)).startswith(b"OK "):
             sock.close()
             raise TrafficError(f"the enclave does not accept at its port: {line!r}")
-        return sock
 
     def mib_out(self, count: int) -> None:
         """The enclave sends so many MiB, 64 KiB at a time."""

@@ -314,3 +314,45 @@ def test_an_engine_without_rings_rests() -> None:
     assert not engine.assist(halted=True)
     engine.close()
     assert not engine.assist(halted=True)
+
+
+def knock(bench: Bench, count: int) -> list[socket.socket]:
+    """So many programs ask for the guest's port, and nobody has looked yet."""
+    programs = []
+    for _ in range(count):
+        program = bench.stack.enter_context(socket.socket(socket.AF_UNIX))
+        program.connect(str(bench.path))
+        program.send(b"CONNECT 52\n")
+        programs.append(program)
+    return programs
+
+
+def test_a_guest_hears_of_programs_that_come_together_by_one_interrupt(bench: Bench) -> None:
+    guest, _ = connect(bench)
+    knock(bench, 8)
+
+    bench.engine.assist(halted=True)
+
+    assert guest.interrupts == 1
+    assert ops(guest.packets()) == 8 * [Op.REQUEST]
+
+
+@pytest.mark.parametrize("count", [1, 2, 17, 18, 49, 50])
+def test_no_program_is_left_at_the_door(bench: Bench, count: int) -> None:
+    guest, _ = connect(bench)
+    knock(bench, count)
+
+    while readable(bench.engine):
+        bench.engine.assist(halted=True)
+
+    assert ops(guest.packets()) == count * [Op.REQUEST]
+
+
+def test_data_is_moved_while_ever_more_programs_come(bench: Bench) -> None:
+    guest, host = connect(bench)
+    knock(bench, 100)
+    host.send(b"hello")
+
+    bench.engine.assist(halted=True)
+
+    assert b"hello" in [packet.data for packet in guest.packets()]

@@ -75,8 +75,11 @@ class Connections:
             counters=self.counters,
         )
 
-    def on_events(self, events: list[tuple[int, int]]) -> None:
-        """Do what epoll's ``events`` ask for. Descriptors that are none of ours are ignored."""
+    def on_events(self, events: list[tuple[int, int]]) -> bool:
+        """Do what epoll's ``events`` ask for; true if another look should follow at once.
+
+        Descriptors that are none of ours are ignored.
+        """
         accepting: list[int] = []
         by_fd, door = self.table.by_fd, self.door
         for fd, event in events:
@@ -89,8 +92,10 @@ class Connections:
                 accepting.append(fd)
         # Accepting comes last, because a new socket may get the number of one that was closed just now, and
         # would then get that one's events.
+        door.crowded, door.accepted = door.accepted, False
         for fd in accepting:
             door.accept(fd)
+        return door.accepted
 
     def _on_socket(self, connection: SocketConnection, events: int) -> None:
         """Take note of what happened to a connection's socket. Reading from it is for its turn."""

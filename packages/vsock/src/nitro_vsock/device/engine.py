@@ -561,11 +561,11 @@ class VsockEngine:
         # Sockets first, because what they tell decides who gets a turn. Then the jobs of other threads, which
         # begin connections, and the deadlines, which end them. The rings come last and see the result of all
         # that.
-        self._connections.on_events(events)
+        busy = self._connections.on_events(events)
         for _ in range(len(self._inbox)):
             self._inbox.popleft()()
         self._connections.timers.run_due()
-        busy = bool(self._inbox)
+        busy |= bool(self._inbox)
         rings = self._rings
         if rings is None or self.failure:
             return busy

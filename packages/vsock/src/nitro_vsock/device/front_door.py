@@ -20,6 +20,9 @@ from nitro_vsock.host.unix import SEQPACKET_SUFFIX, UnixListener, allowed_users,
 if TYPE_CHECKING:
     from nitro_vsock.plain_config import VsockSettings
 
+ACCEPTED_PER_ROUND: Final = 16
+"""How many programs are let in before others' data is looked at again."""
+
 ACCEPT_RETRY_S: Final = 0.5
 """How long not to accept after the host ran out of descriptors."""
 
@@ -58,6 +61,10 @@ class FrontDoor:
         self._users = allowed_users(config.allow_uid)
         self.deadline: float | None = None
         """When to accept again, see `nitro_vsock.device.timers`."""
+        self.accepted = False
+        """Whether somebody was let in since the caller set this to false."""
+        self.crowded = False
+        """Whether several programs come at a time."""
         self.listeners: dict[int, UnixListener] = {}
         """The listening sockets, by descriptor."""
         self.handshakes: dict[int, Handshake] = {}
@@ -86,11 +93,19 @@ class FrontDoor:
             listener.close()
 
     def accept(self, fd: int) -> None:
-        """Accept one program at the listener ``fd``. Epoll, level-triggered here, tells if there are more."""
+        """Accept who waits at the listener ``fd``: one program, or many if there was one just before.
+
+        Several are accepted at once, because the guest then hears of all of them by one interrupt. That there
+        are more is told by epoll at the next look, which is level-triggered here: to accept until nobody is
+        left would take an attempt in vain for each program that comes alone.
+        """
         listener = self.listeners[fd]
+        count = ACCEPTED_PER_ROUND if self.crowded else 1
         try:
-            sock, _ = listener.socket.accept()
-            self._greet(sock, listener.socket_type)
+            for _ in range(count):
+                sock, _ = listener.socket.accept()
+                self.accepted = True
+                self._greet(sock, listener.socket_type)
         except BlockingIOError:
             pass
         except OSError:
