@@ -82,7 +82,7 @@ WHOLE_FILES = [*WORKERS, "--dist", "loadfile", "--no-loadscope-reorder"]
 """The same, but what a file's tests share, such as a guest that has booted, is made once. Files begin in the
 order of their names, because those with few tests are not the short ones."""
 
-COMPILE = {"NITRO_VSOCK_COMPILE": "1", "NITRO_VMM_COMPILE": "1"}
+COMPILE = {"NITRO_VSOCK_COMPILE": "1", "VMM_COMPILE": "1"}
 """Has the data path compiled, or the build fail."""
 
 COMPILED_TESTS = [f"packages/vmm/tests/{folder}" for folder in ("accel", "devices", "machine", "snapshot")]

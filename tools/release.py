@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOR_EACH_PYTHON = {"vsock", "vmm"}
 """Packages that are compiled against Python itself."""
 
-COMPILE = {"NITRO_VSOCK_COMPILE": "1", "NITRO_VMM_COMPILE": "1"}
+COMPILE = {"NITRO_VSOCK_COMPILE": "1", "VMM_COMPILE": "1"}
 """Fails a build that would leave out what is compiled against Python."""
 
 ELF = b"\x7fELF"

@@ -8,8 +8,9 @@ offers fewer instructions to the guest.
 Editable installs have the library, and run Python's sources as they are. mypyc works in a temporary
 directory, so that a build leaves nothing in a checkout that such an install would load.
 
-``NITRO_VMM_COMPILE`` chooses for mypyc: ``1`` compiles or fails, ``0`` does not compile. Without it a wheel
-is compiled if there are a C compiler and Python's headers, and if that fails its Python is as it was.
+``VMM_COMPILE`` chooses for mypyc: ``1`` compiles or fails, ``0`` does not compile. Without it a wheel
+is compiled if there are a C compiler and Python's headers, and if that fails its Python is as it was. (Names
+that begin with ``NITRO_VMM_`` are settings of vmm's.)
 """
 
 import os
@@ -70,9 +71,9 @@ setup(
 
 def to_be_compiled() -> bool:
     """Whether to try mypyc."""
-    choice = os.environ.get("NITRO_VMM_COMPILE", "")
+    choice = os.environ.get("VMM_COMPILE", "")
     if choice not in {"", "0", "1"}:
-        sys.exit(f"error: NITRO_VMM_COMPILE is {choice!r}: choose 0 or 1, or leave it out")
+        sys.exit(f"error: VMM_COMPILE is {choice!r}: choose 0 or 1, or leave it out")
     headers = Path(sysconfig.get_path("include"), "Python.h").exists()
     possible = sys.implementation.name == "cpython" and headers and not obstacle()
     return choice == "1" or (not choice and possible)
@@ -122,7 +123,7 @@ class CompileHook(BuildHookInterface[Any]):
         try:
             compile_modules(Path(self.root, "src/nitro_vmm"), directory)
         except CompileError as error:
-            if os.environ.get("NITRO_VMM_COMPILE"):
+            if os.environ.get("VMM_COMPILE"):
                 sys.exit(f"error: {error}")
             self.app.display_warning(f"nitro-vmm's devices will run interpreted, which is slower: {error}")
             return
