@@ -130,8 +130,24 @@ def test_interpreters_of_scripts_are_looked_at_too() -> None:
     assert said(tree) == [f"/bin/sh wants {LOADER}, which is not in the image"]
 
 
-def test_scripts_that_run_each_other_end() -> None:
-    assert said(tree_of_files(bin__app=program(b"#!/bin/app\n"))) == []
+def chain(scripts: int) -> Tree:
+    """An application behind so many scripts, each of which is the interpreter of the one before."""
+    names = ["bin__app", *(f"bin__s{number}" for number in range(1, scripts))]
+    targets = [*names[1:], "bin__program"]
+    files = {
+        name: program(f"#!/{target.replace('__', '/')}\n".encode())
+        for name, target in zip(names, targets, strict=True)
+    }
+    return tree_of_files(**files, bin__program=program(elf(loader=LOADER)))
+
+
+def test_the_program_behind_as_many_scripts_as_linux_runs_is_looked_at() -> None:
+    assert said(chain(5)) == [f"/bin/program wants {LOADER}, which is not in the image"]
+
+
+@pytest.mark.parametrize("tree", [chain(6), tree_of_files(bin__app=program(b"#!/bin/app\n"))])
+def test_more_scripts_than_linux_runs_are_refused_as_it_refuses_them(tree: Tree) -> None:
+    assert said(tree) == ["'app' is a script that takes more than 5 interpreters, one for the other"]
 
 
 @pytest.mark.parametrize(

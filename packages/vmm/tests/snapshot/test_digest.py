@@ -53,6 +53,22 @@ def test_who_helps_before_the_digest_is_wanted_leaves_less_to_do() -> None:
     assert computed == digest_of(memoryview(content))
 
 
+def test_what_a_thread_lacks_memory_for_is_computed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = bytes(range(256)) * (3 * PART_BYTES // 256)
+    digesting = Digesting(memoryview(content))
+
+    def lack(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as scarce, pytest.raises(MemoryError):
+        scarce.setattr(hashlib, "new", lack)
+        digesting.help()
+    computed = digesting.result()
+    digesting.close()
+
+    assert computed == digest_of(memoryview(content))
+
+
 def test_the_digest_of_a_file_leaves_out_what_holds_it(tmp_path: Path) -> None:
     path = tmp_path / "saved"
     path.write_bytes(bytes(DIGESTED_FROM) + b"content")

@@ -18,8 +18,8 @@ from nitro_eif.filesystem.tree import Tree, short
 OFFERED_LEVEL: Final = 2
 """The level of x86-64 that `vmm run` emulates (x86-64 psABI, "Micro-Architecture Levels")."""
 
-_INTERPRETERS_MAX: Final = 4
-"""How many scripts Linux runs for each other (fs/exec.c, exec_binprm)."""
+_SCRIPTS_MAX: Final = 5
+"""How many scripts may be each other's interpreters, before a program is (Linux's fs/exec.c, exec_binprm)."""
 _HEAD_BYTES: Final = 1 << 20
 """How much of a program is looked at; headers, names of loaders and notes stand at its beginning."""
 
@@ -84,7 +84,7 @@ def _command(tree: Tree, launch: Launch, architecture: Architecture) -> Iterator
     if found is None:
         yield f"the command {command!r} is not in the image"
         return
-    for _ in range(_INTERPRETERS_MAX):
+    for _ in range(_SCRIPTS_MAX + 1):
         path, node = found
         if not node.mode & 0o111:
             yield f"/{path} is not executable: its mode is {node.mode & 0o7777:04o}"
@@ -102,6 +102,7 @@ def _command(tree: Tree, launch: Launch, architecture: Architecture) -> Iterator
             yield f"/{path} wants {interpreter or 'no interpreter'}, which is not in the image"
             return
         found = real, tree[real]
+    yield f"{command!r} is a script that takes more than {_SCRIPTS_MAX} interpreters, one for the other"
 
 
 def _find(tree: Tree, launch: Launch) -> tuple[str, Node] | None:

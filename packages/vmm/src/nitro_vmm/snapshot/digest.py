@@ -57,10 +57,18 @@ class Digesting:
             try:
                 with self._view[start : start + PART_BYTES] as part:
                     self._digests[start] = hashlib.new(ALGORITHM, part).digest()
+            except BaseException:
+                with self._changed:
+                    self._waiting.append(start)  # for another thread, which may have more memory
+                raise
             finally:
                 with self._changed:
                     self._busy -= 1
                     self._changed.notify_all()
+
+    def _help_if_possible(self) -> None:
+        with suppress(MemoryError):
+            self.help()
 
     def result(self, proceed: Callable[[], None] = _nothing) -> bytes:
         """The digest, for which this thread and another one do what is left to do.
@@ -70,9 +78,10 @@ class Digesting:
         """
         if len(self._waiting) > 1:
             with suppress(RuntimeError):  # there is no room for another thread, and it goes without
-                threading.Thread(target=self.help, name="digest", daemon=True).start()
+                threading.Thread(target=self._help_if_possible, name="digest", daemon=True).start()
         self.help(proceed)
         self._settle()
+        self.help(proceed)  # what the other thread could not do
         whole = b"".join(self._digests[start] for start in range(0, len(self._view), PART_BYTES))
         return hashlib.new(ALGORITHM, whole).digest()
 
