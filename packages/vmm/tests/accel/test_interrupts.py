@@ -1,6 +1,8 @@
 """How the processor's thread waits in HLT, and what it serves meanwhile."""
 
+import itertools
 import os
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, cast
@@ -10,14 +12,15 @@ import pytest
 from nitro_vmm.accel.unicorn import interrupts
 from nitro_vmm.accel.unicorn.interrupts import Interrupts
 from nitro_vmm.devices.io_apic_registers import REDIRECTION_TABLE, REGISTER_SELECT, WINDOW
-from nitro_vmm.devices.local_apic_registers import SOFTWARE_ENABLED, Register
+from nitro_vmm.devices.local_apic_registers import LVT_TIMER, SOFTWARE_ENABLED, Register
 
 if TYPE_CHECKING:
     from nitro_vmm.accel.unicorn.cpu import Cpu
 
 PIN = 6
-VECTOR = 0x40
+VECTOR, TIMER_VECTOR = 0x40, 0x50
 PATIENCE_S = 60
+JUMP_NS = 10_000_000
 
 
 class FakeCpu:
@@ -25,10 +28,13 @@ class FakeCpu:
 
     def __init__(self) -> None:
         self.offered: list[int] = []
+        self.offers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        """The threads that have offered."""
         self.taken = False
 
     def offer(self, vector: int) -> None:
         self.offered.append(vector)
+        self.offers.put(threading.current_thread().name)
 
     def withdraw(self) -> None:
         pass
@@ -77,10 +83,14 @@ class Device:
 
 
 class Bench:
-    """Interrupt controllers with one pin that interrupts, and a device on it."""
+    """Interrupt controllers with one pin that interrupts, and a device on it.
+
+    Their clock jumps each time that somebody looks at it, so that every wait is a long one.
+    """
 
     def __init__(self) -> None:
-        self.interrupts = Interrupts(timer_hz=1_000_000, clock_ns=lambda: 0)
+        jumps = itertools.count(0, JUMP_NS)
+        self.interrupts = Interrupts(timer_hz=1_000_000, clock_ns=lambda: next(jumps))
         self.cpu = FakeCpu()
         self.interrupts.attach(cast("Cpu", self.cpu))
         self.interrupts.local_apic.write(Register.SPURIOUS_VECTOR, 4, SOFTWARE_ENABLED | 0xFF)
@@ -90,6 +100,20 @@ class Bench:
 
     def attend(self) -> None:
         self.interrupts.attend(self.device)
+
+    def arm_timer(self) -> None:
+        def arm() -> None:
+            self.interrupts.local_apic.write(LVT_TIMER, 4, TIMER_VECTOR)
+            self.interrupts.local_apic.write(Register.INITIAL_COUNT, 4, 1)
+
+        self.interrupts.locked(arm)
+
+    def serve(self) -> None:
+        """The processor takes what is offered, and the guest serves it."""
+        self.cpu.taken = True
+        self.interrupts.locked(lambda: None)
+        self.cpu.taken = False
+        self.interrupts.locked(lambda: self.interrupts.local_apic.write(Register.END_OF_INTERRUPT, 4, 0))
 
     def close(self) -> None:
         self.interrupts.close()
@@ -196,3 +220,57 @@ def test_a_device_may_come_while_the_guest_waits_for_it_within_an_access(bench: 
     bench.interrupts.leave()
 
     assert not attending.is_alive()
+
+
+def test_who_waits_long_waits_for_the_timer_too(bench: Bench) -> None:
+    bench.attend()
+    bench.device.on_assist = bench.arm_timer  # when the wait has begun
+    waits = []
+    for _ in range(3):
+        bench.device.work()
+        waits.append(bench.interrupts.wait())
+        bench.serve()
+
+    assert waits == [True, True, True]
+    assert bench.cpu.offered == [TIMER_VECTOR] * 3
+    own = threading.current_thread().name
+    assert [bench.cpu.offers.get() for _ in range(3)] == ["local APIC timer", own, own]
+
+
+def test_the_timer_interrupts_a_guest_that_runs_after_a_long_wait(bench: Bench) -> None:
+    for _ in range(2):
+        bench.arm_timer()
+        bench.interrupts.wait()
+        bench.cpu.offers.get()
+        bench.serve()
+
+    bench.arm_timer()
+
+    assert bench.cpu.offers.get(timeout=PATIENCE_S) == "local APIC timer"
+
+
+def test_a_kick_ends_a_wait_for_the_timer(bench: Bench) -> None:
+    bench.arm_timer()
+    bench.interrupts.wait()
+    bench.serve()
+    woken: list[bool] = []
+    waiting = threading.Thread(target=lambda: woken.append(bench.interrupts.wait()))
+    waiting.start()
+
+    bench.interrupts.kick()
+    waiting.join(PATIENCE_S)
+
+    assert woken == [False]
+    assert bench.interrupts.take_kick()
+
+
+def test_a_device_interrupts_a_wait_for_the_timer(bench: Bench) -> None:
+    bench.attend()
+    bench.arm_timer()
+    bench.interrupts.wait()
+    bench.serve()
+    bench.device.work()
+
+    assert bench.interrupts.wait()
+
+    assert bench.cpu.offered == [TIMER_VECTOR, VECTOR]

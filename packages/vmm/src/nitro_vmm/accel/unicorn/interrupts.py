@@ -9,7 +9,8 @@ the processor's own thread may change or withdraw an offer; others leave it, and
 follows when the guest signals the end of the first.
 
 While the processor waits in HLT, its thread serves the device that it attends (`Attended`). So what comes for
-the guest from outside wakes one thread, which passes it on and runs the guest.
+the guest from outside wakes one thread, which passes it on and runs the guest. So it is with the timer, which
+has a thread of its own for as long as the guest runs.
 """
 
 import os
@@ -32,6 +33,9 @@ KICK_RETRY_NS = 20_000_000
 that comes while it is about to start."""
 HELD_MS: Final = 1
 """How long the guest waits at most for an interrupt that the device holds back."""
+LONG_NS: Final = 1_000_000
+"""After a wait of this length the next is expected to be as long, and the processor's thread waits for the
+timer, too. Taking it over and giving it back costs as much as a small packet, so it is not done for less."""
 
 
 class Interrupts:
@@ -58,7 +62,11 @@ class Interrupts:
         self._alone = self._make_poll()
         self._beside: tuple[Attended, select.poll] | None = None
         self._timer = TimerFd()
-        """Wakes the timer's thread. To set it costs less than to wake a thread that sets its own alarm."""
+        """Fires when the local APIC's does. To set it costs less than to wake a thread with its own alarm."""
+        self._gate = select.epoll()
+        """What the timer's thread waits for: the timer, unless the processor's thread has taken it over."""
+        self._gate.register(self._timer.fileno(), select.EPOLLIN)
+        self._waits_long = False
         self._sleeps_until_ns = 0
         self._closed = self._kicked = self._masked = False
         self._timer_thread = threading.Thread(target=self._run_timer, name="local APIC timer", daemon=True)
@@ -96,6 +104,7 @@ class Interrupts:
         with self._lock, self._wake_fd_lock:
             if self._wake_fd >= 0:
                 os.close(self._wake_fd)
+                self._gate.close()
                 self._timer.close()
                 self._wake_fd = -1
 
@@ -137,6 +146,11 @@ class Interrupts:
         device, poll = self._beside or (None, self._alone)
         if device is not None:
             device.claim(mine=True)
+        began_ns = self._clock_ns()
+        takes_timer = self._waits_long
+        if takes_timer:
+            self._gate.modify(self._timer.fileno(), 0)
+            poll.register(self._timer.fileno(), select.POLLIN)
         try:
             while not self._must_run():
                 # Without the lock: who interrupts the guest from now on finds `_asleep` set, and wakes us.
@@ -144,6 +158,10 @@ class Interrupts:
             return not self._kicked
         finally:
             self._asleep = False
+            if takes_timer:
+                poll.unregister(self._timer.fileno())
+                self._gate.modify(self._timer.fileno(), select.EPOLLIN)
+            self._waits_long = self._clock_ns() - began_ns >= LONG_NS
             if device is not None:
                 device.claim(mine=False)
 
@@ -159,9 +177,12 @@ class Interrupts:
 
     def _sleep_in_hlt(self, device: Attended | None, poll: select.poll) -> None:
         ready = poll.poll(HELD_MS if device is not None and device.holds else None)
-        self._asleep = False  # what the device interrupts us for need not wake us
-        if any(fd == self._wake_fd for fd, _ in ready):
+        self._asleep = False  # what the device or the timer interrupts us for need not wake us
+        descriptors = [fd for fd, _ in ready]
+        if self._wake_fd in descriptors:
             os.eventfd_read(self._wake_fd)
+        elif self._timer.fileno() in descriptors:
+            self._look_at_timer()
         elif device is not None and ready:
             device.assist()
         elif device is not None:
@@ -219,13 +240,11 @@ class Interrupts:
             self._timer.set(max(deadline_ns - self._clock_ns(), AT_ONCE_NS))
 
     def _run_timer(self) -> None:
-        poll = select.poll()
-        poll.register(self._timer.fileno(), select.POLLIN)
         while self._look_at_timer():
-            poll.poll()
+            self._gate.poll()
 
     def _look_at_timer(self) -> bool:
-        """What the timer's thread does each time that it wakes; false at the end."""
+        """Do what is due by the timer, in whatever thread it has woken; false at the end."""
         with self._lock:
             if not self._closed:
                 self._acknowledge()
