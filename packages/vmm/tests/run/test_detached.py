@@ -5,21 +5,23 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import trio
+import trio.testing
 
 from nitro_nsm import parse_document
-from nitro_vmm import EnclaveConfig, Result, UsageError
+from nitro_vmm import Enclave, EnclaveConfig, Result, UsageError
 from nitro_vmm.accel import Exit
 from nitro_vmm.cli.report import exit_code_of, report
 from nitro_vmm.errors import HostError
 from nitro_vmm.run.control import ANSWER_BYTES_MAX, REQUEST_BYTES_MAX, ask, attest, stats
-from nitro_vmm.run.detached import CLIENTS_MAX, see_through
+from nitro_vmm.run.detached import CLIENTS_MAX, Server, see_through
 from nitro_vmm.run.registry import ENDED, RUNNING, Entry, control_address, entries, find
 from nitro_vmm.run.signals import EarlySignals
 from nitro_vmm.testing import FakeAccelerator, FakeVcpu
@@ -215,6 +217,55 @@ def test_so_many_clients_and_no_more(see: Callable[..., object]) -> None:
             return served, first_byte(directory)
 
     assert see(talk, console=True) == ([b"h"] * CLIENTS_MAX, b"")
+
+
+def test_clients_that_have_gone_leave_their_places_to_others(see: Callable[..., object]) -> None:
+    def talk(directory: Path) -> object:
+        for _ in range(CLIENTS_MAX + 1):
+            named = stats(directory)["Name"]
+        return named
+
+    assert see(talk) == "small"
+
+
+class Printing:
+    """An enclave's console, and its readers, as the server of its requests sees them."""
+
+    def __init__(self, *, ends: bool) -> None:
+        self.console, self._ends = self, ends
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        yield b"hi"
+        if not self._ends:
+            await trio.sleep_forever()
+
+
+def seconds_to_finish(*, ends: bool) -> float:
+    """How long the end of an enclave waits for a reader of its console, by a clock that does not wait."""
+
+    async def run() -> float:
+        server = Server(cast("Enclave", Printing(ends=ends)), cast("Entry", None))
+        ours, theirs = socket.socketpair()
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        with theirs:
+            async with stream, trio.open_nursery() as nursery:
+                nursery.start_soon(server._follow, stream)
+                await trio.testing.wait_all_tasks_blocked()
+                began = trio.current_time()
+                await server.finish()
+                seconds = trio.current_time() - began
+                nursery.cancel_scope.cancel()
+        return seconds
+
+    return trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_who_has_read_all_of_the_console_is_not_waited_for() -> None:
+    assert seconds_to_finish(ends=True) == 0
+
+
+def test_who_reads_for_ever_is_waited_for_a_second() -> None:
+    assert seconds_to_finish(ends=False) == pytest.approx(1, rel=0.5)
 
 
 @pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGHUP, signal.SIGTERM]])
