@@ -19,8 +19,8 @@ from nitro_vmm.devices.io_apic import IoApic
 from nitro_vmm.devices.local_apic import LocalApic
 from nitro_vmm.devices.local_apic_registers import LVT_TIMER, Register
 from nitro_vmm.devices.nsm import NsmDevice
-from nitro_vmm.devices.rtc import AHEAD_S_MAX, Rtc
-from nitro_vmm.devices.serial import INPUT_BYTES_MAX, Serial
+from nitro_vmm.devices.rtc import Rtc
+from nitro_vmm.devices.serial import Serial
 from nitro_vmm.devices.state import require_bytes
 from nitro_vmm.devices.virtio_mmio import VirtioMmio
 from nitro_vmm.devices.virtio_mmio_registers import LADDER
@@ -28,6 +28,10 @@ from nitro_vmm.devices.virtio_mmio_registers import Register as Virtio
 from nitro_vmm.devices.vsock import VsockDevice
 from nitro_vmm.errors import StateError
 from nitro_vsock import F_VERSION_1, GuestMemory, VsockConfig, VsockEngine
+
+# The bounds as they are promised, so that those of the program are held against them.
+INPUT_BYTES_MAX = 1024
+AHEAD_S_MAX = 253_402_300_799
 
 HZ = 1_000_000_000
 SIZES = (1, 2, 4, 8)

@@ -22,9 +22,12 @@ from nitro_nsm.kms.tls import authority_pem
 from nitro_nsm.testing import seeded_entropy
 from nitro_vmm import Enclave, EnclaveConfig, HostError, UsageError
 from nitro_vmm.config import KmsSettings
-from nitro_vmm.enclave.local_kms import CONNECTIONS_MAX, LocalKms, kms_config, open_local_kms
+from nitro_vmm.enclave.local_kms import LocalKms, kms_config, open_local_kms
 from nitro_vmm.enclave.security import trust_of
 from nitro_vmm.testing import FakeAccelerator
+
+# The bounds as they are promised, so that those of the program are held against them.
+CONNECTIONS_MAX = 256
 
 ROLE = "arn:aws:iam::111122223333:role/enclave"
 IMAGE = b"\1" * 48
@@ -190,6 +193,33 @@ async def test_who_talks_nonsense_and_leaves_harms_nobody(said: bytes) -> None:
         await stream.aclose()
 
         assert (await ask(kms.connect(), "ListKeys"))["Keys"] == []
+
+
+async def test_why_a_connection_breaks_off_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        async with serving(config_with()) as kms:
+            stream = kms.connect()
+            await stream.send_all(b"\x16\x03\x01\x00\x05hello")
+            with trio.fail_after(30), suppress(trio.BrokenResourceError):
+                while await stream.receive_some():
+                    pass
+
+    (said,) = [each.getMessage() for each in caplog.records if "broke off" in each.getMessage()]
+    assert "SSL" in said, "the reason, and not only that there was one"
+
+
+async def test_an_idle_connection_is_closed(
+    caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
+    began = autojump_clock.current_time()
+    with caplog.at_level("INFO"):
+        async with serving(config_with()) as kms:
+            ended = await kms.connect().receive_some()
+            seconds = autojump_clock.current_time() - began
+
+    assert ended == b""
+    assert seconds == pytest.approx(60)
+    assert "a connection to the KMS was idle for 60 seconds" in caplog.text
 
 
 async def test_a_guest_cannot_open_connections_without_bound(caplog: pytest.LogCaptureFixture) -> None:

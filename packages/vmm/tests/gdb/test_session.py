@@ -8,9 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fake_target import BASE, MEMORY_BYTES, FakeTarget, check_any_bytes
-from nitro_vmm.gdb.packets import PAYLOAD_BYTES_MAX, Decoder, Packet, encode
+from nitro_vmm.gdb.packets import Decoder, Packet, encode
 from nitro_vmm.gdb.registers import REGISTERS, description
-from nitro_vmm.gdb.session import BREAKPOINTS_MAX, READ_BYTES_MAX, Action, Session
+from nitro_vmm.gdb.session import READ_BYTES_MAX, Action, Session
+
+# The bounds as they are promised, so that those of the program are held against them.
+PAYLOAD_BYTES_MAX = 0x4000
+BREAKPOINTS_MAX = 1024
 
 RIP = next(number for number, register in enumerate(REGISTERS) if register.name == "rip")
 CS = RIP + 2

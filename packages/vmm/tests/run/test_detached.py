@@ -20,11 +20,16 @@ from nitro_vmm import Enclave, EnclaveConfig, Result, UsageError
 from nitro_vmm.accel import Exit
 from nitro_vmm.cli.report import exit_code_of, report
 from nitro_vmm.errors import HostError
-from nitro_vmm.run.control import ANSWER_BYTES_MAX, REQUEST_BYTES_MAX, ask, attest, stats
-from nitro_vmm.run.detached import CLIENTS_MAX, Server, see_through
+from nitro_vmm.run.control import ask, attest, stats
+from nitro_vmm.run.detached import Server, see_through
 from nitro_vmm.run.registry import ENDED, RUNNING, Entry, control_address, entries, find
 from nitro_vmm.run.signals import EarlySignals
 from nitro_vmm.testing import FakeAccelerator, FakeVcpu
+
+# The bounds as they are promised, so that those of the program are held against them.
+CLIENTS_MAX = 64
+ANSWER_BYTES_MAX = 65536
+REQUEST_BYTES_MAX = 16384
 
 Talk = Callable[[Path], object]
 """What a client does, in a thread of its own, with an enclave whose directory this is."""

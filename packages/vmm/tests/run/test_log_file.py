@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from nitro_vmm.run.log_file import LOG_BYTES_MAX, LogFile, read_log
+from nitro_vmm.run.log_file import LogFile, read_log
+
+# The bounds as they are promised, so that those of the program are held against them.
+LOG_BYTES_MAX = 4 << 20
 
 
 def test_what_is_printed_is_read_back(tmp_path: Path) -> None:
@@ -48,6 +51,17 @@ def test_at_most_twice_as_much_is_kept(tmp_path: Path) -> None:
     log.close()
 
     assert read_log(tmp_path / "console.log") == b"c" * LOG_BYTES_MAX + b"d" * LOG_BYTES_MAX
+
+
+def test_a_new_file_has_as_much_room_as_the_one_before(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "console.log")
+
+    for letter, mib in ((b"a", 3), (b"b", 2), (b"c", 2)):
+        log.write(letter * (mib << 20))
+    log.close()
+
+    assert (tmp_path / "console.log.1").read_bytes() == b"a" * (3 << 20)
+    assert (tmp_path / "console.log").stat().st_size == LOG_BYTES_MAX
 
 
 def test_a_directory_that_is_gone_loses_output_and_nothing_else(tmp_path: Path) -> None:

@@ -82,8 +82,10 @@ class LocalKms:
             self._connections += 1
             try:
                 await self._answer(stream)
-            except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
-                # The client has left or says nothing more, or does not trust our authority.
+            except trio.TooSlowError:
+                logger.info("a connection to the KMS was idle for %g seconds", IDLE_TIMEOUT_S)
+            except (OSError, trio.BrokenResourceError) as error:
+                # The client has left, or does not trust our authority.
                 logger.info("a connection to the KMS broke off: %s", error.__cause__ or error)
             finally:
                 self._connections -= 1
