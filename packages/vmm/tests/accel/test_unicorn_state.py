@@ -118,3 +118,21 @@ def test_bytes_of_one_instruction_are_written_one_by_one() -> None:
 
     assert port.written == [(2, 1, ord("a")), (2, 1, ord("b"))]
     interrupts.close()
+
+
+def test_each_interrupt_controller_has_a_page_and_the_rest_is_the_buss() -> None:
+    """Where a PC has them; the versions tell that it is they who answer."""
+    interrupts = Interrupts(timer_hz=HZ, clock_ns=lambda: 0)
+    bus = LockedBus(AddressSpace(), interrupts)
+    io_apic, local_apic = 0xFEC0_0000, 0xFEE0_0000
+
+    bus.write_memory(io_apic, 4, 1)
+    bus.write_memory(local_apic + 0x80, 4, 0x20)
+
+    assert bus.read_memory(io_apic + 0x10, 4) == (24 - 1) << 16 | 0x20
+    assert bus.read_memory(local_apic + 0x30, 4) == 0x5_0014
+    assert bus.read_memory(local_apic + 0x80, 4) == 0x20
+    beside = [page + step for page in (io_apic, local_apic) for step in (-0x1000, 0x1000)]
+    nothing = [bus.read_memory(page + 0x30, 4) for page in beside]
+    assert nothing == [0xFFFF_FFFF] * 4
+    interrupts.close()

@@ -1,11 +1,34 @@
-"""What is told to a service manager."""
+"""What is told to a service manager, and what the end of the parent means."""
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from nitro_vmm.run.process import notify
+
+# The parent ends once its child has asked to end with it; the alarm ends a child whose request did nothing.
+PARENT_AND_CHILD = """
+import os, signal
+from nitro_vmm.run.process import die_with_parent
+
+def end(*_):
+    os.write(1, b" and ended")
+    os._exit(0)
+
+ready, tell = os.pipe()
+if os.fork() == 0:
+    signal.signal(signal.SIGTERM, end)
+    signal.alarm(30)
+    die_with_parent()
+    os.write(1, b"lived")
+    os.write(tell, b"x")
+    while True:
+        signal.pause()
+os.read(ready, 1)
+"""
 
 
 @pytest.mark.parametrize("abstract", ["", "@"])
@@ -25,3 +48,9 @@ def test_nobody_wants_to_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     notify("READY=1")
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "absent"))
     notify("READY=1")
+
+
+def test_a_process_ends_in_order_with_its_parent_and_not_before() -> None:
+    done = subprocess.run([sys.executable, "-c", PARENT_AND_CHILD], stdout=subprocess.PIPE, check=True)
+
+    assert done.stdout == b"lived and ended"
