@@ -208,9 +208,24 @@ def test_names_cannot_lead_elsewhere(tmp_path: Path, name: str) -> None:
 def test_the_bound_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VMM_CACHE_MIB", "7")
     chosen = Cache().bytes_max
+    monkeypatch.setenv("VMM_CACHE_MIB", "2048")
+    largest = Cache().bytes_max
+    monkeypatch.setenv("VMM_CACHE_MIB", "")
+    unchosen = Cache().bytes_max
     monkeypatch.setenv("VMM_CACHE_MIB", "much")
 
     with pytest.raises(UsageError, match="VMM_CACHE_MIB"):
         Cache()
 
     assert chosen == 7 << 20
+    assert unchosen == largest, "as docs/snapshots.md says"
+
+
+def test_two_hundred_files_are_kept_and_no_more(tmp_path: Path) -> None:
+    """As docs/snapshots.md says."""
+    cache = Cache(tmp_path / "cache")
+
+    for number in range(201):
+        put(cache, f"kernel-{number:08x}", b"x", used_at=LONG_AGO_S + number)
+
+    assert sorted(names(cache)) == [f"kernel-{number:08x}" for number in range(1, 201)]

@@ -7,27 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nitro_vmm.devices.rtc import (
-    B_24_HOURS,
-    B_BINARY,
-    B_SET,
-    CENTURY,
-    DATA,
-    DAY,
-    HELD_NS,
-    HOURS,
-    INDEX,
-    MINUTES,
-    MONTH,
-    REGISTER_A,
-    REGISTER_B,
-    REGISTER_C,
-    REGISTER_D,
-    SECONDS,
-    WEEKDAY,
-    YEAR,
-    Rtc,
-)
+from nitro_vmm.devices.rtc import Rtc
+
+# As the Motorola MC146818's data sheet has them, and the century where a PC's firmware puts it.
+INDEX, DATA = 0, 1
+SECONDS, MINUTES, HOURS, WEEKDAY, DAY, MONTH, YEAR, CENTURY = 0, 2, 4, 6, 7, 8, 9, 0x32
+REGISTER_A, REGISTER_B, REGISTER_C, REGISTER_D = 0xA, 0xB, 0xC, 0xD
+B_SET, B_BINARY, B_24_HOURS = 1 << 7, 1 << 2, 1 << 1
+HELD_NS = 10_000_000
+"""A guest reads all registers well within ten milliseconds."""
 
 S = 1_000_000_000
 MORNING = calendar.timegm((2026, 11, 23, 9, 8, 7)) * S  # a Monday
@@ -126,6 +114,47 @@ def test_a_date_that_does_not_exist_is_ignored() -> None:
         bench.put(REGISTER_B, B_24_HOURS)
 
     assert bench.time() == [0x20, 0x26, 0x11, 0x23, 0x09, 0x08, 0x07]
+
+
+def bcd(number: int) -> int:
+    return number // 10 << 4 | number % 10
+
+
+@pytest.mark.parametrize(
+    ("date", "exists"),
+    [
+        ((1970, 1, 1, 0, 0, 0), True),
+        ((1969, 12, 31, 23, 59, 59), False),
+        ((9999, 12, 31, 23, 59, 59), True),
+        ((2024, 2, 29, 12, 0, 0), True),
+        ((2023, 2, 29, 12, 0, 0), False),
+        ((2024, 4, 30, 0, 0, 0), True),
+        ((2024, 4, 31, 0, 0, 0), False),
+        ((2024, 4, 0, 0, 0, 0), False),
+        ((2024, 0, 1, 0, 0, 0), False),
+        ((2024, 13, 1, 0, 0, 0), False),
+        ((2024, 1, 1, 24, 0, 0), False),
+        ((2024, 1, 1, 0, 60, 0), False),
+        ((2024, 1, 1, 0, 0, 60), False),
+    ],
+)
+def test_a_date_is_taken_if_it_exists(date: tuple[int, ...], exists: bool) -> None:  # noqa: FBT001
+    bench = Bench()
+    before = bench.time()
+    year, *rest = date
+    registers = [bcd(value) for value in (year // 100, year % 100, *rest)]
+
+    bench.put(REGISTER_B, B_SET | B_24_HOURS)
+    for register, value in zip((CENTURY, YEAR, MONTH, DAY, HOURS, MINUTES, SECONDS), registers, strict=True):
+        bench.put(register, value)
+    bench.put(REGISTER_B, B_24_HOURS)
+
+    assert bench.time() == (registers if exists else before)
+
+
+def test_the_weekday_goes_with_the_date() -> None:
+    """Sunday is 1."""
+    assert [Bench(MORNING + day * 86_400 * S).get(WEEKDAY) for day in range(8)] == [2, 3, 4, 5, 6, 7, 1, 2]
 
 
 def test_the_rest_is_memory() -> None:
