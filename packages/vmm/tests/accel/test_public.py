@@ -1,7 +1,9 @@
 """Unicorn's library without its binding."""
 
+import ctypes
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,6 +68,25 @@ def test_model_specific_registers_have_numbers_of_their_own(uc: Uc) -> None:
 
     assert uc.reg_read(Register.MSR, 0xC000_0082) == 0x1234
     assert uc.reg_read(Register.MSR, 0xC000_0081) == 0
+
+
+def test_controls_are_encoded_as_in_its_header(uc: Uc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``UC_CTL`` in unicorn.h: what is asked for, the number of arguments from bit 26 on, bit 30 to write."""
+    asked: list[int] = []
+
+    def note(_engine: object, code: ctypes.c_uint32, *arguments: object) -> int:
+        asked.append(code.value)
+        assert code.value >> 26 & 0xF == len(arguments)
+        return 0
+
+    monkeypatch.setattr(uc, "_library", SimpleNamespace(uc_ctl=note))
+
+    uc.ctl_exits_enabled(True)
+    uc.ctl_set_exits([1, 2, 3])
+    uc.ctl_flush_tb()
+    uc.ctl_set_tcg_buffer_size(1 << 20)
+
+    assert asked == [0x4400_0004, 0x4800_0006, 0x4000_000A, 0x4400_000D]
 
 
 def test_what_it_refuses_is_an_error(uc: Uc) -> None:

@@ -5,18 +5,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nitro_vmm.devices.io_apic import IoApic
-from nitro_vmm.devices.io_apic_registers import (
-    ACTIVE_LOW,
-    DELIVERY_MODE,
-    END_OF_INTERRUPT,
-    LEVEL,
-    LOWEST_PRIORITY,
-    MASKED,
-    REDIRECTION_TABLE,
-    REGISTER_SELECT,
-    REMOTE_IRR,
-    WINDOW,
-)
+
+# As the Intel 82093AA's data sheet has them; the register for the end of an interrupt is of later ones.
+REGISTER_SELECT, WINDOW, END_OF_INTERRUPT = 0, 0x10, 0x40
+REDIRECTION_TABLE = 0x10
+DELIVERY_MODE, LOWEST_PRIORITY = 7 << 8, 1 << 8
+ACTIVE_LOW, REMOTE_IRR, LEVEL, MASKED = 1 << 13, 1 << 14, 1 << 15, 1 << 16
 
 PIN = 5
 
@@ -57,6 +51,18 @@ def test_it_has_24_masked_pins_and_an_eoi_register() -> None:
     assert bench.get(1) == 23 << 16 | 0x20
     assert [bench.entry(pin) for pin in range(24)] == [MASKED] * 24
     assert bench.get(REDIRECTION_TABLE + 48) == 0
+
+
+def test_there_is_nothing_between_its_registers() -> None:
+    bench = Bench()
+    bench.put(REDIRECTION_TABLE, 0x1_0031)
+
+    values = {offset: bench.chip.read(offset, 4) for offset in range(0, 0x100, 4)}
+
+    assert {offset: value for offset, value in values.items() if value} == {
+        REGISTER_SELECT: REDIRECTION_TABLE,
+        WINDOW: 0x1_0031,
+    }
 
 
 def test_the_number_and_the_destination_can_be_set() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fake_target import FakeTarget
+from nitro_vmm.gdb import session
 from nitro_vmm.gdb.packets import Decoder, Packet, encode
 from nitro_vmm.gdb.registers import REGISTERS, description
 from nitro_vmm.gdb.session import Session
@@ -16,8 +17,8 @@ TREE = ET.fromstring(description())  # noqa: S314 - our own
 BITS = {each.attrib["name"]: int(each.attrib["bitsize"]) for each in TREE.iter("reg")}
 
 
-def answer(session: Session, payload: bytes) -> bytes:
-    events = Decoder().feed(session.receive(encode(payload))[0])
+def answer(asked: Session, payload: bytes) -> bytes:
+    events = Decoder().feed(asked.receive(encode(payload))[0])
     assert isinstance(events[-1], Packet)
     return events[-1].payload
 
@@ -78,14 +79,33 @@ def test_a_value_is_cut_to_its_register() -> None:
 
 
 def test_a_read_is_as_long_as_fits_a_packet() -> None:
-    session = Session(Endless())
-    (packet_bytes,) = re.findall(rb"PacketSize=([0-9a-f]+)", answer(session, b"qSupported"))
+    endless = Session(Endless())
+    (packet_bytes,) = re.findall(rb"PacketSize=([0-9a-f]+)", answer(endless, b"qSupported"))
 
-    longest = len(answer(session, b"m0,ffffff"))
+    longest = len(answer(endless, b"m0,ffffff"))
 
     assert int(packet_bytes, 16) * 9 // 10 < longest <= int(packet_bytes, 16) - len("$#00")
-    assert len(answer(session, b"m0,%x" % (longest // 2))) == longest
-    assert len(answer(session, b"m0,%x" % (longest // 2 - 1))) == longest - 2
+    assert len(answer(endless, b"m0,%x" % (longest // 2))) == longest
+    assert len(answer(endless, b"m0,%x" % (longest // 2 - 1))) == longest - 2
+
+
+def test_a_long_description_is_read_in_pieces_that_fit_a_packet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "description", lambda: b"}" * 100_000)  # each takes two bytes in a packet
+
+    piece = answer(Session(FakeTarget()), b"qXfer:features:read:target.xml:0,ffffff")
+
+    assert piece[:1] == b"m"
+    assert 1000 < len(encode(piece)) <= 0x4000 + len("m$#00")
+
+
+def test_who_is_stopped_by_ctrl_c_at_a_breakpoint_has_not_come_to_it() -> None:
+    target = FakeTarget()
+    debugged = Session(target)
+    answer(debugged, b"Z1,1000,1")
+    target.registers["rip"] = 0x1000
+
+    assert b"$T05hwbreak:;thread:1;#" in debugged.stopped(interrupted=False)
+    assert b"$T02thread:1;#" in debugged.stopped(interrupted=True)
 
 
 class Endless(FakeTarget):
