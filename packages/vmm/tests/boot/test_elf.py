@@ -1,5 +1,6 @@
+import struct
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import pytest
 from hypothesis import given
@@ -44,6 +45,34 @@ def test_it_does_not_matter_in_which_pieces_the_file_comes(sizes: list[int]) -> 
 
     assert ram.read(ENTRY, 12) == b"kernel text\0"
     assert ram.read(ENTRY + 0x1000, 12004) == b"data" * 3000 + bytes(4)
+
+
+@pytest.mark.parametrize("first", [0, 1, 63, 64, 65, 64 + 56, 64 + 2 * 56])
+def test_the_headers_may_come_in_any_pieces(first: int) -> None:
+    """The ELF header has 64 bytes, and each program header 56."""
+    assert load(chunks(small_elf(), [first]), FakeRam(MEMORY_BYTES), LOW_RAM).entry == ENTRY
+
+
+@pytest.mark.parametrize(("end", "said"), [(0x1_0000, ""), (0x1_0001, "program headers end at 0x10001")])
+def test_the_headers_are_in_the_first_64_kib(end: int, said: str) -> None:
+    image = bytearray(small_elf())
+    table = image[64 : 64 + 2 * 56]
+    image += bytes(0x1_1000 - len(image))
+    image[end - len(table) : end] = table
+    struct.pack_into("<Q", image, 0x20, end - len(table))
+
+    with pytest.raises(ImageError, match=said) if said else nullcontext():
+        load_whole(bytes(image))
+
+
+def test_what_is_not_to_be_loaded_may_be_anywhere() -> None:
+    """A note, which is no part of memory, and a segment of no size; below 1 MiB neither could be."""
+    image = bytearray(
+        elf_kernel([ElfSegment(ENTRY, b"x", 0x1000), ElfSegment(0x10, b"", 0), ElfSegment(0x10, b"note", 16)])
+    )
+    struct.pack_into("<I", image, 64 + 2 * 56, 4)
+
+    assert load_whole(bytes(image)) == (ENTRY, ENTRY + 0x1000)
 
 
 def test_a_virtual_entry_point_becomes_a_physical_one() -> None:

@@ -111,3 +111,33 @@ def test_an_lz4_payload_whose_length_is_wrong_is_cut_short() -> None:
     packed = COMPRESSIONS["lz4"](b"kernel")
     with pytest.raises(ImageError, match="cut short after 6 bytes"):
         unpack(packed[:-4] + struct.pack("<I", 7))
+
+
+@pytest.mark.parametrize("name", sorted(COMPRESSIONS.keys() - {"lz4", "gzip"}))
+def test_contents_come_in_pieces_of_a_mebibyte_at_most(name: str) -> None:
+    packed = COMPRESSIONS[name](CONTENTS)
+
+    sizes = [len(piece) for piece in decompress(memoryview(packed), offset=0, bytes_max=1 << 24)]
+
+    assert sum(sizes) == len(CONTENTS)
+    assert max(sizes) <= 1 << 20
+
+
+@pytest.mark.parametrize(("window_log", "taken"), [(17, True), (27, True), (28, False), (31, False)])
+def test_a_zstd_window_is_as_large_as_linux_allows(window_log: int, taken: bool) -> None:  # noqa: FBT001
+    """RFC 8878 §3.1.1: magic, descriptor, window's exponent from 2**10 on; one last block, not compressed."""
+    frame = bytes.fromhex("28b52ffd 00") + bytes([window_log - 10 << 3]) + bytes.fromhex("290000") + b"hello"
+
+    if taken:
+        assert unpack(frame) == b"hello"
+    else:
+        with pytest.raises(ImageError, match="zstd payload is broken"):
+            unpack(frame)
+
+
+def test_an_lzma_dictionary_takes_no_more_memory_than_there_may_be() -> None:
+    packed = bytearray(COMPRESSIONS["lzma"](b"kernel"))
+    struct.pack_into("<I", packed, 1, 768 << 20)
+
+    with pytest.raises(ImageError, match="lzma payload is broken"):
+        unpack(bytes(packed))

@@ -1,10 +1,14 @@
 """Virtual addresses by tables that a test has made."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nitro_vmm.machine.paging import CR0_PAGING, LARGE, PRESENT, USER, translate
+from nitro_vmm.machine.paging import translate
 
+# Bits as the Intel SDM vol. 3A has them, "4-Level Paging".
+PRESENT, USER, LARGE = 1, 4, 0x80
+CR0_PAGING = 0x8000_0000
 TABLE, LINK = 0x1000, PRESENT | 2
 KERNEL = 0xFFFF_FFFF_8100_0123
 
@@ -31,6 +35,41 @@ def test_pages_of_each_size() -> None:
     assert look_up(KERNEL, small) == (0x5123, 0xEDD)
     assert look_up(KERNEL, large) == (0x40_0123, 0x1F_FEDD)
     assert look_up(KERNEL, huge) == (0x4100_0123, 0x3EFF_FEDD)
+
+
+def test_each_level_has_nine_bits_of_an_address() -> None:
+    entries = tables(
+        (0x01, TABLE * 2 | LINK),
+        (0x102, TABLE * 3 | LINK),
+        (0x103, TABLE * 4 | LINK),
+        (0x104, 0x5000 | LINK),
+    )
+
+    assert look_up(0x01 << 39 | 0x102 << 30 | 0x103 << 21 | 0x104 << 12 | 0x105, entries) == (0x5105, 0xEFB)
+
+
+def test_what_is_above_an_address_in_an_entry_is_no_part_of_it() -> None:
+    """Bits 52 to 62 are ignored or protection keys; 63 forbids execution."""
+    entries = tables((511, TABLE * 2 | LINK), (510, 0xFFF0_0000_4000_0000 | LARGE | LINK | 0x1000))
+
+    assert look_up(KERNEL, entries) == (0x4100_0123, 0x3EFF_FEDD)
+
+
+@pytest.mark.parametrize(
+    ("address", "canonical"),
+    [
+        (0x7FFF_FFFF_F000, True),
+        (0x8000_0000_0000, False),
+        (0xFFFF_7FFF_FFFF_F000, False),
+        (0xFFFF_8000_0000_0000, True),
+        (0xFFFF_FFFF_FFFF_FFFF, True),
+        (0, True),
+    ],
+)
+def test_addresses_have_48_bits(address: int, canonical: bool) -> None:  # noqa: FBT001
+    place = translate(address, cr0=CR0_PAGING, cr3=TABLE, read=lambda _: TABLE | LINK)
+
+    assert (place is not None) == canonical
 
 
 def test_what_is_not_mapped() -> None:

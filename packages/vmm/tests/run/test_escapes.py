@@ -71,6 +71,7 @@ def test_other_sequences_do_not(sequence: bytes, piece_bytes: int) -> None:
         pytest.param(b"\x1b/AB", b"B", id="an intermediate byte before a final one, the last"),
         pytest.param(b"\x1b AB", b"B", id="and the first"),
         pytest.param(b"\x1b0AB", b"AB", id="and one that is final itself"),
+        pytest.param(b"\x1b[1 mx", b"x", id="a space makes it another sequence"),
         pytest.param(b"\xc3a", b"a", id="a character that is broken off by another"),
         pytest.param(b"\xc3 ", b" ", id="by the first that is none of controls"),
         pytest.param(b"\xc3~", b"~", id="by the last"),
