@@ -15,7 +15,7 @@ from nitro_vmm.accel.kvm import ioctl, programs, stops, structures
 from nitro_vmm.accel.kvm.debug import KvmDebug
 from nitro_vmm.accel.kvm.ioctl import Request, VcpuFile, VmFile
 from nitro_vmm.accel.kvm.programs import MSR_FMASK, MSR_KERNEL_GS_BASE, MSR_LSTAR, MSR_STAR
-from nitro_vmm.accel.kvm.stops import OUT, PORT, Return, Stops, find_returns
+from nitro_vmm.accel.kvm.stops import PORT, Return, Stops, find_returns
 from nitro_vmm.accel.kvm.structures import Registers, Segment, SystemRegisters, Table
 from nitro_vmm.accel.kvm.vcpu import KvmVcpu
 from nitro_vmm.accel.kvm.vm import KvmVm
@@ -24,6 +24,7 @@ from nitro_vmm.machine.bus import AddressSpace
 from nitro_vsock import GuestMemory
 
 ENTRY, STACK, GDT = 0x8000, 0x6000, 0x4000
+OUT = bytes((0xE6, PORT))  # out PORT,al (Intel SDM vol. 2, "OUT")
 KERNEL_CODE, KERNEL_STACK, USER_STACK, USER_CODE = 0x10, 0x18, 0x2B, 0x33
 SYSRET, SWAPGS, IRET = bytes.fromhex("480f07"), bytes.fromhex("0f01f8"), bytes.fromhex("48cf")
 # As Linux has them: swapgs, seven bytes that do nothing or clear buffers, testb $3,8(%rsp), jne to iretq.
