@@ -154,10 +154,9 @@ def parse_header(data: bytes, *, file_bytes: int) -> Header:
     if header.file_bytes != file_bytes:
         raise StateError(f"the saved machine has {file_bytes} bytes, not {header.file_bytes} as it says")
     expected = make_header(header.description_bytes, 0)
-    whole = (file_bytes - header.pages_offset) % PAGE_BYTES == 0
     if header.description_bytes > DESCRIPTION_BYTES_MAX or header.pages_offset != expected.pages_offset:
         raise StateError("the saved machine's header cannot be")
-    if header.pages_offset > file_bytes or not whole:
+    if header.pages_offset > file_bytes or file_bytes % PAGE_BYTES:
         raise StateError("the saved machine's header cannot be")
     return header
 

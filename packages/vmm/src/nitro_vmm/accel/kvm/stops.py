@@ -172,12 +172,11 @@ class Stops:
             physical = file.translate(at)
             if physical is None:
                 break
-            size = min(PAGE_BYTES - at % PAGE_BYTES, length - len(found))
             try:
-                found += self.memory.slice(physical, size)
+                found += self.memory.slice(physical, PAGE_BYTES - at % PAGE_BYTES)
             except GuestMemoryError:
                 break
-        return bytes(found)
+        return bytes(found[:length])
 
     # The page.
 
