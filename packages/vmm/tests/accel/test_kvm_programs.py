@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nitro_vmm.accel import Exit, ExitReason
-from nitro_vmm.accel.kvm import ioctl, programs, stops, structures
+from nitro_vmm.accel.kvm import ioctl, programs, structures
 from nitro_vmm.accel.kvm.debug import KvmDebug
 from nitro_vmm.accel.kvm.ioctl import Request, VcpuFile, VmFile
-from nitro_vmm.accel.kvm.programs import MSR_FMASK, MSR_KERNEL_GS_BASE, MSR_LSTAR, MSR_STAR
 from nitro_vmm.accel.kvm.stops import PORT, Return, Stops, find_returns
 from nitro_vmm.accel.kvm.structures import Registers, Segment, SystemRegisters, Table
 from nitro_vmm.accel.kvm.vcpu import KvmVcpu
@@ -24,6 +23,8 @@ from nitro_vmm.machine.bus import AddressSpace
 from nitro_vsock import GuestMemory
 
 ENTRY, STACK, GDT = 0x8000, 0x6000, 0x4000
+# Intel SDM vol. 4, "Architectural MSRs".
+MSR_STAR, MSR_LSTAR, MSR_FMASK, MSR_KERNEL_GS_BASE = 0xC000_0081, 0xC000_0082, 0xC000_0084, 0xC000_0102
 OUT = bytes((0xE6, PORT))  # out PORT,al (Intel SDM vol. 2, "OUT")
 KERNEL_CODE, KERNEL_STACK, USER_STACK, USER_CODE = 0x10, 0x18, 0x2B, 0x33
 SYSRET, SWAPGS, IRET = bytes.fromhex("480f07"), bytes.fromhex("0f01f8"), bytes.fromhex("48cf")
@@ -364,7 +365,7 @@ def test_a_kernel_that_is_not_known_cannot_be_watched(vcpu: Vcpu, vm: Vm) -> Non
 
 def test_an_instruction_at_the_end_of_a_page_is_not_replaced(vcpu: Vcpu, vm: Vm) -> None:
     watched = stops_of(vm, vcpu)
-    vcpu.msr[MSR_LSTAR] = stops.PAGE_BYTES - SYSRET_AT - 1
+    vcpu.msr[MSR_LSTAR] = mmap.PAGESIZE - SYSRET_AT - 1
     start = vcpu.msr[MSR_LSTAR]
     vcpu.memory[start : start + len(LINUX)] = LINUX
 
