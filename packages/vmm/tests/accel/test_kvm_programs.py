@@ -1,5 +1,6 @@
 """Where a guest on KVM is stopped, and the instructions that are carried out for it; no KVM is needed."""
 
+import ctypes
 import mmap
 import struct
 import threading
@@ -187,6 +188,51 @@ def test_swapgs_and_iret_go_to_the_program(vcpu: Vcpu) -> None:
     assert stack == Segment(0, 0xFFFF_FFFF, USER_STACK, 3, present=1, dpl=3, db=1, s=1, g=1)
     assert vcpu.system.segments[4].base == 0x7777_0000
     assert vcpu.msr[MSR_KERNEL_GS_BASE] == 0xFFFF_8880_0000_0000
+
+
+class Descriptor(ctypes.LittleEndianStructure):
+    """Intel SDM vol. 3A, figure "Segment Descriptor"."""
+
+    _fields_ = (
+        ("limit_low", ctypes.c_uint64, 16),
+        ("base_low", ctypes.c_uint64, 24),
+        ("type", ctypes.c_uint64, 4),
+        ("s", ctypes.c_uint64, 1),
+        ("dpl", ctypes.c_uint64, 2),
+        ("present", ctypes.c_uint64, 1),
+        ("limit_high", ctypes.c_uint64, 4),
+        ("avl", ctypes.c_uint64, 1),
+        ("l", ctypes.c_uint64, 1),
+        ("db", ctypes.c_uint64, 1),
+        ("g", ctypes.c_uint64, 1),
+        ("base_high", ctypes.c_uint64, 8),
+    )
+    limit_low: int
+    base_low: int
+    limit_high: int
+    base_high: int
+    g: int
+    type: int
+
+
+@given(st.integers(0, (1 << 64) - 1))
+def test_a_segment_is_loaded_with_all_that_its_descriptor_says(descriptor: int) -> None:
+    """Loading marks it as accessed, the lowest bit of its type."""
+    vcpu = Vcpu()
+    vcpu.frame(0x40_1234, USER_CODE, 0x202, 0x7FFF_1000, USER_STACK)
+    struct.pack_into("<Q", vcpu.memory, GDT + (USER_STACK & ~7), descriptor)
+    it = Descriptor.from_buffer_copy(descriptor.to_bytes(8, "little"))
+
+    programs.interrupt_return(vcpu, vcpu.guest)
+
+    segment = vcpu.system.segments[5]
+    limit = it.limit_high << 16 | it.limit_low
+    assert segment.base == it.base_high << 24 | it.base_low
+    assert segment.limit == (limit * 4096 + 4095 if it.g else limit)
+    assert segment.type == it.type | 1
+    assert (segment.selector, segment.unusable) == (USER_STACK, 0)
+    for name in ("s", "dpl", "present", "avl", "l", "db", "g"):
+        assert getattr(segment, name) == getattr(it, name)
 
 
 def test_a_program_with_32_bits_is_none_to_look_at(vcpu: Vcpu) -> None:
