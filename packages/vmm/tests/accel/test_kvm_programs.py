@@ -190,6 +190,28 @@ def test_swapgs_and_iret_go_to_the_program(vcpu: Vcpu) -> None:
     assert vcpu.msr[MSR_KERNEL_GS_BASE] == 0xFFFF_8880_0000_0000
 
 
+@pytest.mark.parametrize("way", ["sysret", "iret", "syscall"])
+def test_only_code_and_stack_are_loaded(vcpu: Vcpu, way: str) -> None:
+    """In the order CS DS ES FS GS SS TR LDT; SWAPGS changes the base of GS, too."""
+    others = tuple(Segment(base=0x1000 * number, selector=8 * number) for number in range(8))
+    vcpu.system = replace(vcpu.system, segments=(vcpu.system.segments[0], *others[1:]))
+    if way == "syscall":
+        programs.system_return(vcpu)
+        programs.enter_system_call(vcpu)
+    elif way == "sysret":
+        programs.system_return(vcpu)
+    else:
+        vcpu.frame(0x40_1234, USER_CODE, 0x202, 0x7FFF_1000, USER_STACK)
+        programs.interrupt_return(vcpu, vcpu.guest)
+
+    code, data, extra, fs, gs, stack, task, local = vcpu.system.segments
+    assert (data, extra, fs, task, local) == (*others[1:4], *others[6:])
+    assert gs == (others[4]._replace(base=0x7777_0000) if way == "iret" else others[4])
+    assert (code.selector, stack.selector) == (
+        (KERNEL_CODE, KERNEL_STACK) if way == "syscall" else (USER_CODE, USER_STACK)
+    )
+
+
 class Descriptor(ctypes.LittleEndianStructure):
     """Intel SDM vol. 3A, figure "Segment Descriptor"."""
 
