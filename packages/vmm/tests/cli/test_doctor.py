@@ -1,8 +1,11 @@
 """What ``vmm doctor`` finds of limits and memory; the machine's own are stood in for."""
 
+import importlib.util
 import io
 import json
+import re
 import resource
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +111,27 @@ def test_people_are_told_what_to_do(
     assert "BAD  open files: at most 100\n     hint: raise ulimit -n\n" in printed
     assert "ok   system: Linux " in printed
     assert "ok   runtime directory: " in printed
+
+
+@pytest.mark.parametrize(
+    ("suffix", "said"), [(".py", ""), (".cpython-311-x86_64-linux-gnu.so", " (compiled)")]
+)
+def test_it_says_which_packages_are_compiled(
+    suffix: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+
+    def find_other(name: str) -> ModuleSpec | None:
+        spec = find(name)
+        if spec is not None:
+            spec.origin = f"{name}{suffix}"
+        return spec
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_other)
+
+    _, found = findings(capsys)
+
+    assert re.fullmatch(
+        rf"nitro-vmm \S+{re.escape(said)}, nitro-eif \S+, nitro-nsm \S+, nitro-vsock \S+{re.escape(said)}",
+        found["packages"]["fact"],
+    )
