@@ -207,9 +207,34 @@ def test_only_code_and_stack_are_loaded(vcpu: Vcpu, way: str) -> None:
     code, data, extra, fs, gs, stack, task, local = vcpu.system.segments
     assert (data, extra, fs, task, local) == (*others[1:4], *others[6:])
     assert gs == (others[4]._replace(base=0x7777_0000) if way == "iret" else others[4])
-    assert (code.selector, stack.selector) == (
-        (KERNEL_CODE, KERNEL_STACK) if way == "syscall" else (USER_CODE, USER_STACK)
-    )
+    selectors = (KERNEL_CODE, KERNEL_STACK) if way == "syscall" else (USER_CODE, USER_STACK)
+    privilege = 0 if way == "syscall" else 3
+    # Intel SDM vol. 2, "SYSCALL" and "SYSRET": flat; code that was executed, and data that was written.
+    assert code == Segment(0, 0xFFFF_FFFF, selectors[0], 11, present=1, dpl=privilege, s=1, l=1, g=1)
+    assert stack == Segment(0, 0xFFFF_FFFF, selectors[1], 3, present=1, dpl=privilege, db=1, s=1, g=1)
+
+
+@pytest.mark.parametrize(
+    ("efer", "there"),
+    [(0xD01, True), (0x401, True), (0x901, False), (0xB01, False), (0, False)],
+)
+def test_a_program_of_64_bits_runs_in_long_mode_only(vcpu: Vcpu, efer: int, there: bool) -> None:  # noqa: FBT001
+    """Intel SDM vol. 3A, "Extended Feature Enable Register": LMA is bit 10; 8, 9 and 11 are others."""
+    programs.system_return(vcpu)
+
+    vcpu.system = replace(vcpu.system, efer=efer)
+
+    assert (programs.program_of(vcpu) is not None) == there
+
+
+@pytest.mark.parametrize(("efer", "taken"), [(0xD01, True), (0x401, True), (0xD00, False), (0xD02, False)])
+def test_a_system_call_must_be_allowed(vcpu: Vcpu, efer: int, taken: bool) -> None:  # noqa: FBT001
+    """SCE is bit 0."""
+    programs.system_return(vcpu)
+
+    vcpu.system = replace(vcpu.system, efer=efer)
+
+    assert programs.enter_system_call(vcpu) == taken
 
 
 class Descriptor(ctypes.LittleEndianStructure):
