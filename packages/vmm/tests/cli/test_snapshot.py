@@ -156,6 +156,7 @@ def test_a_guest_that_cannot_be_saved_is_told(
 def test_a_saved_machine_of_the_cache_is_used_and_a_damaged_one_is_not(tiny: Path, vmm: Vmm) -> None:
     cold = vmm("run", tiny, "--warm", "image", *QUICKLY)
     made = vmm("snapshot", tiny, "--cached", *QUICKLY)
+    not_made = vmm("snapshot", tiny, "--cached", *QUICKLY)
     warm = vmm("run", tiny, "--warm", "image", *QUICKLY)
     (entry,) = Cache().entries()
     path = Cache().directory / entry.name
@@ -163,7 +164,8 @@ def test_a_saved_machine_of_the_cache_is_used_and_a_damaged_one_is_not(tiny: Pat
     again = vmm("run", tiny, "--warm", "image", *QUICKLY)
 
     assert "booting" in cold.stderr
-    assert "saved" in made.stderr
+    assert f"saved {path}" in made.stderr
+    assert f"the cache has {entry.name}" in not_made.stderr
     assert f"going on from {path}" in warm.stderr
     assert "booting" in again.stderr
     assert again.returncode == 0
