@@ -270,3 +270,17 @@ def test_memory_is_mapped_where_there_is_ram_only() -> None:
 
     with tempfile.TemporaryFile() as file, pytest.raises(ValueError, match="not in one stretch"):
         memory.map_private(file.fileno(), address=MIB - PAGE_BYTES, offset=0, length=2 * PAGE_BYTES)
+
+
+@pytest.mark.parametrize("address", [0, HOLE_START - PAGE_BYTES, HOLE_END, HOLE_END + PAGE_BYTES])
+def test_a_page_is_mapped_at_its_address_on_both_sides_of_the_hole(address: int) -> None:
+    memory = Memory(HOLE_START + 2 * MIB, huge=False)
+    places = (0, HOLE_START - PAGE_BYTES, HOLE_END, HOLE_END + PAGE_BYTES)
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(PAGE_BYTES) + b"saved".ljust(PAGE_BYTES, b"."))
+        file.flush()
+
+        memory.map_private(file.fileno(), address=address, offset=PAGE_BYTES, length=PAGE_BYTES)
+
+    found = {place: bytes(memory.guest.slice(place, 5)) for place in places}
+    assert found == {place: b"saved" if place == address else bytes(5) for place in places}
