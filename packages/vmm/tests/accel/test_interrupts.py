@@ -174,18 +174,23 @@ def test_it_comes_too_when_the_guest_takes_another_one(bench: Bench) -> None:
     assert bench.device.calls == ["release"]
 
 
+def wait_until_kicked(bench: Bench) -> list[bool]:
+    """Kick a processor that is about to wait; returns what the wait said."""
+    woken: list[bool] = []
+    waiting = threading.Thread(target=lambda: woken.append(bench.interrupts.wait()))
+    waiting.start()
+    bench.interrupts.kick()
+    waiting.join(PATIENCE_S)
+    return woken
+
+
 @pytest.mark.parametrize("attended", [False, True])
 def test_a_kick_ends_the_wait_without_an_interrupt(bench: Bench, *, attended: bool) -> None:
     if attended:
         bench.attend()
-    woken: list[bool] = []
-    waiting = threading.Thread(target=lambda: woken.append(bench.interrupts.wait()))
-    waiting.start()
 
-    bench.interrupts.kick()
-    waiting.join(PATIENCE_S)
+    assert wait_until_kicked(bench) == [False]
 
-    assert woken == [False]
     assert bench.interrupts.take_kick()
 
 
@@ -253,14 +258,9 @@ def test_a_kick_ends_a_wait_for_the_timer(bench: Bench) -> None:
     bench.arm_timer()
     bench.interrupts.wait()
     bench.serve()
-    woken: list[bool] = []
-    waiting = threading.Thread(target=lambda: woken.append(bench.interrupts.wait()))
-    waiting.start()
 
-    bench.interrupts.kick()
-    waiting.join(PATIENCE_S)
+    assert wait_until_kicked(bench) == [False]
 
-    assert woken == [False]
     assert bench.interrupts.take_kick()
 
 

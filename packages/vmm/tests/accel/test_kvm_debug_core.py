@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvm_registers import RegistersFile
 from nitro_vmm.accel.kvm.debug import KvmDebug
-from nitro_vmm.accel.kvm.ioctl import VcpuFile
 from nitro_vmm.accel.kvm.structures import Registers, Segment, SystemRegisters, Table
 from nitro_vmm.gdb.registers import REGISTERS
 
@@ -55,26 +55,13 @@ class Fxsave(ctypes.LittleEndianStructure):
     xmm: Sequence[Sequence[int]]
 
 
-class File(VcpuFile):
+class File(RegistersFile):
     """The kernel's side of a processor."""
 
     def __init__(self, area: bytes = bytes(4096)) -> None:
+        super().__init__(GENERAL, SYSTEM)
         self.area = area
-        self.general = GENERAL
-        self.system = SYSTEM
         self.told: list[tuple[int, tuple[int, ...]]] = []
-
-    def registers(self) -> Registers:
-        return self.general
-
-    def set_registers(self, registers: Registers) -> None:
-        self.general = registers
-
-    def system_registers(self) -> SystemRegisters:
-        return self.system
-
-    def set_system_registers(self, registers: SystemRegisters) -> None:
-        self.system = registers
 
     def msrs(self, numbers: Iterable[int]) -> tuple[tuple[int, int], ...]:
         return tuple((number, 0x1234) for number in numbers if number == KERNEL_GS_BASE)

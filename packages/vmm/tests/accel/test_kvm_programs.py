@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvm_registers import RegistersFile
 from nitro_vmm.accel import Exit, ExitReason
 from nitro_vmm.accel.kvm import ioctl, programs, structures
 from nitro_vmm.accel.kvm.debug import KvmDebug
-from nitro_vmm.accel.kvm.ioctl import Request, VcpuFile, VmFile
+from nitro_vmm.accel.kvm.ioctl import Request, VmFile
 from nitro_vmm.accel.kvm.stops import PORT, Return, Stops, find_returns
 from nitro_vmm.accel.kvm.structures import Registers, Segment, SystemRegisters, Table
 from nitro_vmm.accel.kvm.vcpu import KvmVcpu
@@ -46,7 +47,7 @@ SYSRET_AT, SWAPGS_AT = 0x18A, 0x118D
 TIMER_OFF, TIMER_ON = 1 << 16 | 0xEC, 0xEC
 
 
-class Vcpu(VcpuFile):
+class Vcpu(RegistersFile):
     """The kernel's side of a processor: registers, and an identity map of 1 MiB."""
 
     def __init__(self) -> None:
@@ -60,11 +61,10 @@ class Vcpu(VcpuFile):
             MSR_FMASK: 1 << 9 | 1 << 10,
             MSR_KERNEL_GS_BASE: 0x7777_0000,
         }
-        self.general = Registers(rip=ENTRY, rsp=STACK, rflags=2)
         nothing = Segment(unusable=1)
         code = Segment(0, 0xFFFF_FFFF, KERNEL_CODE, 0xB, present=1, s=1, l=1, g=1)
         gs = nothing._replace(base=0xFFFF_8880_0000_0000)
-        self.system = SystemRegisters(
+        system = SystemRegisters(
             (code, nothing, nothing, nothing, gs, nothing, nothing, nothing),
             gdt=Table(GDT, 0x7F),
             idt=Table(),
@@ -77,6 +77,7 @@ class Vcpu(VcpuFile):
             apic_base=0xFEE0_0900,
             pending=bytes(32),
         )
+        super().__init__(Registers(rip=ENTRY, rsp=STACK, rflags=2), system)
         # Linux's table: code and data of the kernel, 32-bit code, data and code of programs.
         for selector, descriptor in (
             (KERNEL_CODE, 0x00AF_9B00_0000_FFFF),
@@ -99,18 +100,6 @@ class Vcpu(VcpuFile):
 
     def translate(self, address: int) -> int | None:
         return address if address < MIB else None
-
-    def registers(self) -> Registers:
-        return self.general
-
-    def set_registers(self, registers: Registers) -> None:
-        self.general = registers
-
-    def system_registers(self) -> SystemRegisters:
-        return self.system
-
-    def set_system_registers(self, registers: SystemRegisters) -> None:
-        self.system = registers
 
     def msrs(self, numbers: Iterable[int]) -> tuple[tuple[int, int], ...]:
         return tuple((number, self.msr[number]) for number in numbers)
