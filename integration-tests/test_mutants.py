@@ -1,5 +1,7 @@
 """The mutants that are made of a program: one token each, and only where something is run."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,24 @@ def test_each_mutant_that_is_left_out_exists_and_has_a_reason() -> None:
         assert any((each.text, each.change) == (text, change) for each in mutants.mutants_of(path, file)), (
             text
         )
+
+
+def test_what_a_mutant_leaves_in_the_background_is_ended() -> None:
+    program = """
+import subprocess, sys
+sys.path.insert(0, sys.argv[1])
+import mutants
+mutants.adopt_orphans()
+shell = subprocess.Popen(["sh", "-c", "setsid sleep 1000 & echo $!"], stdout=subprocess.PIPE, text=True)
+orphan = shell.stdout.readline()
+shell.wait()
+mutants.end_children()
+print(orphan)
+"""
+    tools = Path(mutants.__file__).parent
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tools)], capture_output=True, text=True, check=True, timeout=60
+    )
+
+    assert not Path("/proc", done.stdout.strip()).exists()

@@ -11,6 +11,7 @@ imported, or by a program that a test starts. One that nobody can notice is list
 
 import argparse
 import ast
+import ctypes
 import io
 import json
 import os
@@ -38,6 +39,7 @@ from debian import say
 ROOT = Path(__file__).resolve().parent.parent
 EQUIVALENT = ROOT / "tools/mutants.toml"
 SURVIVORS_MAX = 0.1
+PR_SET_CHILD_SUBREAPER = 36
 """The share of mutants that may survive."""
 
 TESTS_BY_NAME_MAX = 400
@@ -301,6 +303,20 @@ class Copy:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            end_children()
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what tests leave behind, such as enclaves in the background (prctl(2))."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_children() -> None:
+    """End all processes that are ours, those of `adopt_orphans` among them."""
+    while children := Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        for child in map(int, children):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 def equivalent(path: Path = EQUIVALENT) -> set[tuple[str, str, str]]:
@@ -321,6 +337,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="which ones (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="report as JSON")
     options = parser.parse_args()
+    adopt_orphans()
+    # Tests send these signals, and a shell may have had us ignore them, which what we start would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     known = equivalent()
     # What tests have started may still write while it is removed.
     with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as directory:
