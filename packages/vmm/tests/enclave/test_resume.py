@@ -1,4 +1,4 @@
-"""When a guest that goes on from a saved machine has taken notice of its new address."""
+"""What a guest that goes on from a saved machine is given, and when it knows its new address."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from nitro_vmm.boot import canonical
 from nitro_vmm.enclave import resume
 from nitro_vmm.enclave.resume import Resumption
+from states import description, parameters
 
 
 @pytest.mark.parametrize(
@@ -40,3 +42,24 @@ def test_a_new_address_is_known_once_the_guest_has_read_it(
     begins[0](None)
 
     assert found == [settled]
+
+
+@pytest.mark.parametrize(("kind", "filled"), [("kernel", ["ramdisks"]), ("image", [])])
+def test_only_a_saved_kernel_gets_the_images_ramdisks(
+    monkeypatch: pytest.MonkeyPatch, kind: str, filled: list[str]
+) -> None:
+    """A saved image has unpacked its own, and uses the memory for something else."""
+    anything: Any = SimpleNamespace(say=print, proceed=None, timeline=SimpleNamespace(note=print), cid=16)
+    described = description(parameters=parameters(kind=kind, ramdisk_bytes=4096))
+    saved: Any = SimpleNamespace(file=SimpleNamespace(name="saved"), description=described, load=print)
+    image: Any = SimpleNamespace(memory_mib=4)
+    machine = SimpleNamespace(restore=print, change_generation=print, at_first_program=print)
+    given: list[str] = []
+    monkeypatch.setattr(resume, "Memory", lambda *_, **__: SimpleNamespace(guest=[]))
+    monkeypatch.setattr(resume, "make_hardware", lambda *_: SimpleNamespace(machine=machine))
+    monkeypatch.setattr(canonical, "fill", lambda *arguments: given.append(arguments[3]))
+
+    eif: Any = SimpleNamespace(ramdisks="ramdisks")
+    Resumption(anything, anything, ExitStack(), anything, "")._go_on(image, saved, eif)
+
+    assert given == filled

@@ -5,7 +5,8 @@ import os
 import random
 import stat
 import tempfile
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import BinaryIO
@@ -19,6 +20,7 @@ from nitro_vmm.accel.unicorn.vm import UnicornState
 from nitro_vmm.address_map import GIB, HOLE_END, HOLE_START, MIB
 from nitro_vmm.errors import HostError, StateError
 from nitro_vmm.machine.memory import Memory
+from nitro_vmm.snapshot.digest import FileDigest
 from nitro_vmm.snapshot.layout import HEADER, MAGIC, PAGE_BYTES, pieces
 from nitro_vmm.snapshot.store import Saved, new_file, read, write
 from states import MEMORY_BYTES, description, parameters
@@ -54,6 +56,31 @@ def test_a_machine_of_another_accelerator_is_named() -> None:
         read(file, "kvm", KvmState)
 
     assert caught.value.hint == "--accel unicorn"
+
+
+def test_a_digest_of_a_file_that_has_changed_since_is_not_used() -> None:
+    memory = Memory(MEMORY_BYTES)
+    with saved_file(memory) as before:
+        fill(memory, [1, 2, 3])
+        with (
+            saved_file(memory) as file,
+            closing(FileDigest(before, os.fstat(before.fileno()).st_size)) as old,
+        ):
+            saved = read(file, "unicorn", UnicornState, digest=old)
+
+    assert saved.description == replace(description(), extents=((1, 3),))
+
+
+def test_a_digest_that_was_begun_is_used() -> None:
+    with (
+        saved_file(Memory(MEMORY_BYTES)) as file,
+        closing(FileDigest(file, os.fstat(file.fileno()).st_size)) as begun,
+    ):
+        os.pwrite(file.fileno(), b"?", HEADER.size)
+        begun.help()
+        os.pwrite(file.fileno(), b"!", HEADER.size)
+        with pytest.raises(StateError, match="damaged"):
+            read(file, "unicorn", UnicornState, digest=begun)
 
 
 @settings(max_examples=50, deadline=None)
