@@ -9,8 +9,11 @@ import pytest
 from nitro_vmm.accel.kvm import debug, ioctl, state, structures
 from nitro_vmm.accel.kvm.ioctl import Request
 from nitro_vmm.accel.kvm.structures import CpuidEntry, Registers, Segment, SystemRegisters, Table
+from nitro_vmm.accel.kvm.vm import TSS_ADDRESS
+from nitro_vmm.address_map import MIB, ram_ranges, virtio_slot
 
 HEADER = Path("/usr/include/linux/kvm.h")
+PAGE = 4096
 
 NUMBERS: dict[str, int] = {
     **{f"KVM_{request.name}": int(request) for request in Request if request is not Request.SET_SIGNAL_MASK},
@@ -204,3 +207,17 @@ def test_structures_have_the_headers_fields(tmp_path: Path) -> None:
         body.append("}")
 
     assert compiled(tmp_path, "\n".join(body)) == wanted
+
+
+@pytest.mark.parametrize("memory_bytes", [64 * MIB, 3 << 30, 64 << 30])
+def test_the_pages_that_kvm_keeps_to_itself_are_free(memory_bytes: int) -> None:
+    """Documentation/virt/kvm/api.rst, KVM_SET_TSS_ADDR and KVM_SET_IDENTITY_MAP_ADDR."""
+    start, end = TSS_ADDRESS, TSS_ADDRESS + 3 * PAGE
+    taken = [(address, address + size) for address, size in ram_ranges(memory_bytes)]
+    taken += [(address, address + PAGE) for address in (0xFEE0_0000, 0xFEC0_0000)]
+    taken += [(slot.address, slot.address + slot.size) for slot in map(virtio_slot, range(8))]
+    taken.append((0xFFFB_C000, 0xFFFB_D000))  # the identity map, where nobody says another place
+
+    assert start % PAGE == 0
+    assert end <= 1 << 32
+    assert [place for place in taken if place[0] < end and start < place[1]] == []

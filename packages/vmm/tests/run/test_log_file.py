@@ -1,5 +1,7 @@
 """The log of an enclave in the background is bounded, and keeps the end."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 from nitro_vmm.run.log_file import LogFile, read_log
@@ -77,3 +79,26 @@ def test_a_directory_that_is_gone_loses_output_and_nothing_else(tmp_path: Path) 
     log.close()
 
     assert read_log(directory / "console.log") == b""
+
+
+def test_a_log_is_closed_even_where_it_took_the_place_of_standard_input(tmp_path: Path) -> None:
+    program = """
+import os, sys
+import subprocess
+import sys
+from pathlib import Path
+from nitro_vmm.run.log_file import LogFile
+os.close(0)
+log = LogFile(Path(sys.argv[1]))
+os.fstat(0)
+log.close()
+try:
+    os.fstat(0)
+except OSError:
+    print("closed")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "log")], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == "closed\n"
