@@ -43,8 +43,8 @@ def helper_folders() -> list[Path]:
 
 sys.path[:0] = [str(folder) for folder in helper_folders()]
 
-# A shell has the programs that it runs in the background ignore Ctrl-C and Ctrl-\, and they would hand that down
-# to the programs that are tested.
+# A shell has the programs that it runs in the background ignore what Ctrl-C and Ctrl-\ send, and they would
+# hand that down to the programs that are tested.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
