@@ -1,6 +1,7 @@
 """Unicorn's library without its binding."""
 
 import ctypes
+import mmap
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -110,3 +111,18 @@ def test_a_library_that_cannot_be_loaded_is_the_hosts_fault(monkeypatch: pytest.
         public.library.cache_clear()
 
     assert "ulimit -v" in caught.value.hint
+
+
+def test_a_run_takes_as_long_as_it_takes() -> None:
+    """``mov ecx, 5000000``; ``dec ecx``; ``jnz`` back to it (Intel SDM vol. 2)."""
+    code = bytes.fromhex("b9404b4c00 ffc9 75fc")
+    memory = mmap.mmap(-1, 1 << 16)
+    memory[: len(code)] = code
+    pin = ctypes.c_char.from_buffer(memory)
+    uc = Uc()
+    uc.mem_map_ptr(0x1000, 1 << 16, public.PROT_ALL, ctypes.addressof(pin))
+    uc.reg_write(Register.RCX, 7)
+
+    uc.emu_start(0x1000, 0x1000 + len(code))
+
+    assert uc.reg_read(Register.RCX) == 0

@@ -80,7 +80,9 @@ def heartbeat(said: list[str]) -> Heartbeat:
     "answers",
     [
         pytest.param([counted(0), counted(0), counted(1)], id="the first enclave"),
-        pytest.param([counted(3), counted(3), counted(4)], id="a daemon that served others before"),
+        pytest.param(
+            [counted(3), counted(3), counted(3), counted(4)], id="a daemon that served others before"
+        ),
         pytest.param([counted(3), counted(0), counted(1)], id="a daemon that was started again"),
         pytest.param([counted(0), b"", b"{", counted(1)], id="a daemon that was away"),
     ],

@@ -88,6 +88,21 @@ def test_a_register_is_changed(session: Session, target: FakeTarget) -> None:
     assert target.registers["rip"] == 0x1122334455667788
 
 
+def test_each_register_that_may_be_is_changed_by_its_number(session: Session, target: FakeTarget) -> None:
+    writable = {number: register for number, register in enumerate(REGISTERS) if register.writable}
+    wanted = {number: number + 1 & (1 << register.bits) - 1 for number, register in writable.items()}
+
+    answers = {
+        number: ask(
+            session, b"P%x=%s" % (number, wanted[number].to_bytes(register.size, "little").hex().encode())
+        )
+        for number, register in writable.items()
+    }
+
+    assert set(answers.values()) == {b"OK"}
+    assert {number: target.read_register(writable[number].name) for number in writable} == wanted
+
+
 @pytest.mark.parametrize(
     "payload", [b"P%x=11000000" % CS, b"P%x=1122" % RIP, b"Pff=00", b"P", b"pff", b"p-1"]
 )
