@@ -2,11 +2,12 @@
 
 import os
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from nitro_vmm.accel.unicorn import native, private
+from nitro_vmm.accel.unicorn import native, private, tsc
 from nitro_vmm.accel.unicorn.engine import Stopped
 from nitro_vmm.accel.unicorn.tsc import measure_tsc_hz, read_tsc
 from nitro_vmm.errors import HostError
@@ -299,3 +300,15 @@ def test_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -
 
     with pytest.raises(HostError, match="laid out differently"):
         Guest()
+
+
+@pytest.mark.parametrize("native_part", [True, False])
+def test_a_look_at_the_counter_says_when_it_was(native_part: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
+    if not native_part:
+        monkeypatch.setattr(tsc, "LIBRARY", None)
+
+    before_ns = time.monotonic_ns()
+    sample = read_tsc()
+    after_ns = time.monotonic_ns()
+
+    assert before_ns <= sample.monotonic_ns <= after_ns
