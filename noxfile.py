@@ -159,8 +159,7 @@ def built_wheel(package: str) -> Path | None:
         path
         for path in Path("packages", package).rglob("*")
         if path.name in {"pyproject.toml", "hatch_build.py"}
-        or ("src" in path.parts and path.suffix == ".py")
-        or "native" in path.parts
+        or ({"src", "native"} & set(path.parts) and path.suffix in {".py", ".c", ".h"})
     ]
     changed = max(path.stat().st_mtime for path in sources)
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"

@@ -1,6 +1,7 @@
 """The digest over a saved machine's file: of all its bytes in their order, and given up where wanted."""
 
 import hashlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,24 @@ def test_what_a_thread_lacks_memory_for_is_computed_by_another(monkeypatch: pyte
     digesting.close()
 
     assert computed == digest_of(memoryview(content))
+
+
+def test_what_fails_while_the_digest_is_closed_is_not_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    digesting = Digesting(memoryview(bytes(3 * PART_BYTES)))
+    closing = threading.Thread(target=digesting.close)
+
+    def lack_while_it_is_closed(*_: object) -> None:
+        closing.start()
+        while digesting._waiting:
+            pass
+        raise MemoryError
+
+    monkeypatch.setattr(hashlib, "new", lack_while_it_is_closed)
+    with pytest.raises(MemoryError):
+        digesting.help()
+    closing.join()
+
+    digesting.help()  # computes nothing, which would fail again
 
 
 def test_the_digest_of_a_file_leaves_out_what_holds_it(tmp_path: Path) -> None:

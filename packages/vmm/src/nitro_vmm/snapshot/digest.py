@@ -79,9 +79,11 @@ class Digesting:
         if len(self._waiting) > 1:
             with suppress(RuntimeError):  # there is no room for another thread, and it goes without
                 threading.Thread(target=self._help_if_possible, name="digest", daemon=True).start()
-        self.help(proceed)
-        self._settle()
-        self.help(proceed)  # what the other thread could not do
+        while True:  # until nothing is left of what others could not do
+            self.help(proceed)
+            self._settle()
+            if not self._waiting:
+                break
         whole = b"".join(self._digests[start] for start in range(0, len(self._view), PART_BYTES))
         return hashlib.new(ALGORITHM, whole).digest()
 
@@ -89,7 +91,8 @@ class Digesting:
         """Begin no other part, and wait until nobody uses the content."""
         with self._changed:
             self._waiting.clear()
-        self._settle()
+            self._settle()
+            self._waiting.clear()  # of what has failed meanwhile
 
     def _settle(self) -> None:
         with self._changed:

@@ -188,8 +188,8 @@ class Stops:
                 end = start + PAGE_BYTES
                 # The kernel takes neither another size of a piece nor a piece of no size.
                 self._vm.set_memory(slot, place.address, memory, length=0)
-                if before := start:
-                    self._vm.set_memory(slot, place.address, memory, length=before)
+                if start:
+                    self._vm.set_memory(slot, place.address, memory, length=start)
                 if behind := len(memory) - end:
                     more = len(self._ram)
                     self._vm.set_memory(more, place.address + end, memory, start=end, length=behind)
