@@ -7,7 +7,6 @@ directory of the user's, ``parent_PORT``, and every enclave of the user looks th
 
 import os
 import stat
-import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -25,10 +24,11 @@ def parent_prefix() -> Path:
     Without that variable it is in the directory of temporary files.
     """
     base = os.environ.get("XDG_RUNTIME_DIR")
-    directory = (
-        Path(base, "nitro-vsock") if base else Path(tempfile.gettempdir(), f"nitro-vsock-{os.geteuid()}")
-    )
-    return directory / PREFIX_NAME
+    if base:
+        return Path(base, "nitro-vsock", PREFIX_NAME)
+    import tempfile  # noqa: PLC0415 - takes long, and a guest's first connection waits for this module
+
+    return Path(tempfile.gettempdir(), f"nitro-vsock-{os.geteuid()}", PREFIX_NAME)
 
 
 def make_parent_directory() -> Path:
