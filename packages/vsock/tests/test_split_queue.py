@@ -2,7 +2,6 @@
 
 import mmap
 import struct
-from dataclasses import replace
 from typing import get_type_hints
 
 import pytest
@@ -554,10 +553,13 @@ def test_a_queue_that_was_broken_when_it_was_saved_stays_broken() -> None:
 @pytest.mark.parametrize("name", ["next_available", "used", "published"])
 @pytest.mark.parametrize("index", [-1, 0x10000])
 def test_a_saved_index_that_no_ring_can_have_is_refused(name: str, index: int) -> None:
-    good = SplitQueueState(next_available=0, used=0xFFFF, published=0)
+    queue = FakeDriver(guest_ram()).queue
+    before = queue.state()
+    indices = {"next_available": 0, "used": 0xFFFF, "published": 0, name: index}
 
     with pytest.raises(UsageError, match=f"{name} is {index}"):
-        replace(good, **{name: index})  # type: ignore[arg-type]
+        queue.restore(SplitQueueState(**indices))  # type: ignore[arg-type]
+    assert queue.state() == before
 
 
 @pytest.mark.parametrize(("last", "fits"), [((1 << 30) - 1, True), (1 << 30, False)])

@@ -57,6 +57,13 @@ def tiny_kernel(code: bytes, *, memory_bytes: int = 0x1000) -> bytes:
     return elf_kernel([ElfSegment(KERNEL_ENTRY, code, memory_bytes)])
 
 
+class FakeState(NamedTuple):
+    """The state of processors that keep nothing."""
+
+    def check(self) -> None:
+        """See `VmState.check`; does nothing."""
+
+
 class FakeVcpu:
     """A processor that runs a Python function instead of guest code; a `Vcpu`.
 
@@ -170,7 +177,7 @@ class FakeVm:
 
     def state(self) -> VmState:
         """See `Vm.state`."""
-        return VmState()
+        return FakeState()
 
     def restore(self, state: VmState) -> None:
         """See `Vm.restore`."""

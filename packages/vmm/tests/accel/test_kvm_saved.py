@@ -1,7 +1,6 @@
 """What a saved machine on KVM may hold, and where it goes on; no KVM is needed."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from nitro_vmm.accel.kvm.state import PARTS, KvmState, VcpuState, restore_vcpu, 
 from nitro_vmm.accel.kvm.structures import CPUID_ENTRY, CpuidEntry
 from nitro_vmm.address_map import PROCESSORS_MAX
 from nitro_vmm.errors import HostError, StateError
+from saved_states import changed
 
 HZ = 2_500_000_000
 TSC = 0x10
@@ -34,13 +34,13 @@ ALLOWED = HZ // 1000
 
 @pytest.mark.parametrize("difference", [0, ALLOWED, -ALLOWED])
 def test_a_frequency_may_differ_by_a_thousandth(difference: int) -> None:
-    fits(replace(STATE, tsc_hz=HZ + difference))
+    fits(changed(STATE, tsc_hz=HZ + difference))
 
 
 @pytest.mark.parametrize("difference", [ALLOWED + 1, -ALLOWED - 1])
 def test_another_frequency_is_another_host(difference: int) -> None:
     with pytest.raises(StateError, match=rf"runs at {HZ + difference} Hz, here at {HZ}"):
-        fits(replace(STATE, tsc_hz=HZ + difference))
+        fits(changed(STATE, tsc_hz=HZ + difference))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ ONE, OTHER, TWO = CpuidEntry(1, 0, 0, 5, 6, 7, 8), CpuidEntry(1, 0, 0, 5, 6, 7, 
 )
 def test_what_differs_in_cpuid_is_named(saved: bytes, here: bytes, said: str) -> None:
     with pytest.raises(StateError) as caught:
-        fits(replace(STATE, cpuid=saved), cpuid=here)
+        fits(changed(STATE, cpuid=saved), cpuid=here)
 
     assert str(caught.value).endswith(f"saved on another processor ({said}")
 
@@ -101,9 +101,9 @@ def test_what_a_state_may_hold(field: str, good: object, bad: object) -> None:
     changes: dict[str, Any] = {field: good}
     refused: dict[str, Any] = {field: bad}
 
-    assert getattr(replace(STATE, **changes), field) == good
+    assert getattr(changed(STATE, **changes), field) == good
     with pytest.raises(StateError, match=field):
-        replace(STATE, **refused)
+        changed(STATE, **refused)
 
 
 @pytest.mark.parametrize(
@@ -124,9 +124,9 @@ def test_what_a_processor_may_hold(field: str, good: object, bad: object) -> Non
     changes: dict[str, Any] = {field: good}
     refused: dict[str, Any] = {field: bad}
 
-    assert getattr(replace(VCPU, **changes), field) == good
+    assert getattr(changed(VCPU, **changes), field) == good
     with pytest.raises(StateError, match=field):
-        replace(VCPU, **refused)
+        changed(VCPU, **refused)
 
 
 class File(VcpuFile):
@@ -161,7 +161,7 @@ class File(VcpuFile):
 
 def test_the_first_processors_counter_is_set_from_afar() -> None:
     """The kernel takes a value close to what it expects for an attempt to synchronize, and ignores it."""
-    state = replace(VCPU, msrs=((TSC, 1000), (0x6E0, 7)))
+    state = changed(VCPU, msrs=((TSC, 1000), (0x6E0, 7)))
     first, other = File(), File()
 
     restore_vcpu(first, state, is_first=True)
@@ -180,7 +180,7 @@ def test_the_first_processors_counter_is_set_from_afar() -> None:
 def test_a_counter_at_its_end_goes_round() -> None:
     file = File()
 
-    restore_vcpu(file, replace(VCPU, msrs=((TSC, (1 << 64) - 1),)), is_first=True)
+    restore_vcpu(file, changed(VCPU, msrs=((TSC, (1 << 64) - 1),)), is_first=True)
 
     values = [value for name, value in file.done if name == "0x10"]
     assert all(isinstance(value, int) and 0 <= value < 1 << 64 for value in values)
@@ -191,11 +191,11 @@ def test_a_register_that_can_only_be_read_must_be_as_it_was() -> None:
     msrs = ((1, 10), (2, 20), (3, 30), (4, 40))
     file = File(fixed={2: 20, 4: 40})
 
-    restore_vcpu(file, replace(VCPU, msrs=msrs), is_first=True)
+    restore_vcpu(file, changed(VCPU, msrs=msrs), is_first=True)
 
     assert [each for each in file.done if each[0].startswith("0x")] == [("0x1", 10), ("0x3", 30)]
     with pytest.raises(HostError, match="register 0x2 cannot be set to 0x14"):
-        restore_vcpu(File(fixed={2: 21}), replace(VCPU, msrs=msrs), is_first=True)
+        restore_vcpu(File(fixed={2: 21}), changed(VCPU, msrs=msrs), is_first=True)
 
 
 def test_events_are_put_back_last_with_all_that_they_say_taken() -> None:
@@ -203,7 +203,7 @@ def test_events_are_put_back_last_with_all_that_they_say_taken() -> None:
     events = bytes(range(20)) + (8).to_bytes(4, "little") + bytes(range(24, 64))
     file = File()
 
-    restore_vcpu(file, replace(VCPU, events=events), is_first=True)
+    restore_vcpu(file, changed(VCPU, events=events), is_first=True)
 
     name, data = file.done[-1]
     assert name == "SET_VCPU_EVENTS"

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +18,8 @@ from nitro_vmm.errors import HostError, StateError
 from nitro_vmm.machine.bus import AddressSpace
 from nitro_vmm.machine.machine import End, Ending, Machine, MachineState
 from nitro_vmm.machine.memory import Memory
+from nitro_vmm.testing import FakeState
+from saved_states import changed
 
 CODE, FLAG = 0x20_0000, 0x20_3000
 PATIENCE_S = 30
@@ -178,7 +179,7 @@ def test_the_clock_goes_on_from_where_it_was(kvm: Kvm) -> None:
     state = first.machine.state()
     assert isinstance(state.vm, KvmState)
 
-    second.machine.restore(replace(state, vm=replace(state.vm, clock_ns=state.vm.clock_ns + hour_ns)))
+    second.machine.restore(changed(state, vm=changed(state.vm, clock_ns=state.vm.clock_ns + hour_ns)))
     after = second.machine.state()
 
     assert isinstance(after.vm, KvmState)
@@ -211,28 +212,28 @@ def test_states_of_other_machines_are_refused(kvm: Kvm) -> None:
     other = bytearray(state.cpuid)
     other[-20] ^= 1
 
-    assert "not saved by KVM" in refusal(kvm, VmState())
+    assert "not saved by KVM" in refusal(kvm, FakeState())
     assert "with 2 processors, and this one has 1" in refusal(kvm, vm_state(kvm, processors=2))
-    assert "another processor (CPUID differs in 0x" in refusal(kvm, replace(state, cpuid=bytes(other)))
-    assert "no table" in refusal(kvm, replace(state, cpuid=b"x"))
-    assert "the counter runs at" in refusal(kvm, replace(state, tsc_hz=2 * state.tsc_hz))
+    assert "another processor (CPUID differs in 0x" in refusal(kvm, changed(state, cpuid=bytes(other)))
+    assert "no table" in refusal(kvm, changed(state, cpuid=b"x"))
+    assert "the counter runs at" in refusal(kvm, changed(state, tsc_hz=2 * state.tsc_hz))
     vcpu = state.vcpus[0]
-    longer = replace(vcpu, extended=bytes(len(vcpu.extended) + 64))
-    assert "other registers" in refusal(kvm, replace(state, vcpus=(longer,)))
+    longer = changed(vcpu, extended=bytes(len(vcpu.extended) + 64))
+    assert "other registers" in refusal(kvm, changed(state, vcpus=(longer,)))
 
 
 def test_what_the_kernel_refuses_is_refused(kvm: Kvm) -> None:
     state = vm_state(kvm)
-    events = replace(state.vcpus[0], events=b"\xff" * len(state.vcpus[0].events))
+    events = changed(state.vcpus[0], events=b"\xff" * len(state.vcpus[0].events))
 
-    assert "KVM_SET_VCPU_EVENTS" in refusal(kvm, replace(state, vcpus=(events,)))
+    assert "KVM_SET_VCPU_EVENTS" in refusal(kvm, changed(state, vcpus=(events,)))
 
 
 def test_a_register_that_cannot_be_set_is_named(kvm: Kvm) -> None:
     state = vm_state(kvm)
-    vcpu = replace(state.vcpus[0], msrs=((0x7FFF_0000, 1),))
+    vcpu = changed(state.vcpus[0], msrs=((0x7FFF_0000, 1),))
 
-    assert "register 0x7fff0000 cannot be set to 0x1" in refusal(kvm, replace(state, vcpus=(vcpu,)))
+    assert "register 0x7fff0000 cannot be set to 0x1" in refusal(kvm, changed(state, vcpus=(vcpu,)))
 
 
 @pytest.mark.parametrize("field", [part.field for part in PARTS] + ["events", "extended"])
@@ -241,7 +242,7 @@ def test_a_part_of_another_length_is_no_state(kvm: Kvm, field: str) -> None:
     shorter: dict[str, Any] = {field: getattr(vcpu, field)[:-1]}
 
     with pytest.raises(StateError, match=field):
-        replace(vcpu, **shorter)
+        changed(vcpu, **shorter)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +262,7 @@ def test_what_is_no_state_cannot_be_made(kvm: Kvm, field: str, value: object) ->
     state = vm_state(kvm)
 
     with pytest.raises(StateError, match=field):
-        replace(state, **changes)
+        changed(state, **changes)
 
 
 @pytest.mark.parametrize("msrs", [((1,),), ((1, 2, 3),), ((1 << 32, 0),), ((0, -1),), 5])
@@ -270,7 +271,7 @@ def test_model_specific_registers_are_pairs_of_numbers(kvm: Kvm, msrs: object) -
     change: dict[str, Any] = {"msrs": msrs}
 
     with pytest.raises(StateError, match="msrs"):
-        replace(vcpu, **change)
+        changed(vcpu, **change)
 
 
 @settings(max_examples=40, deadline=None)
@@ -282,7 +283,7 @@ def test_a_damaged_state_is_refused_or_runs(kvm: Kvm, data: st.DataObject) -> No
     for _ in range(data.draw(st.integers(1, 8))):
         part[data.draw(st.integers(0, len(part) - 1))] = data.draw(st.integers(0, 255))
     change: dict[str, Any] = {field: bytes(part)}
-    damaged = replace(state, vcpus=(replace(state.vcpus[0], **change),))
+    damaged = changed(state, vcpus=(changed(state.vcpus[0], **change),))
     guest = Guest.of(kvm, SLEEP)
     vcpu = guest.machine._vm.vcpus[0]
 
@@ -317,7 +318,7 @@ class ForgetfulFile:
 
 def test_a_register_that_is_what_it_was_need_not_be_set(kvm: Kvm) -> None:
     file = ForgetfulFile()
-    state = replace(vm_state(kvm).vcpus[0], msrs=((0x11, 5), (0x10, 7), (0x12, 9)))
+    state = changed(vm_state(kvm).vcpus[0], msrs=((0x11, 5), (0x10, 7), (0x12, 9)))
 
     restore_vcpu(file, state, is_first=False)  # type: ignore[arg-type]
 

@@ -2,7 +2,6 @@
 
 import mmap
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from nitro_vmm.accel.unicorn.vm import UnicornState, UnicornVm, _signed
 from nitro_vmm.address_map import MIB, RamRange
 from nitro_vmm.errors import StateError
 from nitro_vmm.machine.bus import AddressSpace
+from saved_states import changed
 
 HZ = 2_500_000_000
 
@@ -47,7 +47,7 @@ def test_the_counter_goes_on_wherever_the_hosts_is(
     ticks = host
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vm, "read_tsc", lambda: TscSample(0, ticks))
-        machine.restore(replace(saved(machine), tsc=tsc))
+        machine.restore(changed(saved(machine), tsc=tsc))
         ticks += later
 
         after = saved(machine).tsc
@@ -66,13 +66,13 @@ ALLOWED = HZ // 1000
 
 @pytest.mark.parametrize("difference", [0, ALLOWED, -ALLOWED])
 def test_a_frequency_may_differ_by_a_thousandth(machine: UnicornVm, difference: int) -> None:
-    machine.restore(replace(saved(machine), tsc_hz=HZ + difference))
+    machine.restore(changed(saved(machine), tsc_hz=HZ + difference))
 
 
 @pytest.mark.parametrize("difference", [ALLOWED + 1, -ALLOWED - 1])
 def test_another_frequency_is_another_host(machine: UnicornVm, difference: int) -> None:
     with pytest.raises(StateError, match=rf"runs at {HZ + difference} Hz, here at {HZ}"):
-        machine.restore(replace(saved(machine), tsc_hz=HZ + difference))
+        machine.restore(changed(saved(machine), tsc_hz=HZ + difference))
 
 
 @pytest.mark.parametrize(("field", "greatest"), [("tsc", (1 << 64) - 1), ("tsc_hz", (1 << 32) - 1)])
@@ -80,11 +80,11 @@ def test_counters_have_a_width(machine: UnicornVm, field: str, greatest: int) ->
     state = saved(machine)
     good: dict[str, Any] = {field: greatest}
 
-    assert getattr(replace(state, **good), field) == greatest
+    assert getattr(changed(state, **good), field) == greatest
     for value in (greatest + 1, -1):
         bad: dict[str, Any] = {field: value}
         with pytest.raises(StateError, match=field):
-            replace(state, **bad)
+            changed(state, **bad)
 
 
 def test_registers_are_of_this_build(machine: UnicornVm) -> None:
@@ -92,9 +92,9 @@ def test_registers_are_of_this_build(machine: UnicornVm) -> None:
 
     for registers in (state.registers[:-1], state.registers + b"\0"):
         with pytest.raises(StateError, match="registers"):
-            replace(state, registers=registers)
+            changed(state, registers=registers)
     with pytest.raises(StateError, match="not saved by Unicorn"):
-        machine.restore(replace(state, unicorn_version="2.0.0"))
+        machine.restore(changed(state, unicorn_version="2.0.0"))
 
 
 class Port:

@@ -2,7 +2,6 @@
 
 import struct
 from collections.abc import Mapping
-from dataclasses import replace
 
 import cbor2
 import pytest
@@ -20,6 +19,7 @@ from nitro_vmm.devices.virtio_mmio_registers import (
 )
 from nitro_vmm.errors import StateError
 from nitro_vsock import F_VERSION_1, GuestMemory, SplitQueueState
+from saved_states import changed
 
 DESCRIPTORS, AVAILABLE, USED, REQUEST, REPLY = 0x0, 0x100, 0x200, 0x1000, 0x4000
 WRITABLE = 2
@@ -212,7 +212,7 @@ def test_a_request_that_is_offered_again_and_again_fills_nothing() -> None:
 def test_a_state_that_no_driver_can_cause_is_refused(running: RunningState, why: str) -> None:
     bench = Bench()
     bench.start()
-    state = replace(bench.transport.state(), running=running)
+    state = changed(bench.transport.state(), running=running)
 
     with pytest.raises(StateError, match=why):
         bench.transport.restore(state)

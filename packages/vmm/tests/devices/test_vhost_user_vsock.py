@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from nitro_vmm.devices.virtio_mmio_registers import (
 from nitro_vmm.errors import StateError
 from nitro_vsock import GuestMemory, HostError
 from nitro_vsock.vhost_user import SharedRegion
+from saved_states import changed
 from vsock_guest import CID, RAM_BYTES, REQUEST, RESPONSE, RUNNING, RW, Guest, Packet
 
 PORT = 9000
@@ -259,7 +259,7 @@ def test_a_state_without_a_queue_that_must_be_there_is_refused(bench: Bench) -> 
     _, *queues = state.queues
     _, *served = state.running.queues
     unused = QueueSetup(1, False, 0, 0, 0)
-    damaged = replace(state, queues=(unused, *queues), running=RunningState((None, *served)))
+    damaged = changed(state, queues=(unused, *queues), running=RunningState((None, *served)))
 
     with pytest.raises(StateError, match="without receive and transmit queue"):
         bench.guest.transport.restore(damaged)

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from nitro_vmm.devices.virtio_mmio_registers import (
 )
 from nitro_vmm.errors import StateError
 from nitro_vsock import F_VERSION_1, QueueError, QueueLayout, SplitQueueState
+from saved_states import changed
 
 F_ONE = 1 << 0
 F_EVENT_IDX = 1 << 29
@@ -444,13 +444,13 @@ QUEUE = SplitQueueState(0, 0, 0)
     ("changes", "why"),
     [
         ({"queues": (READY, UNUSED, UNUSED), "running": RunningState((QUEUE, None, None))}, "3 queues"),
-        ({"queues": (replace(READY, size=512), UNUSED)}, "size 512, at most 256"),
+        ({"queues": (changed(READY, size=512), UNUSED)}, "size 512, at most 256"),
         ({"driver_features": F_EVENT_IDX}, "legacy driver"),
         ({"driver_features": F_VERSION_1 | 1 << 40}, "lacks: 0x10000000000"),
     ],
 )
 def test_a_state_of_another_device_is_refused(changes: dict[str, Any], why: str) -> None:
-    state = replace(running().transport.state(), **changes)
+    state = changed(running().transport.state(), **changes)
     bench = Bench()
 
     with pytest.raises(StateError, match=why):
@@ -465,7 +465,7 @@ def test_a_device_whose_saved_queues_are_nowhere_is_as_after_a_reset() -> None:
     bench.device.broken = True
 
     with pytest.raises(StateError, match=r"fake cannot go on: .*it is nowhere"):
-        bench.transport.restore(replace(state, interrupt_status=INTERRUPT_USED_BUFFER))
+        bench.transport.restore(changed(state, interrupt_status=INTERRUPT_USED_BUFFER))
 
     assert bench.transport.state() == Bench().transport.state()
     assert bench.device.active is None
@@ -495,7 +495,7 @@ def test_a_damaged_state_is_refused_by_name(changes: dict[str, Any], name: str) 
     state = running().transport.state()
 
     with pytest.raises(StateError, match=rf"VirtioMmioState\.{name} is "):
-        replace(state, **changes)
+        changed(state, **changes)
 
 
 @pytest.mark.parametrize(
@@ -511,13 +511,13 @@ def test_a_damaged_state_is_refused_by_name(changes: dict[str, Any], name: str) 
 def test_numbers_have_the_width_of_their_registers(name: str, greatest: int) -> None:
     state: Any = negotiated().transport.state()
 
-    assert getattr(replace(state, **{name: greatest}), name) == greatest
+    assert getattr(changed(state, **{name: greatest}), name) == greatest
     with pytest.raises(StateError, match=name):
-        replace(state, **{name: greatest + 1})
+        changed(state, **{name: greatest + 1})
 
 
 def test_queues_are_as_large_as_the_specification_allows() -> None:
-    greatest = replace(
+    greatest = changed(
         READY, size=32768, descriptor_table=2**64 - 1, available_ring=2**64 - 1, used_ring=2**64 - 1
     )
     assert greatest.size == 32768
@@ -539,7 +539,7 @@ def test_queues_are_as_large_as_the_specification_allows() -> None:
 )
 def test_a_damaged_queue_is_refused_by_name(changes: dict[str, Any], name: str) -> None:
     with pytest.raises(StateError, match=rf"QueueSetup\.{name} is "):
-        replace(READY, **changes)
+        changed(READY, **changes)
 
 
 @pytest.mark.parametrize(
@@ -560,7 +560,7 @@ def test_a_damaged_queue_is_refused_by_name(changes: dict[str, Any], name: str) 
 )
 def test_a_damaged_running_device_is_refused_by_name(changes: dict[str, Any], name: str) -> None:
     with pytest.raises(StateError, match=rf"RunningState\.{name} is "):
-        replace(RunningState((QUEUE,)), **changes)
+        changed(RunningState((QUEUE,)), **changes)
 
 
 class Ladder(RuleBasedStateMachine):

@@ -1,7 +1,6 @@
 """vsock through its virtio registers, with the engine in the process."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from nitro_vmm.devices.vsock import VsockDevice
 from nitro_vmm.errors import StateError
 from nitro_vsock import GuestMemory, VsockConfig, VsockEngine
 from nitro_vsock.testing import guest_ram
+from saved_states import changed
 from vsock_guest import CID, RAM_BYTES, REQUEST, RESPONSE, RST, RUNNING, RW, Guest
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def test_a_state_without_a_queue_that_must_be_there_is_refused(bench: Bench) -> 
     assert state.running is not None
     _, *queues = state.queues
     _, *served = state.running.queues
-    damaged = replace(
+    damaged = changed(
         state,
         queues=(QueueSetup(1, False, 0, 0, 0), *queues),
         running=RunningState((None, *served)),

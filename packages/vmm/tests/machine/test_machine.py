@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from nitro_nsm import Nsm, NsmConfig
-from nitro_vmm.accel import Exit, ExitReason, VmState
+from nitro_vmm.accel import Exit, ExitReason
 from nitro_vmm.accel.unicorn import Unicorn
 from nitro_vmm.address_map import (
     ACPI_RESET,
@@ -20,7 +20,7 @@ from nitro_vmm.devices.vsock import VsockDevice
 from nitro_vmm.errors import StateError
 from nitro_vmm.machine.machine import End, Ending, Machine, MachineState
 from nitro_vmm.machine.memory import Memory
-from nitro_vmm.testing import FakeAccelerator, FakeVcpu
+from nitro_vmm.testing import FakeAccelerator, FakeState, FakeVcpu
 from nitro_vsock import GuestMemory, VsockConfig, VsockEngine
 
 CODE = 0x20_0000
@@ -297,7 +297,7 @@ def test_a_machine_saved_in_hlt_waits_on() -> None:
 
 def test_a_state_of_another_accelerator_is_refused() -> None:
     machine = unicorn_machine(COUNT_FOR_EVER)
-    saved = MachineState(VmState(), machine.board.state())
+    saved = MachineState(FakeState(), machine.board.state())
 
     with pytest.raises(StateError, match="not saved by Unicorn") as caught:
         machine.restore(saved)

@@ -9,6 +9,7 @@ from nitro_vmm.devices.nsm import NsmDevice
 from nitro_vmm.machine.machine import Machine, MachineState
 from nitro_vmm.machine.memory import Memory
 from nitro_vmm.snapshot.layout import Description, Parameters
+from saved_states import checked
 
 MEMORY_BYTES = 4 * MIB
 
@@ -40,7 +41,7 @@ def parameters(**changes: object) -> Parameters:
         "image": bytes(32),
         "ramdisk_bytes": 0,
     }
-    return Parameters(**{**values, **changes})  # type: ignore[arg-type]
+    return checked(Parameters(**{**values, **changes}))  # type: ignore[arg-type]
 
 
 def description(**changes: object) -> Description:
@@ -55,4 +56,4 @@ def description(**changes: object) -> Description:
         "ramdisk_address": 0,
         "extents": (),
     }
-    return Description(**{**values, **changes})  # type: ignore[arg-type]
+    return checked(Description(**{**values, **changes}))  # type: ignore[arg-type]

@@ -1,7 +1,6 @@
 """States as bytes: what was encoded comes back, and nothing else gets in."""
 
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import cbor2
 import pytest
@@ -14,19 +13,18 @@ from nitro_vmm.errors import StateError
 from nitro_vmm.machine.machine import MachineState
 from nitro_vmm.snapshot.codec import decode, encode
 from nitro_vmm.snapshot.layout import Description
+from saved_states import changed
 from states import description, machine_state
 
 EXTENDED: dict[type, type] = {VmState: UnicornState}
 
 
-@dataclass(frozen=True, slots=True)
-class Inner:
+class Inner(NamedTuple):
     number: int
     flag: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Outer:
+class Outer(NamedTuple):
     name: str
     content: bytes
     maybe: int | None
@@ -74,7 +72,7 @@ def test_any_bytes_are_a_value_or_an_error(data: bytes) -> None:
     assert decode(encode(value), Outer) == value
 
 
-@given(outers, st.sampled_from([field.name for field in fields(Outer)]), plain)
+@given(outers, st.sampled_from(Outer._fields), plain)
 def test_a_field_of_another_type_is_refused(value: Outer, name: str, other: object) -> None:
     document = cbor2.loads(encode(value))
     document[name] = other
@@ -83,7 +81,7 @@ def test_a_field_of_another_type_is_refused(value: Outer, name: str, other: obje
         found = decode(cbor2.dumps(document), Outer)
     except StateError:
         return
-    assert replace(found, **{name: getattr(value, name)}) == value
+    assert changed(found, **{name: getattr(value, name)}) == value
 
 
 @settings(max_examples=300)
@@ -95,7 +93,7 @@ def test_a_machine_with_any_field_changed_is_a_machine_or_refused(data: st.DataO
     while True:
         name = data.draw(st.sampled_from(sorted(place)))
         value = getattr(kind, name)
-        if not is_dataclass(value):
+        if not hasattr(value, "_fields"):
             break
         place, kind = place[name], value
     place[name] = data.draw(plain)

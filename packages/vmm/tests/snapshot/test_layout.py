@@ -1,6 +1,5 @@
 """The layout of a saved machine's file: what is refused, on both sides of each bound."""
 
-import dataclasses
 import struct
 from typing import Any
 
@@ -12,6 +11,7 @@ from nitro_vmm.address_map import MIB, ram_ranges
 from nitro_vmm.errors import StateError
 from nitro_vmm.snapshot.layout import (
     Header,
+    Parameters,
     check_pages,
     difference,
     make_header,
@@ -19,6 +19,7 @@ from nitro_vmm.snapshot.layout import (
     parse_header,
     pieces,
 )
+from saved_states import changed
 from states import description, parameters
 
 PAGE = 4096
@@ -175,13 +176,13 @@ def test_memory_is_whole_pages() -> None:
         check_pages(make_header(100, 0), odd)
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(parameters())])
+@pytest.mark.parametrize("field", Parameters._fields)
 def test_the_first_difference_is_named(field: str) -> None:
     saved = parameters()
     value = getattr(saved, field)
     other = {str: "other", bytes: b"other", int: 77, tuple: ("other",)}[type(value)]
     change: dict[str, Any] = {field: other}
-    wanted = dataclasses.replace(saved, **change)
+    wanted = changed(saved, **change)
 
     said = difference(saved, wanted)
 

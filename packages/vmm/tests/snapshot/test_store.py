@@ -6,7 +6,6 @@ import random
 import stat
 import tempfile
 from contextlib import closing, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import BinaryIO
@@ -23,6 +22,7 @@ from nitro_vmm.machine.memory import Memory
 from nitro_vmm.snapshot.digest import FileDigest
 from nitro_vmm.snapshot.layout import HEADER, MAGIC, PAGE_BYTES, pieces
 from nitro_vmm.snapshot.store import Saved, new_file, read, write
+from saved_states import changed
 from states import MEMORY_BYTES, description, parameters
 
 PAGES = MEMORY_BYTES // PAGE_BYTES
@@ -68,7 +68,7 @@ def test_a_digest_of_a_file_that_has_changed_since_is_not_used() -> None:
         ):
             saved = read(file, "unicorn", UnicornState, digest=old)
 
-    assert saved.description == replace(description(), extents=((1, 3),))
+    assert saved.description == changed(description(), extents=((1, 3),))
 
 
 def test_a_digest_that_was_begun_is_used() -> None:

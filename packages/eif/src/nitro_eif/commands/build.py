@@ -179,7 +179,7 @@ def run(options: argparse.Namespace) -> int:
             measurements = measure_contents(contents, progress=meter)
         if signing is not None:
             contents = replace(contents, signature=signing.signature(measurements.pcr0))
-            measurements = replace(measurements, pcr8=signing.pcr8)
+            measurements = measurements._replace(pcr8=signing.pcr8)
         with Meter(f"Writing {options.output}") as meter:
             write_eif(contents, options.output, progress=meter)
     if options.json:

@@ -6,10 +6,9 @@ the hypervisor is the one that counts. What it does is known from the specificat
 words in public threads; where neither says, the fate is unknown.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from nitro_eif.errors import EifFormatError
 
@@ -33,8 +32,7 @@ class Fate(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """One rule of the format, and what each reader does when it is broken."""
 
     severity: Severity
@@ -44,8 +42,7 @@ class Rule:
     hypervisor: Fate
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """A rule that an image breaks, and where."""
 
     code: str

@@ -7,7 +7,6 @@ PCR2 is of those others. All digests and the checksum are computed in one pass, 
 import hashlib
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nitro_eif.files import Progress
@@ -23,14 +22,13 @@ from nitro_eif.image.format import (
 )
 from nitro_eif.image.reader import Eif
 from nitro_eif.image.registers import pcr8, pcr_of_digest
-from nitro_eif.image.writer import Contents, sections_of
 
 if TYPE_CHECKING:
     from nitro_eif.image.signature import SignatureSection
+    from nitro_eif.image.writer import Contents
 
 
-@dataclass(frozen=True, slots=True)
-class Measurements:
+class Measurements(NamedTuple):
     """The registers that an image decides; 48 bytes each."""
 
     pcr0: bytes
@@ -67,8 +65,7 @@ class Checksums(NamedTuple):
     """Everything up to the end of the last section."""
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(NamedTuple):
     """What one pass over an image gives."""
 
     measurements: Measurements
@@ -113,12 +110,14 @@ def measure_and_checksum(eif: Eif, *, progress: Progress | None = None) -> Measu
     return Measured(plan.measurements(_certificate_pcr(section)), _checksums(eif, crc.value), section)
 
 
-def measure_contents(contents: Contents, *, progress: Progress | None = None) -> Measurements:
+def measure_contents(contents: "Contents", *, progress: Progress | None = None) -> Measurements:
     """Compute PCR0, PCR1 and PCR2 of an image before it is written; PCR8 comes with the signature.
 
     Raises:
         UsageError: The contents cannot be an image.
     """
+    from nitro_eif.image.writer import sections_of  # noqa: PLC0415 - who only reads images needs no writer
+
     sections, offset = [], HEADER_BYTES
     for index, (kind, data) in enumerate(sections_of(contents)):
         sections.append(Section(index, kind, 0, offset, memoryview(data).cast("B")))

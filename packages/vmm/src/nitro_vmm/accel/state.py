@@ -1,8 +1,7 @@
 """The state of processors: in which one a kernel starts, why a run ends, and what a saved machine keeps."""
 
-from dataclasses import dataclass
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 
 class EntryState(NamedTuple):
@@ -71,6 +70,8 @@ class ProgramState(NamedTuple):
     """CR3."""
 
 
-@dataclass(frozen=True, slots=True)
-class VmState:
-    """What a saved machine keeps of its processors and interrupt controllers; accelerators extend it."""
+class VmState(Protocol):
+    """What a saved machine keeps of processors and interrupt controllers. Each accelerator has a class."""
+
+    def check(self) -> None:
+        """See `nitro_vmm.devices.state`."""

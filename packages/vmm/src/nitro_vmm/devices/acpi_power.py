@@ -5,8 +5,7 @@ register). The FADT tells the guest where they are.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from nitro_vmm.address_map import (
     ACPI_RESET,
@@ -20,8 +19,7 @@ RESET: Final = ACPI_RESET - ACPI_SLEEP_CONTROL
 SLEEP_ENABLE: Final = 1 << 5
 
 
-@dataclass(frozen=True, slots=True)
-class AcpiPowerState:
+class AcpiPowerState(NamedTuple):
     """Nothing: these registers remember nothing. It is here so that all devices are saved in the same way."""
 
 

@@ -7,8 +7,7 @@ board where nothing is plugged in. The test of the mouse's port answers that its
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from nitro_vmm.devices.state import require, require_bytes, require_whole
 
@@ -66,8 +65,7 @@ MEMORY_BYTES: Final = 32
 """Byte 0 is the configuration."""
 
 
-@dataclass(frozen=True, slots=True)
-class I8042State:
+class I8042State(NamedTuple):
     """The controller as a guest left it."""
 
     memory: bytes
@@ -79,7 +77,8 @@ class I8042State:
     expecting: int | None
     """The command whose parameter comes next at the data port; `None` when the next byte is a device's."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See `nitro_vmm.devices.state`."""
         require_bytes(self, "memory", MEMORY_BYTES, least=MEMORY_BYTES)
         require_whole(self, output=0xFF, status=0xFF)
         require(

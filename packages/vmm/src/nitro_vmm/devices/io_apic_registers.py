@@ -3,8 +3,7 @@
 Sources: Intel 82093AA datasheet, and those of the ICH family for the EOI register.
 """
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from nitro_vmm.devices.state import require, require_whole, require_whole_tuple
 
@@ -35,8 +34,7 @@ PINS_MAX: Final = 240
 ENTRY_MAX: Final = (1 << 64) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class IoApicState:
+class IoApicState(NamedTuple):
     """The IO-APIC as a guest left it."""
 
     io_apic_id: int
@@ -48,7 +46,8 @@ class IoApicState:
     lines: int
     """The lines that are up: bit N is pin N."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See `nitro_vmm.devices.state`."""
         require_whole(self, io_apic_id=0xF, selected=0xFF)
         require_whole_tuple(self, "entries", ENTRY_MAX, lengths=range(1, PINS_MAX + 1))
         possible = all(not entry & ~(WRITABLE | REMOTE_IRR) for entry in self.entries)

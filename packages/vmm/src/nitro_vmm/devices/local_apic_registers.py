@@ -4,9 +4,8 @@ Source: Intel SDM vol. 3A, chapter "Advanced Programmable Interrupt Controller (
 their titles, because their numbers change between editions.
 """
 
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from nitro_vmm.devices.state import is_whole, require, require_whole, require_whole_tuple
 
@@ -99,8 +98,7 @@ DESTINATION_FORMAT_FIXED: Final = 0x0FFF_FFFF
 """Bits that read as ones."""
 
 
-@dataclass(frozen=True, slots=True)
-class LocalApicState:
+class LocalApicState(NamedTuple):
     """The local APIC as a guest left it. Sets of vectors are numbers of 256 bits, bit N for vector N."""
 
     requested: int
@@ -129,7 +127,8 @@ class LocalApicState:
     expires_in_ns: int | None
     """How long the timer has to go, nanoseconds: negative when it is overdue, `None` when it does not run."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See `nitro_vmm.devices.state`."""
         for name in ("requested", "in_service", "level"):
             vectors = getattr(self, name)
             good = is_whole(vectors, VECTOR_BITS_MAX) and not vectors & ~VECTOR_BITS_MAX

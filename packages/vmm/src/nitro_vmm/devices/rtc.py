@@ -10,8 +10,7 @@ processor is emulated takes longer to read them all, so the registers are held f
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from nitro_vmm.devices.state import is_whole, require, require_bytes, require_whole, require_whole_tuple
 
@@ -48,13 +47,12 @@ AHEAD_S_MAX: Final = 253_402_300_799
 """How far the clock can be from the real time, as long as both are between 1970 and `YEAR_MAX`, seconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class RtcState:
+class RtcState(NamedTuple):
     """The clock as a guest left it. The time itself is not part of it: a restored clock shows the host's."""
 
     ahead_s: int
     """How far the guest has set the clock ahead of the real time, seconds; negative if behind."""
-    index: int
+    selected: int
     """Which register the data port shows."""
     memory: bytes
     """The battery-backed memory, `MEMORY_BYTES` long; its bytes at the time's registers have no meaning."""
@@ -65,10 +63,11 @@ class RtcState:
     being_set: tuple[int, ...] | None
     """What `TIME_REGISTERS` hold, in that order, while the guest sets them (`B_SET`); else `None`."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See `nitro_vmm.devices.state`."""
         good = is_whole(self.ahead_s, AHEAD_S_MAX, least=-AHEAD_S_MAX)
         require(self, "ahead_s", good, f"a whole number from -{AHEAD_S_MAX} to {AHEAD_S_MAX}")
-        require_whole(self, index=MEMORY_BYTES - 1, held_s=2 * AHEAD_S_MAX, held_for_ns=HELD_NS)
+        require_whole(self, selected=MEMORY_BYTES - 1, held_s=2 * AHEAD_S_MAX, held_for_ns=HELD_NS)
         require_bytes(self, "memory", MEMORY_BYTES, least=MEMORY_BYTES)
         if self.being_set is not None:
             require_whole_tuple(
@@ -101,7 +100,7 @@ class Rtc:
         held = self._is_held(now_ns)
         return RtcState(
             ahead_s=self._ahead_s,
-            index=self._index,
+            selected=self._index,
             memory=bytes(self._memory),
             held_s=self._held_s if held else 0,
             held_for_ns=self._held_until_ns - now_ns if held else 0,
@@ -115,7 +114,7 @@ class Rtc:
         together must not be half of the one and half of the other.
         """
         self._ahead_s = state.ahead_s
-        self._index = state.index
+        self._index = state.selected
         self._memory[:] = state.memory
         self._held_s = state.held_s
         self._held_until_ns = self._clock_ns() + state.held_for_ns if state.held_for_ns else 0

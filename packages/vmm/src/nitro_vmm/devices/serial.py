@@ -12,9 +12,8 @@ in during the boot waits on the host; the real chip would lose it.
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from nitro_vmm.devices.state import require, require_bytes, require_flags, require_whole
 
@@ -76,8 +75,7 @@ INPUT_BYTES_MAX: Final = 1024
 """How much input waits inside the port. That is enough for a pasted line; the host's pipe holds the rest."""
 
 
-@dataclass(frozen=True, slots=True)
-class SerialState:
+class SerialState(NamedTuple):
     """A port as a guest left it. What the guest sent has left already, and is no part of it."""
 
     received: bytes
@@ -107,7 +105,8 @@ class SerialState:
     scratch: int
     """The scratch register."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See `nitro_vmm.devices.state`."""
         require_bytes(self, "received", INPUT_BYTES_MAX)
         require_flags(self, "refused", "transmitter_empty_due", "fifos", "overrun")
         require_whole(self, divisor=0xFFFF, enabled=0x0F, line_control=0xFF, modem_control=0x1F)

@@ -1,12 +1,13 @@
 """Saved devices: what a device's state may hold, and the check of it.
 
-Each device has a frozen dataclass of plain whole numbers, flags, bytes and tuples, which any file format can
-carry. It holds what the guest has made of the device and nothing of the host: no clock reading that means
+Each device has a `NamedTuple` of plain whole numbers, flags, bytes and tuples, which any file format can
+carry. (A dataclass does as well, but to make its class takes ten times as long, and every start waits for
+that.) It holds what the guest has made of the device and nothing of the host: no clock reading that means
 something only until the next boot, no descriptor. `state()` gives it and `restore()` takes it.
 
-A file with such states may be damaged, or made to do harm. So a state checks itself when it is made, and
-raises `StateError` for a value that the device cannot have. What depends on the machine (how many pins, which
-features) is checked by `restore` before it changes anything.
+A file with such states may be damaged, or made to do harm. So `nitro_vmm.snapshot.codec` calls the method
+``check`` of each state that it reads, which raises `StateError` for a value that the device cannot have. What
+depends on the machine (how many pins, which features) is checked by `restore` before it changes anything.
 
 A restored device drives its interrupt line to the level that it had. So restore the interrupt controllers
 first: then one that knows the level already does not see an edge that never was.

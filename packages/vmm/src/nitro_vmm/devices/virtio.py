@@ -1,8 +1,7 @@
 """What a virtio device is to its transport, whatever the device does (virtio 1.3 §2)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from nitro_vmm.devices.state import is_tuple_of, is_whole, require
 from nitro_vsock import QueueLayout, SplitQueueState
@@ -15,8 +14,7 @@ TAKEN_BYTES_MAX: Final = 1 << 16
 INDEX_MAX: Final = 0xFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class RunningState:
+class RunningState(NamedTuple):
     """How far a running device had come with its queues; what is in them is in the guest's memory."""
 
     queues: tuple[SplitQueueState | None, ...]
@@ -24,7 +22,8 @@ class RunningState:
     taken: tuple[tuple[int, bytes], ...] = ()
     """Chains that the device keeps for now, oldest first: the head of each, and what it has read from it."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See `nitro_vmm.devices.state`."""
         queues, taken = self.queues, self.taken
         good = is_tuple_of(_is_queue, queues, QUEUES_MAX)
         require(self, "queues", good, f"up to {QUEUES_MAX} states of queues")

@@ -1,8 +1,7 @@
 """The registers of the virtio-mmio transport, version 2 (virtio 1.3 §4.2.2), and what is saved of them."""
 
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Final
+from typing import Final, NamedTuple
 
 from nitro_vmm.devices.state import is_tuple_of, require, require_flags, require_whole
 from nitro_vmm.devices.virtio import QUEUES_MAX, RunningState
@@ -100,8 +99,7 @@ QUEUE_SIZE_MAX: Final = 32768
 ADDRESS_MAX: Final = (1 << 64) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class QueueSetup:
+class QueueSetup(NamedTuple):
     """What the driver has said about one queue; guest-physical addresses."""
 
     size: int
@@ -112,7 +110,8 @@ class QueueSetup:
     available_ring: int
     used_ring: int
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See `nitro_vmm.devices.state`."""
         addresses = dict.fromkeys(("descriptor_table", "available_ring", "used_ring"), ADDRESS_MAX)
         require_whole(self, size=QUEUE_SIZE_MAX, **addresses)
         require(self, "size", self.size.bit_count() == 1, "a power of two")
@@ -123,8 +122,7 @@ def _is_setup(queue: object) -> bool:
     return isinstance(queue, QueueSetup)
 
 
-@dataclass(frozen=True, slots=True)
-class VirtioMmioState:
+class VirtioMmioState(NamedTuple):
     """A device's registers as a driver left them, and how far the device behind them had come."""
 
     status: int
@@ -144,7 +142,8 @@ class VirtioMmioState:
     running: RunningState | None
     """`None` while no driver is ready, or the device needs a reset."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See `nitro_vmm.devices.state`."""
         words = dict.fromkeys(("device_features_word", "driver_features_word", "queue_index"), 0xFFFF_FFFF)
         require_whole(self, status=0xFF, driver_features=(1 << 32 * FEATURE_WORDS) - 1, **words)
         require_whole(self, interrupt_status=INTERRUPT_USED_BUFFER | INTERRUPT_CONFIGURATION)

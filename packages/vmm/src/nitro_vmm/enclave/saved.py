@@ -3,7 +3,6 @@
 import hashlib
 import stat
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -153,7 +152,7 @@ def open_given(
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", hint="vmm snapshot makes one") from error
     found = saved.description.parameters
-    here = replace(found, code=code_digest(), accelerator=opened.name, processor=opened.processor)
+    here = found._replace(code=code_digest(), accelerator=opened.name, processor=opened.processor)
     if found != here:
         raise StateError(f"{path} cannot go on here: {difference(found, here)}")
     return saved

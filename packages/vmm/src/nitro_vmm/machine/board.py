@@ -6,8 +6,7 @@ tables that the loader writes for the kernel are all made from it.
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from nitro_vmm import address_map as at
 from nitro_vmm.accel import Line
@@ -29,8 +28,7 @@ COM1_PORTS: Final = 8
 ACPI_PORTS: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class BoardState:
+class BoardState(NamedTuple):
     """What a saved machine keeps of its devices. The one that turns the machine off has no state."""
 
     serial: SerialState

@@ -6,7 +6,6 @@ It opens no sockets and no files. The console and the clock are callables, and d
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
@@ -49,8 +48,7 @@ class Ending(NamedTuple):
     """More about a crash, for people."""
 
 
-@dataclass(frozen=True, slots=True)
-class MachineState:
+class MachineState(NamedTuple):
     """What a saved machine keeps besides its memory."""
 
     vm: VmState

@@ -1,14 +1,13 @@
-"""Saved states as bytes: frozen dataclasses to CBOR (RFC 8949) and back.
+"""Saved states as bytes: named tuples to CBOR (RFC 8949) and back.
 
 The types of the fields say what may come; everything else is refused, and so nothing is ever made but the
-classes that the caller names and those of their fields. A dataclass is a map of its fields by name, all of
-them, and a tuple an array. Numbers, flags, text, bytes and `None` are themselves.
+classes that the caller names and those of their fields. A named tuple is a map of its fields by name, all of
+them, and another tuple an array. Numbers, flags, text, bytes and `None` are themselves.
 """
 
 import io
 import types
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -25,7 +24,7 @@ ELEMENTS_MAX: Final = 1 << 20
 
 
 def encode(value: object) -> bytes:
-    """A dataclass of plain values as bytes; the same value always gives the same bytes."""
+    """A named tuple of plain values as bytes; the same value always gives the same bytes."""
     return cbor2.dumps(_plain(value), canonical=True)
 
 
@@ -60,7 +59,7 @@ def parsed(data: bytes) -> object:
 
 
 def made(plain: object, kind: type[T], *, extended: Mapping[type, type] | None = None) -> T:
-    """A dataclass of plain values; see `decode`.
+    """A named tuple of plain values; see `decode`.
 
     Raises:
         StateError: They are not its fields.
@@ -74,9 +73,10 @@ def made(plain: object, kind: type[T], *, extended: Mapping[type, type] | None =
 
 
 def _plain(value: object) -> object:
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple):
+        kind: Any = type(value)
+        if _is_named(kind):
+            return {name: _plain(element) for name, element in zip(kind._fields, value, strict=True)}
         return [_plain(element) for element in value]
     assert type(value) in PLAIN, f"{type(value)} cannot be saved"  # noqa: S101 - a mistake of ours
     return value
@@ -93,19 +93,28 @@ def _made(plain: object, kind: Any, extended: Mapping[type, type], where: str) -
         return _made_of_one(plain, get_args(kind), extended, where)
     if origin is tuple:
         return _made_tuple(plain, get_args(kind), extended, where)
-    if isinstance(kind, type) and is_dataclass(kind):
-        kind = extended.get(kind, kind)
-        hints = _hints(kind)
-        names = [field.name for field in fields(kind)]
-        if not isinstance(plain, dict) or sorted(plain, key=str) != sorted(names):
-            raise StateError(f"the saved {where} does not have the fields of {kind.__name__}")
-        values = {name: _made(plain[name], hints[name], extended, f"{where}.{name}") for name in names}
-        return kind(**values)
+    kind = extended.get(kind, kind)
+    if _is_named(kind):
+        return _made_named(plain, kind, extended, where)
     if kind not in PLAIN:
         raise TypeError(f"{kind} cannot be saved")  # a mistake of ours
     if type(plain) is not kind:
         raise StateError(f"the saved {where} is a {type(plain).__name__}, not {kind.__name__}")
     return plain
+
+
+def _is_named(kind: type) -> bool:
+    return issubclass(kind, tuple) and hasattr(kind, "_fields")
+
+
+def _made_named(plain: object, kind: Any, extended: Mapping[type, type], where: str) -> object:  # noqa: ANN401
+    hints, names = _hints(kind), kind._fields
+    if not isinstance(plain, dict) or sorted(plain, key=str) != sorted(names):
+        raise StateError(f"the saved {where} does not have the fields of {kind.__name__}")
+    value = kind(*(_made(plain[name], hints[name], extended, f"{where}.{name}") for name in names))
+    if hasattr(kind, "check"):
+        value.check()
+    return value
 
 
 def _made_of_one(plain: object, kinds: tuple[Any, ...], extended: Mapping[type, type], where: str) -> object:

@@ -7,7 +7,6 @@ the file. The digest in the header is over all that follows it, so that no damag
 """
 
 import struct
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from nitro_vmm.address_map import ram_ranges
@@ -30,8 +29,7 @@ NAME_LENGTH_MAX: Final = 200
 REGISTER_BYTES: Final = 48
 
 
-@dataclass(frozen=True, slots=True)
-class Parameters:
+class Parameters(NamedTuple):
     """Which machine was saved. Another one cannot go on from there, so all of this must be the same."""
 
     kind: str
@@ -58,7 +56,8 @@ class Parameters:
     ramdisk_bytes: int
     """How much room for ramdisks a kernel's machine has; 0 for an image's."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See `nitro_vmm.devices.state`."""
         for name in ("kind", "accelerator", "processor"):
             value = getattr(self, name)
             good = isinstance(value, str) and 0 < len(value) <= NAME_LENGTH_MAX
@@ -71,8 +70,7 @@ class Parameters:
         require_whole(self, memory_bytes=MEMORY_BYTES_MAX, processors=255, ramdisk_bytes=MEMORY_BYTES_MAX)
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
+class Description(NamedTuple):
     """What a file says besides the memory's pages."""
 
     parameters: Parameters
@@ -93,7 +91,8 @@ class Description:
     """Which pages of the memory are in the file, in order: the number of the first one, and how many. They
     are counted as they lie one behind the other, without the hole below 4 GiB."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See `nitro_vmm.devices.state`."""
         good = is_tuple_of(_is_register, self.measurements, 4, least=3)
         require(self, "measurements", good, "three or four registers of 48 bytes")
         require_whole(self, cid=(1 << 32) - 1, ramdisk_address=MEMORY_BYTES_MAX)

@@ -4,7 +4,6 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -44,7 +43,7 @@ def write(file: BinaryIO, description: Description, memory: Memory) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    description = replace(description, extents=tuple(_extents(memory)))
+    description = description._replace(extents=tuple(_extents(memory)))
     encoded = encode(description)
     header = make_header(len(encoded), sum(count for _, count in description.extents))
     padding = bytes(header.pages_offset - HEADER.size - len(encoded))

@@ -1,7 +1,6 @@
 """The rings of a guest's driver, and the order in which they are served."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nitro_vsock.device.coalescing import Coalescing
@@ -278,7 +277,7 @@ class Rings:
         receive = self._receive.queue.state()
         return VsockState(
             # Buffers that were taken and hold nothing yet count as not taken, or the guest would lose them.
-            replace(receive, next_available=(receive.next_available - self._ring.held) & 0xFFFF),
+            receive._replace(next_available=(receive.next_available - self._ring.held) & 0xFFFF),
             self._transmit.queue.state(),
             None if self._event is None else self._event.queue.state(),
         )

@@ -4,8 +4,7 @@ This module is not compiled, because compiled classes do not tell the types of a
 program runs, and whoever loads a saved state checks it by them.
 """
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from nitro_vsock.errors import UsageError
 
@@ -13,14 +12,10 @@ INDEX_MAX: Final = 0xFFFF
 """The indices of both rings are free-running 16-bit counters (virtio 1.3 §2.7.6, §2.7.8)."""
 
 
-@dataclass(frozen=True, slots=True)
-class SplitQueueState:
+class SplitQueueState(NamedTuple):
     """How far a queue was served: what a saved machine keeps of it beside the guest's memory.
 
     Indices are free-running and 16 bits wide, as in the rings (virtio 1.3 §2.7.6, §2.7.8).
-
-    Raises:
-        UsageError: An index does not fit 16 bits.
     """
 
     next_available: int
@@ -32,7 +27,12 @@ class SplitQueueState:
     broken: str | None = None
     """Why the queue is not served any more; `None` while it is."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse indices that cannot be.
+
+        Raises:
+            UsageError: One does not fit 16 bits.
+        """
         for name in ("next_available", "used", "published"):
             if not 0 <= getattr(self, name) <= INDEX_MAX:
                 raise UsageError(f"a saved queue's {name} is {getattr(self, name)}, indices have 16 bits")

@@ -15,8 +15,7 @@ The legacy interface differs only in where the driver puts the areas, which is t
 import struct
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from nitro_vsock.errors import ChainError, GuestMemoryError, QueueError
 from nitro_vsock.virtio.barrier import STRONGLY_ORDERED, Barrier
@@ -50,8 +49,7 @@ CHAIN_BYTES_MAX: Final = 1 << 32
 """A longer chain is against the rules (virtio 1.3 §2.7.5), and its length would not fit a used element."""
 
 
-@dataclass(frozen=True, slots=True)
-class QueueLayout:
+class QueueLayout(NamedTuple):
     """How many descriptors a queue has, and the guest-physical addresses of its three areas."""
 
     size: int
@@ -190,7 +188,12 @@ class SplitQueue:
         return SplitQueueState(self._next_available, self._used, self._published, self.broken)
 
     def restore(self, state: SplitQueueState) -> None:
-        """Go on where a queue with this layout, in the same guest memory, was when `state` was asked."""
+        """Go on where a queue with this layout, in the same guest memory, was when `state` was asked.
+
+        Raises:
+            UsageError: The state cannot be a queue's.
+        """
+        state.check()
         self._next_available = state.next_available
         self._used = state.used
         self._published = state.published

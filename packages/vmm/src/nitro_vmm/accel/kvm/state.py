@@ -7,12 +7,10 @@ whatever it has found.
 The guest's clocks, kvm-clock and the time stamp counter, go on from where they were.
 """
 
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from nitro_vmm.accel.kvm.ioctl import MSRS_MAX, Request, VcpuFile, VmFile
 from nitro_vmm.accel.kvm.structures import CLOCK, CPUID_ENTRY, EVENTS_FLAGS, IRQCHIP, CpuidEntry
-from nitro_vmm.accel.state import VmState
 from nitro_vmm.address_map import PROCESSORS_MAX
 from nitro_vmm.devices.state import is_tuple_of, is_whole, require, require_bytes, require_whole
 from nitro_vmm.errors import HostError, StateError
@@ -50,8 +48,7 @@ PARTS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class VcpuState:
+class VcpuState(NamedTuple):
     """One processor. Bytes are the kernel's structures of api.rst."""
 
     mp_state: bytes
@@ -73,7 +70,8 @@ class VcpuState:
     msrs: tuple[tuple[int, int], ...]
     """Model-specific registers: number and value."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See `nitro_vmm.devices.state`."""
         for part in PARTS:
             require_bytes(self, part.field, part.get.size, least=part.get.size)
         require_bytes(self, "events", EVENTS.size, least=EVENTS.size)
@@ -92,8 +90,7 @@ def _is_msr(value: object) -> bool:
     return False
 
 
-@dataclass(frozen=True, slots=True)
-class KvmState(VmState):
+class KvmState(NamedTuple):
     """See `VmState`."""
 
     cpuid: bytes
@@ -107,7 +104,8 @@ class KvmState(VmState):
     vcpus: tuple[VcpuState, ...]
     """The processors."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See `nitro_vmm.devices.state`."""
         require_bytes(self, "cpuid", CPUID_BYTES_MAX)
         require_whole(self, tsc_hz=(1 << 48) - 1, clock_ns=(1 << 63) - 1)
         good = is_tuple_of(_is_controller, self.controllers, len(CONTROLLERS), least=len(CONTROLLERS))

@@ -4,8 +4,7 @@ import logging
 import mmap
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from nitro_vmm.accel import Attended, Bus, Line, Ram, Vcpu
 from nitro_vmm.accel.state import VmState
@@ -80,8 +79,7 @@ class Unicorn:
         return UnicornVm(ram, bus, tsc_hz=measure_tsc_hz(self._tsc), clock_ns=self._clock_ns)
 
 
-@dataclass(frozen=True, slots=True)
-class UnicornState(VmState):
+class UnicornState(NamedTuple):
     """See `VmState`."""
 
     unicorn_version: str
@@ -99,7 +97,8 @@ class UnicornState(VmState):
     io_apic: IoApicState
     """The devices' one."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See `nitro_vmm.devices.state`."""
         require_bytes(self, "registers", SAVED_BYTES, least=SAVED_BYTES)
         require_flags(self, "halted")
         require_whole(self, tsc=(1 << 64) - 1, tsc_hz=(1 << 32) - 1)
