@@ -81,12 +81,13 @@ def conform(
         for number, form in enumerate(some):
             part = slice(number * size, number * size + size)
             mine = ours.records[part]
+            by_record = form.by_record and known is not None
             if form.refused == compare.offered(form, ours.features) and form.needs:
                 report.not_offered.append(form)
                 continue
             if form.refused:
                 difference = compare.judge_refused(form, mine, inputs[form.inputs])
-            elif theirs is not None and compare.offered(form, theirs.features):
+            elif theirs is not None and not by_record and compare.offered(form, theirs.features):
                 right = theirs.records[part]
                 if record is not None:
                     record.add(form, right)

@@ -35,6 +35,8 @@ class Form:
     """The feature of CPUID that offers it; what every 64-bit processor has needs none."""
     refused: bool = False
     """Whether a processor without the feature must answer with an invalid opcode, and ours has none."""
+    by_record: bool = False
+    """Whether the recorded results count and not this machine's, because virtual machines get it wrong."""
     digits: int | None = None
     """How many bits of a result must agree, where processors may approximate; all, if it is None."""
     multimedia: bool = False

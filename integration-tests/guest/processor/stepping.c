@@ -1,10 +1,14 @@
 /* A program that is single-stepped over a system call goes on being stepped behind it. 64-bit code steps over
  * SYSCALL and INT 80h; 32-bit code over INT 80h and the kernel's own entry, which is SYSENTER or SYSCALL.
  *
- * It needs no C library, so that it is built for 32 bits with any compiler. Its exit code says what went wrong. */
+ * It needs no C library and none of its headers, so that it is built for 32 bits with any compiler. Its exit code
+ * says what went wrong. */
 
-#include <elf.h>
 #include <stddef.h>
+
+/* The auxiliary vector (getauxval(3)). */
+#define AT_NULL 0
+#define AT_SYSINFO 32
 
 #define SIGTRAP 5
 #define SA_SIGINFO 4 /* the frame that rt_sigreturn takes */
