@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "boot"
 with atheris.instrument_imports(include=["nitro_vmm"]):
     from boot_images import COMPRESSIONS, FakeRam, make_bzimage, small_elf
     from nitro_vmm.address_map import MIB, virtio_slot
-    from nitro_vmm.boot import load
+    from nitro_vmm.boot.loader import load
     from nitro_vmm.errors import ImageError
 
 MEMORY_BYTES = 32 * MIB

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "snapshot"))
+TESTS = Path(__file__).resolve().parent.parent / "tests"
+sys.path[:0] = [str(TESTS), str(TESTS / "snapshot")]
 
 with atheris.instrument_imports(include=["nitro_vmm.snapshot", "nitro_vmm.devices"]):
     from nitro_vmm.accel import VmState

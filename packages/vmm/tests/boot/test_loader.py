@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from boot_images import COMPRESSIONS, ENTRY, REAL_KERNEL, FakeRam, make_bzimage, small_elf
 from nitro_vmm import address_map
+from nitro_vmm.accel import EntryState
 from nitro_vmm.address_map import MIB
-from nitro_vmm.boot import EntryState, load
 from nitro_vmm.boot import setup_header as header
+from nitro_vmm.boot.loader import load
 from nitro_vmm.errors import ImageError
 
 MEMORY_BYTES = 64 * MIB

@@ -2,12 +2,14 @@
 
 import hashlib
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from nitro_vmm.snapshot.digest import Digesting, FileDigest, digest_of
 
+PATIENCE_S = 30
 PART_BYTES = 4 << 20
 DIGESTED_FROM = 8 + 4 + 32
 """Magic, format and the digest itself."""
@@ -77,7 +79,8 @@ def test_what_fails_while_the_digest_is_closed_is_not_begun_again(monkeypatch: p
 
     def lack_while_it_is_closed(*_: object) -> None:
         closing.start()
-        while digesting._waiting:
+        until_s = time.monotonic() + PATIENCE_S
+        while digesting._waiting and time.monotonic() < until_s:
             pass
         raise MemoryError
 

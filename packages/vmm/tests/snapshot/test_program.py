@@ -7,7 +7,7 @@ import pytest
 from nitro_vmm.accel.unicorn import Unicorn
 from nitro_vmm.accel.unicorn.native import LIBRARY
 from nitro_vmm.address_map import MIB
-from nitro_vmm.boot import load
+from nitro_vmm.boot.loader import load
 from nitro_vmm.errors import GuestError, HostError
 from nitro_vmm.machine.machine import End, Ending, Machine
 from nitro_vmm.machine.memory import Memory

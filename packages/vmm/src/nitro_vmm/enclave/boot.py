@@ -14,12 +14,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from nitro_eif import Eif, Measurements, kernel_problem
 from nitro_vmm.accel import Accelerator, EntryState
 from nitro_vmm.address_map import MIB
-from nitro_vmm.boot.loader import load
 from nitro_vmm.boot.ram import Proceed, nothing
-from nitro_vmm.cache import Cache
 from nitro_vmm.devices.generation_id import GENERATION_ID_BYTES
 from nitro_vmm.enclave.image import choose_memory_mib, measure_bootable
-from nitro_vmm.enclave.kernel_cache import KernelCache
 from nitro_vmm.enclave.timeline import LOADED, MEASURED, Timeline
 from nitro_vmm.machine.machine import Machine
 from nitro_vmm.machine.memory import Memory
@@ -197,6 +194,11 @@ def boot(
         ImageError: The kernel cannot be loaded.
         HostError: The host lacks something.
     """
+    # Here, because what goes on from a saved machine needs no boot loader.
+    from nitro_vmm.boot.loader import load  # noqa: PLC0415
+    from nitro_vmm.cache import Cache  # noqa: PLC0415
+    from nitro_vmm.enclave.kernel_cache import KernelCache  # noqa: PLC0415
+
     shared = config.vhost_user_path is not None
     memory, memory_fd = _allocate(image.memory_mib * MIB, resources, shared=shared)
     image_mib = config.eif_path.stat().st_size / MIB
