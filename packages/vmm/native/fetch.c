@@ -14,6 +14,7 @@
 #define BLOCK_TRACED(b) FIELD(uint32_t, b, 28)
 #define BLOCK_CODE(b) FIELD(void *, b, 32)
 #define BLOCK_SECOND_PAGE(b) FIELD(uint64_t, b, 80)
+#define BLOCK_BYTES 192 /* behind which its code begins, where the host's cache has lines of 64 bytes */
 #define CPU_TRACED(c) FIELD(uint32_t, c, 33160)
 #define CPU_CLUSTER(c) FIELD(uint32_t, c, 33172)
 #define NO_SECOND_PAGE UINT64_MAX
@@ -21,12 +22,14 @@
 
 #define BLOCK_FLAGS_OF_EFLAGS 0x73100u /* AC VM RF IOPL TF */
 
-/* QEMU's hash of an address, for its table of what ran last. */
+/* Where in QEMU's table of what ran last the block of an address is. A page has 64 places there, which QEMU empties
+ * when the page goes. Which of them is our own affair: QEMU scatters the blocks of a function, and here they are
+ * side by side, because each line of the table has to come from far away when other code has run meanwhile. */
 static inline unsigned place_in_cache(uint64_t address)
 {
     uint64_t mixed = address ^ address >> 6;
 
-    return (unsigned)(mixed >> 6 & 0xFC0) | (mixed & 0x3F);
+    return (unsigned)(mixed >> 6 & 0xFC0) | (address >> 3 & 0x3F);
 }
 
 static inline bool is_block(cpu *processor, void *block, uint64_t address, uint64_t base, uint32_t flags,
@@ -35,6 +38,22 @@ static inline bool is_block(cpu *processor, void *block, uint64_t address, uint6
     return block != NULL && BLOCK_ADDRESS(block) == address && BLOCK_BASE(block) == base
         && BLOCK_FLAGS(block) == flags && (BLOCK_OPTIONS(block) & OPTIONS_MASK) == options
         && BLOCK_TRACED(block) == CPU_TRACED(processor);
+}
+
+static __attribute__((noinline, cold)) void *code_elsewhere(void *block)
+{
+    return BLOCK_CODE(block);
+}
+
+/* The translated code of a block. It is computed, because to read where it is the processor would have to wait for
+ * the block, whereas it checks the block while it fetches the code already. The compiler must not find out that both
+ * are the same where this returns, or it would return what it has read. */
+static inline void *code_of(void *block)
+{
+    char *code = (char *)block + BLOCK_BYTES, *expected = code;
+
+    __asm__("" : "+r"(expected));
+    return BLOCK_CODE(block) == expected ? code : code_elsewhere(block);
 }
 
 /* The bytes of code at an address, if they are at hand. */
@@ -104,8 +123,9 @@ void *helper_lookup_tb_ptr_x86_64(env *registers)
             return TCG_EPILOGUE(UC_TCG(CPU_UC(processor)));
         *known = block;
     }
-    /* translate.c counts on this look. */
-    return LEAVE_BLOCK(processor) ? TCG_EPILOGUE(UC_TCG(CPU_UC(processor))) : BLOCK_CODE(block);
+    if (LEAVE_BLOCK(processor)) /* translate.c counts on this look */
+        return TCG_EPILOGUE(UC_TCG(CPU_UC(processor)));
+    return code_of(block);
 }
 
 /* Called where QEMU's small table, which it empties often, does not tell the block of an address. A block that was
