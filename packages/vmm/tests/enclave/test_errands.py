@@ -50,16 +50,6 @@ def test_a_loop_that_has_ended_takes_nothing() -> None:
     assert not errands.give(lambda: None)
 
 
-def test_whoever_waits_learns_whether_something_was_given_before_the_loop() -> None:
-    errands = Errands()
-
-    assert not errands.wait(0)
-    errands.give(lambda: None)
-
-    assert errands.wait(0)
-    assert errands.wait(0)
-
-
 def test_a_guest_cannot_have_everything_wait() -> None:
     errands = Errands()
 

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -16,16 +16,11 @@ from nitro_vmm import EnclaveConfig, Outcome, UsageError
 from nitro_vmm.accel import Exit, ExitReason
 from nitro_vmm.defaults import HEARTBEAT, HEARTBEAT_PORT
 from nitro_vmm.enclave import assembly
-from nitro_vmm.enclave.errands import Errands
-from nitro_vmm.enclave.launch import Launch
 from nitro_vmm.machine.board import _Reserved
-from nitro_vmm.machine.machine import End, Ending
 from nitro_vmm.plain_config import PlainConfig
-from nitro_vmm.run import attach as attaching
 from nitro_vmm.run import foreground
 from nitro_vmm.run.attach import attach
 from nitro_vmm.run.foreground import HIDDEN, Attached
-from nitro_vmm.run.signals import EarlySignals
 from nitro_vmm.testing import FakeAccelerator, FakeVcpu
 from nitro_vsock import VsockError
 
@@ -235,65 +230,6 @@ def test_a_heartbeat_is_answered_before_there_is_an_event_loop(
     assert answers == [HEARTBEAT]
     assert attached.result.heartbeat_s is not None
     assert attached.timeline.has("heartbeat")
-
-
-class Watched(Errands):
-    """Errands that somebody waits for; something else happens while that one waits for the third time."""
-
-    def __init__(self, happens: Callable[[], object]) -> None:
-        super().__init__()
-        self.waits = 0
-        self._happens = happens
-
-    def wait(self, timeout_s: float) -> bool:  # noqa: ARG002
-        self.waits += 1
-        assert self.waits < 10, "it is still waited for"
-        if self.waits == 3:
-            self._happens()
-        return super().wait(0)
-
-
-@pytest.mark.parametrize("happens", ["heartbeat", "signal", "end", "nothing"])
-def test_a_guest_near_its_heartbeat_is_left_alone_until_something_happens(
-    image: Path, monkeypatch: pytest.MonkeyPatch, happens: str
-) -> None:
-    launch, early = Launch(PlainConfig(image)), EarlySignals()
-    now_s = [1000.0]
-    monkeypatch.setattr("time.monotonic", lambda: now_s[0])
-
-    def happen() -> None:
-        if happens == "heartbeat":
-            launch.errands.give(lambda: None)
-        elif happens == "signal":
-            early.first = signal.SIGTERM
-        elif happens == "end":
-            launch.ended.set_result(Ending(End.HALTED))
-        else:
-            now_s[0] += attaching.ALONE_S
-
-    launch.errands = errands = Watched(happen)
-
-    attaching._leave_alone(launch, early)
-
-    assert errands.waits == 3
-
-
-@pytest.mark.parametrize("near", [True, False])
-def test_who_goes_on_from_a_saved_image_sends_its_heartbeat_before_the_loop_is_imported(
-    image: Path, monkeypatch: pytest.MonkeyPatch, *, near: bool
-) -> None:
-    monkeypatch.setattr(
-        Launch, "begin", lambda launch: setattr(launch, "begun", SimpleNamespace(near_heartbeat=near))
-    )
-    monkeypatch.setattr(Launch, "connect", lambda _launch: None)
-    left_alone: list[Launch] = []
-    monkeypatch.setattr(attaching, "_leave_alone", lambda launch, _early: left_alone.append(launch))
-    monkeypatch.setattr(foreground, "see_through", None)
-    monkeypatch.setattr("trio.run", lambda *_arguments: None)
-
-    attach(PlainConfig(image))
-
-    assert len(left_alone) == near
 
 
 def test_a_guest_may_end_before_its_devices_are_there(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

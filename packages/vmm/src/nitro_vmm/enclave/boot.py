@@ -84,8 +84,6 @@ class Begun(NamedTuple):
     """Where its kernel begins; `None` where it goes on from a saved machine."""
     address_known: bool = False
     """Whether it goes on from a saved machine that had no connections, and the address of this run."""
-    near_heartbeat: bool = False
-    """Whether the image's first program begins at once, whose heartbeat comes soon."""
     printed: bytes = b""
     """What the guest had printed before it was saved."""
     cached: "Parameters | None" = None

@@ -22,7 +22,6 @@ class Errands:
         self._held: list[Errand] | None = []
         """Those that wait; `None` once there is somebody to take them."""
         self._take: Callable[[Errand], bool] = _refuse
-        self._given = threading.Event()
 
     @property
     def started(self) -> bool:
@@ -40,13 +39,8 @@ class Errands:
                 if len(self._held) >= HELD_MAX:
                     return False
                 self._held.append(errand)
-                self._given.set()
                 return True
         return self._take(errand)
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait until something has been given to a loop that is to come; false if nothing was."""
-        return self._given.wait(timeout_s)
 
     def start(self, take: Callable[[Errand], bool]) -> None:
         """Do what waits, in this thread, which is the loop's; what is given from now on is taken at once.

@@ -17,7 +17,6 @@ from nitro_vmm.devices.generation_id import GENERATION_ID_BYTES
 from nitro_vmm.enclave.boot import Begun, Image, Surroundings, boot, look_at, make_hardware, open_image
 from nitro_vmm.enclave.image import choose_memory_mib
 from nitro_vmm.enclave.saved import (
-    IMAGE,
     KERNEL,
     KINDS,
     check_fits,
@@ -155,13 +154,7 @@ class Resumption(NamedTuple):
         known = not description.vsock_found or description.cid == self.config.cid
         self._renew_at_first_program(hardware.machine, address_known=known)
         self.around.timeline.note(LOADED)
-        return Begun(
-            hardware,
-            None,
-            address_known=known,
-            near_heartbeat=description.parameters.kind == IMAGE,
-            printed=description.console,
-        )
+        return Begun(hardware, None, address_known=known, printed=description.console)
 
     def _renew_at_first_program(self, machine: Machine, *, address_known: bool) -> None:
         def settled() -> bool:

@@ -8,10 +8,9 @@ is imported. Signals are noted from the beginning.
 import logging
 import os
 import signal
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from nitro_vmm.enclave.ahead import Ahead
 from nitro_vmm.errors import LaunchStoppedError
@@ -22,16 +21,10 @@ from nitro_vmm.run.terminal import terminal_without_echo
 
 if TYPE_CHECKING:
     from nitro_vmm.accel import Accelerator
-    from nitro_vmm.enclave.launch import Launch
     from nitro_vmm.plain_config import EnclaveSettings
     from nitro_vmm.run.foreground import Attached
 
 logger = logging.getLogger(__name__)
-
-ALONE_S: Final = 0.1
-"""How long a guest that is about to send its heartbeat is left alone at most."""
-LOOK_S: Final = 0.005
-"""How soon a signal is heeded meanwhile, or the guest's end."""
 
 
 def attach(
@@ -88,21 +81,11 @@ def attach(
         else:
             launch.console.leave_sink()
 
-        if launch.begun is not None and launch.begun.near_heartbeat:
-            _leave_alone(launch, early)
         import trio  # noqa: PLC0415 - while the guest boots
 
         from nitro_vmm.run.foreground import see_through  # noqa: PLC0415
 
         return trio.run(see_through, config, launch, early, launched)
-
-
-def _leave_alone(launch: "Launch", early: EarlySignals) -> None:
-    """Do nothing while a guest sends its heartbeat: its devices want Python's lock, as imports do."""
-    until_s = time.monotonic() + ALONE_S
-    while early.first is None and not launch.ended.done() and time.monotonic() < until_s:
-        if launch.errands.wait(LOOK_S):
-            break
 
 
 def _both(first: Callable[[], object], second: Callable[[], object]) -> Callable[[], object]:
