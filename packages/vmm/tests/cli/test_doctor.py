@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nitro_vmm.accel.unicorn import native
 from nitro_vmm.cli import main
 from nitro_vmm.cli.exit_code import ExitCode
 
@@ -135,3 +136,17 @@ def test_it_says_which_packages_are_compiled(
         rf"nitro-vmm \S+{re.escape(said)}, nitro-eif \S+, nitro-nsm \S+, nitro-vsock \S+{re.escape(said)}",
         found["packages"]["fact"],
     )
+
+
+@pytest.mark.parametrize("missing", ["", "it was not built"])
+def test_it_says_what_the_emulated_processor_lacks(
+    missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(native, "MISSING", missing)
+
+    _, found = findings(capsys)
+
+    finding = found["emulated processor"]
+    assert finding["ok"]  # enclaves run, as without KVM
+    assert ("without its native part, because it was not built" in finding["fact"]) == bool(missing)
+    assert ("gcc" in finding["fix"]) == bool(missing)

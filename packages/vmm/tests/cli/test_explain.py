@@ -145,8 +145,8 @@ def test_doctor_looks_at_this_machine(vmm: Vmm) -> None:
 
     assert plain.returncode in (ExitCode.ENDED, ExitCode.HOST)
     assert [finding["what"] for finding in findings] == [
-        *("system", "Python", "packages", "accelerator", "open files", "address space"),
-        *("memory", "runtime directory", "test root"),
+        *("system", "Python", "packages", "accelerator", "emulated processor", "open files"),
+        *("address space", "memory", "runtime directory", "test root"),
     ]
     assert len([line for line in plain.stdout.splitlines() if line[:4] in ("ok  ", "BAD ")]) == len(findings)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PACKAGES: Final = ("nitro-vmm", "nitro-eif", "nitro-nsm", "nitro-vsock")
 COMPILED: Final = {"nitro-vmm": "nitro_vmm.devices.vsock", "nitro-vsock": "nitro_vsock.device.engine"}
 """A module of each package that wheels have compiled, which is faster."""
+NATIVE_FIX: Final = "install nitro-vmm's wheel, or gcc before nitro-vmm is installed from its sources"
 DESCRIPTORS_WANTED: Final = 256
 MEMORY_MIB_WANTED: Final = 1024
 """An enclave of the default size, and as much again for the emulator."""
@@ -108,6 +109,12 @@ def _accelerator() -> Iterator[Finding]:
     opened = open_accelerator("auto", say=said.append)
     fix = "" if opened.name == "kvm" else _fix_of_kvm()
     yield Finding("accelerator", ok=True, fact="; ".join([opened.name, *said]), fix=fix)
+    from nitro_vmm.accel.unicorn import native  # noqa: PLC0415 - needed now
+
+    fact = "with its native part"
+    if native.MISSING:
+        fact = f"without its native part, because {native.MISSING}: slower, and some instructions are wrong"
+    yield Finding("emulated processor", ok=True, fact=fact, fix=NATIVE_FIX if native.MISSING else "")
 
 
 def _fix_of_kvm() -> str:
