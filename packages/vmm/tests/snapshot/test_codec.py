@@ -63,6 +63,14 @@ def test_a_machine_comes_back_as_it_was() -> None:
     assert decode(encode(state), MachineState, extended=EXTENDED) == state
 
 
+def test_what_would_be_refused_is_not_written() -> None:
+    found = description()
+    wrong = found._replace(parameters=found.parameters._replace(processors=256))
+
+    with pytest.raises(StateError, match="processors is 256"):
+        encode(wrong)
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_value_or_an_error(data: bytes) -> None:
     try:

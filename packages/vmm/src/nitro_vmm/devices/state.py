@@ -6,8 +6,9 @@ that.) It holds what the guest has made of the device and nothing of the host: n
 something only until the next boot, no descriptor. `state()` gives it and `restore()` takes it.
 
 A file with such states may be damaged, or made to do harm. So `nitro_vmm.snapshot.codec` calls the method
-``check`` of each state that it reads, which raises `StateError` for a value that the device cannot have. What
-depends on the machine (how many pins, which features) is checked by `restore` before it changes anything.
+``check`` of each state that it writes or reads, which raises `StateError` for a value that the device cannot
+have. What depends on the machine (how many pins, which features) is checked by `restore` before it changes
+anything.
 
 A restored device drives its interrupt line to the level that it had. So restore the interrupt controllers
 first: then one that knows the level already does not see an edge that never was.

@@ -24,7 +24,12 @@ ELEMENTS_MAX: Final = 1 << 20
 
 
 def encode(value: object) -> bytes:
-    """A named tuple of plain values as bytes; the same value always gives the same bytes."""
+    """A named tuple of plain values as bytes; the same value always gives the same bytes.
+
+    Raises:
+        StateError: `decode` would refuse it.
+        VsockError: The same, of a state of nitro-vsock's.
+    """
     return cbor2.dumps(_plain(value), canonical=True)
 
 
@@ -76,6 +81,7 @@ def _plain(value: object) -> object:
     if isinstance(value, tuple):
         kind: Any = type(value)
         if _is_named(kind):
+            _check(value)
             return {name: _plain(element) for name, element in zip(kind._fields, value, strict=True)}
         return [_plain(element) for element in value]
     assert type(value) in PLAIN, f"{type(value)} cannot be saved"  # noqa: S101 - a mistake of ours
@@ -103,6 +109,11 @@ def _made(plain: object, kind: Any, extended: Mapping[type, type], where: str) -
     return plain
 
 
+def _check(state: Any) -> None:  # noqa: ANN401 - of any class, and not each has something to check
+    if hasattr(state, "check"):
+        state.check()
+
+
 def _is_named(kind: type) -> bool:
     return issubclass(kind, tuple) and hasattr(kind, "_fields")
 
@@ -112,8 +123,7 @@ def _made_named(plain: object, kind: Any, extended: Mapping[type, type], where: 
     if not isinstance(plain, dict) or sorted(plain, key=str) != sorted(names):
         raise StateError(f"the saved {where} does not have the fields of {kind.__name__}")
     value = kind(*(_made(plain[name], hints[name], extended, f"{where}.{name}") for name in names))
-    if hasattr(kind, "check"):
-        value.check()
+    _check(value)
     return value
 
 
