@@ -11,7 +11,7 @@
  * no code, and notes the entry's address at the page. When code comes to the page (`protect`), the flag returns
  * to that entry; only where several addresses were noted are the TLBs searched. */
 
-#include "tlb.h"
+#include "links.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -168,6 +168,7 @@ void tb_flush_x86_64(cpu *processor)
     if (machine == NULL)
         return;
     forget_blocks(machine);
+    forget_links(machine);
     for (int at = 0; at < machine->ram_count; at++) {
         for (uint64_t page = 0; page < machine->ram[at].size >> PAGE_SHIFT; page++)
             machine->ram[at].pages[page] &= ~(uint64_t)HAS_CODE;

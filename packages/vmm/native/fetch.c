@@ -9,8 +9,6 @@
 #include <string.h>
 
 #define BLOCK_ADDRESS(b) FIELD(uint64_t, b, 0)
-#define BLOCK_BASE(b) FIELD(uint64_t, b, 8)
-#define BLOCK_OPTIONS(b) FIELD(uint32_t, b, 24)
 #define BLOCK_TRACED(b) FIELD(uint32_t, b, 28)
 #define BLOCK_CODE(b) FIELD(void *, b, 32)
 #define BLOCK_SECOND_PAGE(b) FIELD(uint64_t, b, 80)
@@ -138,7 +136,7 @@ void *tb_htable_lookup_x86_64(cpu *processor, uint64_t address, uint64_t base, u
 
     if (host == NULL)
         return original.tb_htable_lookup_x86_64(processor, address, base, flags, options);
-    struct found *found = &machine->found[address * FOUND_FACTOR >> (64 - FOUND_BITS)];
+    struct found *found = &machine->found[address * HASH_FACTOR >> (64 - FOUND_BITS)];
     void *block = found->block;
     if (found->host == host && is_block(processor, block, address, base, flags, options))
         return block;

@@ -25,12 +25,18 @@ typedef struct uc uc;   /* struct uc_struct: the engine */
 #define TCG_TEMPORARIES(t) FIELD(int32_t, t, 48) /* how many the block has so far, globals included */
 #define TCG_EPILOGUE(t) FIELD(void *, t, 152) /* where a block goes to leave for the main loop */
 #define TCG_LAST_OPERATION(t) (**(void ***)(FIELD(char *, t, 0x7390) + 8))
+#define OPERATION_BEFORE(o) (**(void ***)(FIELD(char *, o, 16) + 8))
+#define OPERATION_NUMBER(o) FIELD(uint8_t, o, 0)
+#define OPERATION_ARGUMENT(o, at) FIELD(uint64_t, o, 24 + 8 * (at))
 #define TCG_ENV(t) ((void *)((t) + FIELD(uint64_t, t, 0x98F0)))
 #define TCG_RAX(t) FIELD(void *, t, 0x9998)
 #define TCG_VALUE(t, temporary) ((void *)((char *)(temporary) - (t)))
 
 /* TranslationBlock, DisasContextBase, TranslatorOps */
+#define BLOCK_BASE(b) FIELD(uint64_t, b, 8) /* of CS */
 #define BLOCK_FLAGS(b) FIELD(uint32_t, b, 16)
+#define BLOCK_OPTIONS(b) FIELD(uint32_t, b, 24)
+#define BLOCK_INVALID (1u << 18) /* among its options */
 #define DISASSEMBLY_BLOCK(d) FIELD(void *, d, 0)
 #define DISASSEMBLY_NEXT(d) FIELD(uint64_t, d, 16)
 #define DISASSEMBLY_INSTRUCTIONS(d) FIELD(int32_t, d, 28) /* so far, with this one */
@@ -61,7 +67,8 @@ enum { TRANSLATE_INSTRUCTION = 4, TRANSLATOR_OPERATIONS = 7 };
 
 /* CPUX86State */
 #define ENV_REGS(e) (&FIELD(uint64_t, e, 0)) /* RAX RCX RDX RBX RSP RBP RSI RDI R8 ... R15 */
-#define ENV_EIP(e) FIELD(uint64_t, e, 128)
+#define EIP_OFFSET 128
+#define ENV_EIP(e) FIELD(uint64_t, e, EIP_OFFSET)
 #define ENV_EFLAGS(e) FIELD(uint64_t, e, 136) /* without the arithmetic flags and DF */
 #define ENV_CC_DST(e) FIELD(uint64_t, e, 144)
 #define ENV_CC_SRC(e) FIELD(uint64_t, e, 152)

@@ -10,6 +10,9 @@
 #include "layout.h"
 #include "table.h"
 
+/* Multiplied with it, numbers that are close together differ in their upper bits. */
+#define HASH_FACTOR 0x9E3779B97F4A7C15ull
+
 /* Why `nitro_run` returned; accel/unicorn/library.py has the same numbers. */
 enum ending { HALTED, ASKED, TRIPLE_FAULT, CRASHED, PROGRAM, PAGE };
 
@@ -82,11 +85,33 @@ struct passing {
 
 /* Blocks by address; fetch.c. */
 #define FOUND_BITS 12
-#define FOUND_FACTOR 0x9E3779B97F4A7C15ull
 
 struct found {
     const char *host; /* where in this process its code is */
     void *block;
+};
+
+/* Jumps into other pages; links.c. A full buffer of translated code has fewer. */
+#define LINKS_MAX (1 << 18)
+#define LINKED_PAGES_MAX 4095
+#define LINKED_PLACES_BITS 13
+#define LINKED_PLACES (1 << LINKED_PLACES_BITS)
+
+struct link {
+    void *block;   /* that jumps */
+    unsigned next; /* link into the same page; 0: none */
+};
+
+struct linked_page {
+    uint64_t address, physical;
+    unsigned first; /* link into it; 0: none */
+};
+
+struct links { /* numbers begin with 1 */
+    unsigned count, page_count;
+    struct link all[LINKS_MAX + 1];
+    struct linked_page pages[LINKED_PAGES_MAX + 1];
+    uint16_t places[LINKED_PLACES]; /* of the pages, by address */
 };
 
 struct machine {
@@ -117,6 +142,7 @@ struct machine {
     struct region regions[REGIONS];
     struct passing passing;
     struct found found[1 << FOUND_BITS];
+    struct links links;
     int leaf_count;
     struct leaf leaves[LEAVES_MAX];
 };

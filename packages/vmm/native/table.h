@@ -62,6 +62,7 @@
     /* tlb.c */                                                                                                  \
     X(bool, x86_cpu_tlb_fill_x86_64, (cpu *, uint64_t, int, int, int, bool, uintptr_t)) /* a quick walk */       \
     X(void, cpu_x86_update_cr3_x86_64, (env *, uint64_t))                  /* global pages stay */               \
+    X(void, helper_invlpg_x86_64, (env *, uint64_t))                                                             \
     X(uint64_t, helper_ret_ldub_mmu_x86_64, (env *, uint64_t, uint32_t, uintptr_t))                              \
     X(uint64_t, helper_le_lduw_mmu_x86_64, (env *, uint64_t, uint32_t, uintptr_t))                               \
     X(uint64_t, helper_le_ldul_mmu_x86_64, (env *, uint64_t, uint32_t, uintptr_t))                               \
@@ -84,6 +85,9 @@
     X(void, helper_le_stl_mmu_x86_64, (env *, uint64_t, uint32_t, uint32_t, uintptr_t))                          \
     X(void, helper_le_stq_mmu_x86_64, (env *, uint64_t, uint64_t, uint32_t, uintptr_t))                          \
     X(void *, find_memory_mapping_x86_64, (uc *, uint64_t))                                                      \
+    /* links.c */                                                                                                \
+    X(void, cpu_x86_update_cr0_x86_64, (env *, uint32_t))                                                        \
+    X(void, cpu_x86_update_cr4_x86_64, (env *, uint32_t))                                                        \
     /* translate.c */                                                                                            \
     X(void, translator_loop_x86_64, (const void *, void *, cpu *, void *, int)) /* sees each instruction first */ \
     X(void, tcg_optimize_x86_64, (void *))                                 /* not for code that runs once */     \
@@ -98,6 +102,8 @@
     X(void, helper_check_exit_request_x86_64, (uc *, uint32_t))            /* inline instead of a call */        \
     X(void, tcg_gen_callN_x86_64, (void *, void *, void *, int, void **))                                        \
     X(void, tcg_gen_exit_tb_x86_64, (void *, void *, unsigned))                                                  \
+    X(void, tcg_gen_goto_tb_x86_64, (void *, unsigned))                    /* straight into another page */      \
+    X(void, tcg_gen_lookup_and_goto_ptr_x86_64, (void *))                                                        \
     /* x87_state.c, x87_stack.c, x87.c: the host's own instructions, stack faults, exceptions */                 \
     X(uint32_t, helper_fnstsw_x86_64, (env *))                                                                   \
     X(void, helper_fclex_x86_64, (env *))                                                                        \
@@ -181,6 +187,8 @@
     X(void, tcg_gen_ext32u_i64_x86_64, (void *, void *, void *))                                                 \
     X(void, tcg_gen_movcond_i64_x86_64, (void *, int, void *, void *, void *, void *, void *))                   \
     X(void, tcg_gen_op1_x86_64, (void *, int, uint64_t))                                                         \
+    X(void, tcg_gen_op2_x86_64, (void *, int, uint64_t, uint64_t))                                               \
+    X(void, tb_phys_invalidate_x86_64, (void *, void *, uint64_t))                                               \
     X(void, tcg_gen_op3_x86_64, (void *, int, uint64_t, uint64_t, uint64_t))                                     \
     X(void, tcg_op_remove_x86_64, (void *, void *))                                                              \
     X(void *, gen_new_label_x86_64, (void *))                                                                    \

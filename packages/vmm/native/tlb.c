@@ -10,7 +10,7 @@
  * machine's memory. Whatever is not plain is left to QEMU: faults, other modes than long mode, page tables
  * outside RAM. */
 
-#include "tlb.h"
+#include "links.h"
 
 #include <string.h>
 
@@ -58,8 +58,10 @@ static bool is_plain(env *registers)
         && !(ENV_HFLAGS(registers) & HFLAGS_SMM) && !(ENV_HFLAGS2(registers) & HFLAGS2_NPT);
 }
 
-/* Find the page of an address, as SDM vol. 3A, "4-Level Paging" says; false where that is QEMU's to do. */
-static bool walk(struct machine *machine, uint64_t address, int access, int mode, struct page *page)
+/* Find the page of an address, as SDM vol. 3A, "4-Level Paging" says; false where that is QEMU's to do. Entries are
+ * marked as used and written; where they must not be, false if one lacks its mark. */
+static bool walk(struct machine *machine, uint64_t address, int access, int mode, bool marks_entries,
+                 struct page *page)
 {
     env *registers = machine->registers;
     uint64_t table = ENV_CR(registers, 3) & ENTRY_ADDRESS, rights = ENTRY_WRITABLE | ENTRY_USER;
@@ -88,8 +90,11 @@ static bool walk(struct machine *machine, uint64_t address, int access, int mode
                 return false;
             break;
         }
-        if (!(entry & ENTRY_ACCESSED))
+        if (!(entry & ENTRY_ACCESSED)) {
+            if (!marks_entries)
+                return false;
             *place = entry | ENTRY_ACCESSED;
+        }
         table = entry & ENTRY_ADDRESS;
     }
     page->size = 1ull << (PAGE_SHIFT + TABLE_BITS * level);
@@ -105,12 +110,25 @@ static bool walk(struct machine *machine, uint64_t address, int access, int mode
     if (!(page->may & MAY(access)))
         return false;
     uint64_t marks = ENTRY_ACCESSED | (access == WRITE ? ENTRY_DIRTY : 0);
-    if (~entry & marks)
+    if (~entry & marks) {
+        if (!marks_entries)
+            return false;
         *place = entry |= marks;
+    }
     if (!(entry & ENTRY_DIRTY))
         page->may &= ~MAY(WRITE); /* so that the first store comes here, too */
     page->physical = (entry & ENTRY_ADDRESS & ~(page->size - 1)) | (address & (page->size - 1) & ~PAGE_OFFSET);
     page->global = entry & ENTRY_GLOBAL;
+    return true;
+}
+
+bool find_global_code(struct machine *machine, uint64_t address, uint64_t *physical)
+{
+    struct page page;
+
+    if (!walk(machine, address, EXECUTE, KERNEL, false, &page) || !page.global)
+        return false;
+    *physical = page.physical;
     return true;
 }
 
@@ -142,7 +160,7 @@ bool x86_cpu_tlb_fill_x86_64(cpu *processor, uint64_t address, int size, int acc
     uint64_t start = address & ~PAGE_OFFSET;
     struct page page;
 
-    if (machine != NULL && walk(machine, address, access, mode, &page)) {
+    if (machine != NULL && walk(machine, address, access, mode, true, &page)) {
         if (mode != USER && !page.global)
             note_passing(machine, start, page.may & MAY(EXECUTE));
         if (is_of_page(entry_of(machine->registers, mode, start), start))
@@ -204,7 +222,30 @@ void cpu_x86_update_cr3_x86_64(env *registers, uint64_t value)
     if (machine != NULL) {
         machine->passing.count = 0;
         machine->passing.too_many = machine->passing.has_code = false;
+        check_links(machine);
     }
+}
+
+static bool may_be_of_large_page(env *registers, uint64_t address)
+{
+    for (int mode = 0; mode < MMU_MODES; mode++) {
+        if ((address & TLB_LARGE_MASK(registers, mode)) == TLB_LARGE_ADDRESS(registers, mode))
+            return true;
+    }
+    return false;
+}
+
+/* INVLPG drops the whole of a large page. QEMU forgets where the code is of the one small page at the address only. */
+void helper_invlpg_x86_64(env *registers, uint64_t address)
+{
+    struct machine *machine = machine_of(registers);
+    bool drops_more = machine != NULL && may_be_of_large_page(registers, address);
+
+    original.helper_invlpg_x86_64(registers, address);
+    if (drops_more)
+        memset(CPU_CODE_CACHE(machine->processor), 0, CODE_CACHE_BYTES);
+    if (machine != NULL)
+        check_links_at(machine, address);
 }
 
 /* The slow way of a load. QEMU's own functions always take it, as IRET does for its frame. */

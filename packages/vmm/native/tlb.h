@@ -26,6 +26,9 @@ struct entry {
 _Static_assert(sizeof(struct entry) == 1 << ENTRY_SHIFT, "QEMU's CPUTLBEntry");
 
 #define TLB_DIRTY(e) FIELD(uint16_t, e, -0x890) /* one bit for each table that has had entries since it was emptied */
+/* Where large pages have been since the table was emptied; an INVLPG there empties it. */
+#define TLB_LARGE_ADDRESS(e, mode) FIELD(uint64_t, e, -0x870 + 0x2B8 * (mode))
+#define TLB_LARGE_MASK(e, mode) FIELD(uint64_t, e, -0x868 + 0x2B8 * (mode))
 #define TLB_USED(e, mode) FIELD(uint64_t, e, -0x850 + 0x2B8 * (mode)) /* entries */
 #define TLB_VICTIMS(e, mode) ((struct entry *)&FIELD(char, e, -0x840 + 0x2B8 * (mode)))
 #define TLB_MASK(e, mode) FIELD(uint64_t, e, -0x40 + 16 * (mode)) /* entries - 1, times their size */
@@ -45,5 +48,8 @@ static inline struct entry *entry_of(env *registers, int mode, uint64_t address)
 /* Frees an entry for stores, of the page at an address, of the flag that makes them slow; false if its page has code,
  * or the entry has other flags or is of another page. */
 bool let_through(struct machine *machine, struct entry *entry, uint64_t address);
+
+/* Where the page of an address is, if it is a global one with code for the kernel, and the guest has used it. */
+bool find_global_code(struct machine *machine, uint64_t address, uint64_t *physical);
 
 #endif

@@ -13,11 +13,13 @@
  *   comes by `helper_lookup_tb_ptr`, which looks, too.
  * - QEMU's optimizer costs an eighth of a translation, and makes code a little faster. A booting kernel runs most
  *   of its code once or twice, so it is left out until there is a program.
+ * - Jumps of a kernel to another page are linked like those within a page (links.c).
  * - Repeated MOVS and STOS do at once what lies in one page (strings.c).
  * - LOCK NEG leaves wrong flags; with one processor it is the same without LOCK.
  * - Blocks of many x87 operations are cut, because QEMU writes past a table after a few hundred of them. */
 
 #include "alignment.h"
+#include "links.h"
 #include "refuse.h"
 #include "strings.h"
 #include "x87.h"
@@ -31,6 +33,9 @@
 #define CONDITION_LT 2
 #define OPERATION_SET_LABEL 1 /* of QEMU's TCGOpcode */
 #define OPERATION_LD_I32 13
+#define OPERATION_MOVI_I64 0x40
+#define OPERATION_ST_I64 0x4D
+#define WAYS_MAX 2 /* out of a block, which can be linked */
 #define EXIT_REQUESTED 3
 #define LABEL_PRESENT(label) (FIELD(uint32_t, label, 0) |= 1)
 #define UD2 0x0B
@@ -51,13 +56,18 @@ static __thread __attribute__((tls_model("initial-exec"))) struct {
     void *check;                 /* QEMU's operation that goes there */
     bool in_haste;               /* it is not worth to optimize the block */
     bool may_loop;               /* the block may go on with itself or an earlier one, without any detour */
+    struct machine *machine;     /* NULL if it is for an engine that is not ours */
+    void *block;                 /* what is translated */
+    bool jumps;                  /* the instruction is a jump or a call to a place that it names */
+    unsigned ways;               /* out of the block that are linked, a bit for each */
+    unsigned linked[WAYS_MAX];   /* the pages that they lead to, if they are others */
     bool align;                  /* the next access of 8 bytes is the first half of an aligned operand */
 } current = {.refused_at = NOWHERE, .lock_at = NOWHERE};
 
 static void forget_instruction(void)
 {
     current.refused_at = current.lock_at = NOWHERE;
-    current.align = false;
+    current.align = current.jumps = false;
 }
 
 /* Emit a call. QEMU knows the helpers of its own table only, so these are some of SVM's, which no guest has a use
@@ -190,6 +200,15 @@ static bool may_loop(struct instruction instruction)
         || (int8_t)read_code(&instruction) < 0;
 }
 
+static bool is_direct_jump(const struct instruction *instruction)
+{
+    uint8_t opcode = instruction->opcode;
+
+    if (instruction->map == 0)
+        return (opcode & 0xF0) == 0x70 || opcode == 0xE8 || opcode == 0xE9 || opcode == 0xEB;
+    return instruction->map == ESCAPE && (opcode & 0xF0) == 0x80;
+}
+
 static void translate_instruction(void *disassembly, cpu *processor)
 {
     char *tcg = UC_TCG(CPU_UC(processor));
@@ -201,6 +220,7 @@ static void translate_instruction(void *disassembly, cpu *processor)
     if (decode(&instruction, CPU_ENV(processor), DISASSEMBLY_NEXT(disassembly),
                BLOCK_FLAGS(DISASSEMBLY_BLOCK(disassembly)))) {
         current.may_loop |= may_loop(instruction);
+        current.jumps = is_direct_jump(&instruction);
         if (is_refused(instruction) || is_emulated(instruction)) {
             current.refused_at = instruction.opcode_at;
         } else if (is_cmpxchg_of_32_bits(&instruction)) {
@@ -246,6 +266,9 @@ void translator_loop_x86_64(const void *operations, void *disassembly, cpu *proc
     current.leave_label = current.check = NULL;
     current.may_loop = current.in_haste = false;
     current.wanted_check = machine != NULL;
+    current.machine = machine;
+    current.block = block;
+    current.ways = current.linked[0] = current.linked[1] = 0;
     forget_instruction(); /* a fault may have ended the last translation */
     if (machine != NULL) {
         machine->had_programs |= (BLOCK_FLAGS(block) & HFLAGS_CPL) == HFLAGS_CPL;
@@ -259,6 +282,10 @@ void translator_loop_x86_64(const void *operations, void *disassembly, cpu *proc
     original.translator_loop_x86_64(operations, disassembly, processor, block, max);
     if (current.check != NULL && !current.may_loop)
         original.tcg_op_remove_x86_64(UC_TCG(CPU_UC(processor)), current.check); /* what leads to it goes with it */
+    for (int way = 0; way < WAYS_MAX; way++) {
+        if (current.linked[way] != 0)
+            note_link(machine, block, current.linked[way]);
+    }
 }
 
 void tcg_optimize_x86_64(void *tcg)
@@ -304,6 +331,39 @@ void tcg_gen_exit_tb_x86_64(void *tcg, void *block, unsigned way)
         current.leave_label = NULL;
     }
     original.tcg_gen_exit_tb_x86_64(tcg, block, way);
+}
+
+void tcg_gen_goto_tb_x86_64(void *tcg, unsigned way)
+{
+    current.ways |= 1u << way;
+    original.tcg_gen_goto_tb_x86_64(tcg, way);
+}
+
+/* A block ends with a jump out of its page, or an indirect one. QEMU has just written the address into RIP. If that
+ * is a constant, the jump may become one like those within a page: a way out that can be linked, and behind it what
+ * is done as long as it is not. Of a conditional jump, QEMU translates way 0 first. */
+void tcg_gen_lookup_and_goto_ptr_x86_64(void *tcg)
+{
+    void *store = TCG_LAST_OPERATION((char *)tcg), *constant = OPERATION_BEFORE(store);
+    unsigned way = current.ways & 1, page = 0;
+
+    if (current.machine != NULL && current.jumps && current.ways != 3 && BLOCK_BASE(current.block) == 0
+        && OPERATION_NUMBER(store) == OPERATION_ST_I64 && OPERATION_ARGUMENT(store, 2) == EIP_OFFSET
+        && OPERATION_NUMBER(constant) == OPERATION_MOVI_I64
+        && OPERATION_ARGUMENT(store, 0) == OPERATION_ARGUMENT(constant, 0))
+        page = linked_page(current.machine, BLOCK_FLAGS(current.block), OPERATION_ARGUMENT(constant, 1));
+    if (page == 0) {
+        original.tcg_gen_lookup_and_goto_ptr_x86_64(tcg);
+        return;
+    }
+    uint64_t rip = OPERATION_ARGUMENT(constant, 0), address = OPERATION_ARGUMENT(constant, 1);
+    original.tcg_op_remove_x86_64(tcg, store);
+    original.tcg_op_remove_x86_64(tcg, constant);
+    tcg_gen_goto_tb_x86_64(tcg, way);
+    original.tcg_gen_op2_x86_64(tcg, OPERATION_MOVI_I64, rip, address);
+    original.tcg_gen_op3_x86_64(tcg, OPERATION_ST_I64, rip, (uint64_t)TCG_ENV((char *)tcg), EIP_OFFSET);
+    original.tcg_gen_exit_tb_x86_64(tcg, current.block, way);
+    current.linked[way] = page;
 }
 
 uint32_t cpu_ldub_code_x86_64(env *registers, uint64_t address)

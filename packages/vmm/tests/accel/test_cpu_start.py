@@ -15,6 +15,7 @@ from nitro_vmm.accel.unicorn.public import Register, Uc
 from nitro_vmm.address_map import MIB, RamRange
 from nitro_vmm.boot import long_mode
 from nitro_vmm.errors import HostError
+from programs import KERNEL_ENTRY, USER_CODE, make_programs_possible
 from tiny_guest import CODE, HLT, LIDT, RESULT, STACK, STORE_RAX, TSC_HZ, Guest, RememberingBus
 
 GENERAL = [
@@ -247,33 +248,6 @@ def test_what_is_not_mapped_is_not_followed() -> None:
     ctypes.c_uint64.from_buffer(memory).value = 8
     with pytest.raises(HostError, match="laid out differently: it points nowhere"):
         mapped.follow(start, 8, "it")
-
-
-# A table of segments with what SYSCALL and SYSRET expect, and a TSS.
-GDT, TSS, USER_CODE, KERNEL_STACK = 0x20_A000, 0x20_B000, 0x20_6000, 0x20_9000
-KERNEL_ENTRY = 0x20_7000
-
-
-def make_programs_possible(guest: Guest) -> str:
-    """Have pages, segments and a TSS for programs; the code that goes to the one at `USER_CODE`."""
-    for table in (0, 1, 2, 3, 4, 5):
-        place = guest.ram.slice(long_mode.entry_state(0, rsp=0).cr3 + 0x1000 * table, 0x1000).cast("Q")
-        for index, entry in enumerate(place):
-            place[index] = entry | 4 if entry else 0
-    entries = [0, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0, 0x00CF_F300_0000_FFFF]
-    entries += [0x00AF_FB00_0000_FFFF, (TSS & 0xFF_FFFF) << 16 | 0x8900_0000_0067 | TSS >> 24 << 56, 0]
-    guest.ram.slice(GDT, 8 * len(entries))[:] = struct.pack(f"<{len(entries)}Q", *entries)
-    guest.ram.slice(TSS + 4, 8)[:] = struct.pack("<Q", KERNEL_STACK)
-    guest.put(0x20_4010, struct.pack("<HQ", 8 * len(entries) - 1, GDT).hex())
-    wrmsr = "0f30"
-    return (
-        "0f011425 10402000 b838000000 0f00d8"  # lgdt [0x204010]; mov eax,0x38; ltr ax
-        f"{LIDT} b9800000c0 0f32 83c801 {wrmsr}"  # EFER.SCE
-        f"b9810000c0 31c0 ba10002000 {wrmsr}"  # STAR: kernel 0x10, programs from 0x20 on
-        f"b9820000c0 b8{struct.pack('<I', KERNEL_ENTRY).hex()} 31d2 {wrmsr}"  # LSTAR
-        f"b9840000c0 b800020000 {wrmsr}"  # FMASK: IF
-        f"b9{struct.pack('<I', USER_CODE).hex()} 41bb02000000 480f07"  # ecx: there; r11d: flags; sysretq
-    )
 
 
 def test_a_program_comes_to_the_kernel_by_syscall(guest: Guest) -> None:

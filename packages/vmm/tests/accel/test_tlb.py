@@ -11,6 +11,7 @@ from page_tables import (
     ACCESSED,
     DIRTY,
     GLOBAL,
+    LARGE,
     LAST_TABLE,
     MAPPED,
     PAGE_FAULT,
@@ -118,6 +119,19 @@ def test_a_write_to_cr3_forgets_the_code_of_a_page(guest: Guest) -> None:
 
     code = set_entry(PAGE_A | PRESENT) + SWITCH + CALL + set_entry(PAGE_B | PRESENT) + SWITCH + CALL
     guest.run(ENABLE_GLOBAL_PAGES + code + STORE_RAX + HLT)
+
+    assert guest.result == 0xB
+
+
+def test_invlpg_forgets_the_code_of_a_whole_large_page(guest: Guest) -> None:
+    entry_of_mapped = 2 - 0x1000 // 8  # in the table before
+    place = 0x5000
+    guest.put(place, "b80a000000 c3")
+    guest.put(0x20_0000 + place, "b80b000000 c3")
+    old, new = (set_entry(page | PRESENT | LARGE | GLOBAL, index=entry_of_mapped) for page in (0, 0x20_0000))
+    call = "b8" + struct.pack("<I", MAPPED + place).hex() + "ffd0"
+
+    guest.run(ENABLE_GLOBAL_PAGES + old + SWITCH + call + new + INVLPG + call + STORE_RAX + HLT)
 
     assert guest.result == 0xB
 
