@@ -10,6 +10,9 @@ LAST_TABLE = TABLES + 0x3000
 MAPPED = 0x40_0000
 PRESENT, WRITABLE, USER, ACCESSED, DIRTY, LARGE, GLOBAL = (1 << bit for bit in (0, 1, 2, 5, 6, 7, 8))
 PAGE_FAULT = 14
+UPPER = 0xFFFF_8000_0000_0000
+"""Where the upper half of the address space begins, where kernels are."""
+GLOBAL_PAGES_ON, GLOBAL_PAGES_OFF = "0f20e0 0c80 0f22e0", "0f20e0 247f 0f22e0"
 SET_CR3 = "48b8 {tables} 0f22d8"
 SWITCH = SET_CR3.format(tables=struct.pack("<Q", TABLES).hex())
 """Code that uses them from now on."""
@@ -23,3 +26,9 @@ def write_page_tables(guest: Guest) -> None:
     large = PRESENT | WRITABLE | LARGE | GLOBAL
     entries = (large, 0x20_0000 | large, LAST_TABLE | table)
     guest.ram.slice(TABLES + 0x2000, 24)[:] = struct.pack("<3Q", *entries)
+
+
+def map_upper_half(guest: Guest) -> None:
+    """Have the upper half begin with the pages of the lower one."""
+    tables = guest.ram.slice(TABLES, 0x1000)
+    tables[256 * 8 : 257 * 8] = tables[:8]

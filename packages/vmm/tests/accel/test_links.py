@@ -13,6 +13,8 @@ from nitro_vmm.accel.unicorn.engine import Stopped
 from page_tables import (
     ACCESSED,
     GLOBAL,
+    GLOBAL_PAGES_OFF,
+    GLOBAL_PAGES_ON,
     LARGE,
     LAST_TABLE,
     MAPPED,
@@ -20,8 +22,10 @@ from page_tables import (
     PRESENT,
     SWITCH,
     TABLES,
+    UPPER,
     USER,
     WRITABLE,
+    map_upper_half,
     write_page_tables,
 )
 from programs import USER_CODE, make_programs_possible
@@ -29,8 +33,6 @@ from tiny_guest import HLT, RESULT, STORE_RAX, TRAP_GATE_FOR_USERS, Guest
 
 pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason=f"no native part: {native.MISSING}")
 
-UPPER = 0xFFFF_8000_0000_0000
-"""Where the upper half of the address space begins, which has the pages of the lower one once more."""
 PAGE = 0x1000
 MAIN = 0x21_0000
 SITES, SITE_BYTES = 0x21_8000, 16
@@ -41,8 +43,6 @@ PAGES, FUNCTION_COUNT = 4, 8
 
 USED = PRESENT | ACCESSED
 """Only pages that were used before are linked."""
-GLOBAL_PAGES_ON = "0f20e0 0c80 0f22e0"
-GLOBAL_PAGES_OFF = "0f20e0 247f 0f22e0"
 STORE_RBX = "48891c25" + struct.pack("<I", RESULT).hex()
 RET = "c3"
 
@@ -94,8 +94,7 @@ def make_guest() -> Guest:
     write_page_tables(guest)
     for table, index in ((TABLES, 0), (TABLES + 0x1000, 0), (TABLES + 0x2000, 2)):
         guest.ram.slice(table + 8 * index, 1)[0] |= ACCESSED
-    tables = guest.ram.slice(TABLES, PAGE)
-    tables[256 * 8 : 257 * 8] = tables[:8]
+    map_upper_half(guest)
     for number in range(FUNCTION_COUNT):
         guest.put(FUNCTIONS + PAGE * number, function(number))
     for index in range(PAGES):

@@ -18,6 +18,8 @@ from page_tables import (
     ACCESSED,
     DIRTY,
     GLOBAL,
+    GLOBAL_PAGES_OFF,
+    GLOBAL_PAGES_ON,
     LARGE,
     LAST_TABLE,
     MAPPED,
@@ -25,15 +27,16 @@ from page_tables import (
     PRESENT,
     SWITCH,
     TABLES,
+    UPPER,
     USER,
     WRITABLE,
+    map_upper_half,
     write_page_tables,
 )
 from tiny_guest import HLT, LIDT, RESULT, Guest
 
 pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason=f"no native part: {native.MISSING}")
 
-UPPER = 0xFFFF_8000_0000_0000
 PAGE = 0x1000
 MAIN, SITES, SITE_BYTES = 0x21_0000, 0x22_8000, 16
 FRAMES = [0x31_0000, 0x31_1000, 0x31_2000, 0x31_3000]
@@ -48,7 +51,6 @@ FAULT_MARK = 0x40
 
 ENABLE = "b9800000c0 0f32 80cc08 0f30 0f20c0 0d00000100 0f22c0"
 """EFER.NXE, and CR0.WP."""
-GLOBAL_PAGES_ON, GLOBAL_PAGES_OFF = "0f20e0 0c80 0f22e0", "0f20e0 247f 0f22e0"
 STORE_RBX = "48891c25" + struct.pack("<I", RESULT).hex()
 ON_FAULT = "58 488d5c5b40 4801c3 4c893c24 4c89742418 48cf"
 """Takes note of the error code, and goes on at R15 with the stack at R14."""
@@ -214,8 +216,7 @@ class Program:
 def test_an_access_finds_what_the_tables_say(base: int, steps: Steps) -> None:
     guest = Guest()
     write_page_tables(guest)
-    tables = guest.ram.slice(TABLES, PAGE)
-    tables[256 * 8 : 257 * 8] = tables[:8]
+    map_upper_half(guest)
     guest.gate(PAGE_FAULT, ON_FAULT)
     program = Program(guest, base)
     for index in range(PAGES):

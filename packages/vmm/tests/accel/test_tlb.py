@@ -11,6 +11,8 @@ from page_tables import (
     ACCESSED,
     DIRTY,
     GLOBAL,
+    GLOBAL_PAGES_OFF,
+    GLOBAL_PAGES_ON,
     LARGE,
     LAST_TABLE,
     MAPPED,
@@ -31,7 +33,6 @@ RESERVED = 1 << 45
 
 FILL_LAST_TABLE = "48b9 {table} 48b8 {entry} bf00020000 488901 4883c108 ffcf 75f5"
 """Write the same entry 512 times: mov rcx,table; mov rax,entry; mov edi,512; loop."""
-ENABLE_GLOBAL_PAGES = "0f20e0 0c80 0f22e0"
 ENABLE_NO_EXECUTE = "b9800000c0 0f32 80cc08 0f30"
 ENABLE_WRITE_PROTECTION = "0f20c0 0d00000100 0f22c0"
 LOAD = "488b0425" + struct.pack("<I", MAPPED).hex()  # mov rax,[MAPPED]
@@ -62,7 +63,7 @@ def last_entry(guest: Guest, index: int = 0) -> int:
     return entry
 
 
-@pytest.mark.parametrize("prepare", ["", ENABLE_GLOBAL_PAGES])
+@pytest.mark.parametrize("prepare", ["", GLOBAL_PAGES_ON])
 def test_a_write_to_cr3_forgets_a_page(guest: Guest, prepare: str) -> None:
     code = prepare + set_entry(PAGE_A | PRESENT) + SWITCH + LOAD + set_entry(PAGE_B | PRESENT) + SWITCH + LOAD
 
@@ -75,7 +76,7 @@ def test_a_write_to_cr3_keeps_a_global_page(guest: Guest) -> None:
     """Programs may not count on that; but it is what makes it quick."""
     old, new = (set_entry(page | PRESENT | GLOBAL) for page in (PAGE_A, PAGE_B))
 
-    guest.run(ENABLE_GLOBAL_PAGES + old + SWITCH + LOAD + new + SWITCH + LOAD + STORE_RAX + HLT)
+    guest.run(GLOBAL_PAGES_ON + old + SWITCH + LOAD + new + SWITCH + LOAD + STORE_RAX + HLT)
 
     assert guest.result == 0xA
 
@@ -88,11 +89,11 @@ def test_a_global_bit_means_nothing_until_it_is_enabled(guest: Guest) -> None:
     assert guest.result == 0xB
 
 
-@pytest.mark.parametrize("forget", [INVLPG, "0f20e0 247f 0f22e0"], ids=["INVLPG", "CR4.PGE"])
+@pytest.mark.parametrize("forget", [INVLPG, GLOBAL_PAGES_OFF], ids=["INVLPG", "CR4.PGE"])
 def test_a_global_page_is_forgotten_when_the_guest_asks_for_it(guest: Guest, forget: str) -> None:
     old, new = (set_entry(page | PRESENT | GLOBAL) for page in (PAGE_A, PAGE_B))
 
-    guest.run(ENABLE_GLOBAL_PAGES + old + SWITCH + LOAD + new + forget + LOAD + STORE_RAX + HLT)
+    guest.run(GLOBAL_PAGES_ON + old + SWITCH + LOAD + new + forget + LOAD + STORE_RAX + HLT)
 
     assert guest.result == 0xB
 
@@ -108,7 +109,7 @@ def test_a_write_to_cr3_forgets_any_number_of_pages(guest: Guest) -> None:
     guest.ram.slice(PAGE_A + 0x200, 4)[:] = struct.pack("<I", 1)
     guest.ram.slice(PAGE_B + 0x200, 4)[:] = struct.pack("<I", 3)
 
-    guest.run(ENABLE_GLOBAL_PAGES + fill[0] + SWITCH + add_up + fill[1] + SWITCH + add_up + STORE_RAX + HLT)
+    guest.run(GLOBAL_PAGES_ON + fill[0] + SWITCH + add_up + fill[1] + SWITCH + add_up + STORE_RAX + HLT)
 
     assert guest.result == 3 * 512
 
@@ -118,7 +119,7 @@ def test_a_write_to_cr3_forgets_the_code_of_a_page(guest: Guest) -> None:
     guest.put(PAGE_B, "b80b000000 c3")
 
     code = set_entry(PAGE_A | PRESENT) + SWITCH + CALL + set_entry(PAGE_B | PRESENT) + SWITCH + CALL
-    guest.run(ENABLE_GLOBAL_PAGES + code + STORE_RAX + HLT)
+    guest.run(GLOBAL_PAGES_ON + code + STORE_RAX + HLT)
 
     assert guest.result == 0xB
 
@@ -131,7 +132,7 @@ def test_invlpg_forgets_the_code_of_a_whole_large_page(guest: Guest) -> None:
     old, new = (set_entry(page | PRESENT | LARGE | GLOBAL, index=entry_of_mapped) for page in (0, 0x20_0000))
     call = "b8" + struct.pack("<I", MAPPED + place).hex() + "ffd0"
 
-    guest.run(ENABLE_GLOBAL_PAGES + old + SWITCH + call + new + INVLPG + call + STORE_RAX + HLT)
+    guest.run(GLOBAL_PAGES_ON + old + SWITCH + call + new + INVLPG + call + STORE_RAX + HLT)
 
     assert guest.result == 0xB
 
