@@ -20,6 +20,7 @@ typedef struct uc uc;   /* struct uc_struct: the engine */
 #define UC_CPU(u) FIELD(cpu *, u, 440)
 
 #define UC_TCG(u) FIELD(char *, u, 768)
+#define UC_NO_EXIT_REQUEST(u) FIELD(uint8_t, u, 2034) /* 0 while a debugger steps; see accel/unicorn/debug.py */
 
 /* TCGContext: temporaries are offsets into it */
 #define TCG_TEMPORARIES(t) FIELD(int32_t, t, 48) /* how many the block has so far, globals included */

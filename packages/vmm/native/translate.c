@@ -130,7 +130,8 @@ void helper_invlpga_x86_64(env *registers, int operation)
         repeat_string(registers, operation);
 }
 
-/* What `repeat_string` is to do for an instruction; 0 if it is another one. With the trap flag set each round traps. */
+/* What `repeat_string` is to do for an instruction; 0 if it is another one. With the trap flag set each round traps,
+ * and a debugger's step is one round. */
 static int repeated_string(const struct instruction *instruction)
 {
     bool stores = (instruction->opcode & 0xFE) == 0xAA, words = instruction->opcode & 1;
@@ -138,7 +139,8 @@ static int repeated_string(const struct instruction *instruction)
 
     if (instruction->map != 0 || !(stores || (instruction->opcode & 0xFE) == 0xA4)
         || !(instruction->prefixes & (PREFIX_REPZ | PREFIX_REPNZ)) || (instruction->prefixes & barred)
-        || !(instruction->flags & HFLAGS_CS64) || (instruction->flags & FLAG_TF))
+        || !(instruction->flags & HFLAGS_CS64) || (instruction->flags & FLAG_TF)
+        || !UC_NO_EXIT_REQUEST(ENV_UC(instruction->registers)))
         return 0;
     int size = !words ? 1 : instruction->rex & REX_W ? 8 : instruction->prefixes & PREFIX_DATA ? 2 : 4;
     return size | (stores ? STRING_STORES : 0);
@@ -209,15 +211,27 @@ static bool is_direct_jump(const struct instruction *instruction)
     return instruction->map == ESCAPE && (opcode & 0xF0) == 0x80;
 }
 
+/* Remove a block's operations from one backwards to the one behind another. */
+static void remove_operations(void *tcg, void *last, const void *before)
+{
+    while (last != before) {
+        void *next = OPERATION_BEFORE(last);
+        original.tcg_op_remove_x86_64(tcg, last);
+        last = next;
+    }
+}
+
 static void translate_instruction(void *disassembly, cpu *processor)
 {
     char *tcg = UC_TCG(CPU_UC(processor));
+    uint64_t start = DISASSEMBLY_NEXT(disassembly);
+    void *theirs = TCG_LAST_OPERATION(tcg), *ours;
     struct instruction instruction;
     void *saved = NULL;
     int mmx = NO_MMX_REGISTER, string;
 
     forget_instruction();
-    if (decode(&instruction, CPU_ENV(processor), DISASSEMBLY_NEXT(disassembly),
+    if (decode(&instruction, CPU_ENV(processor), start,
                BLOCK_FLAGS(DISASSEMBLY_BLOCK(disassembly)))) {
         current.may_loop |= may_loop(instruction);
         current.jumps = is_direct_jump(&instruction);
@@ -240,7 +254,10 @@ static void translate_instruction(void *disassembly, cpu *processor)
     } else {
         current.may_loop = true;
     }
+    ours = TCG_LAST_OPERATION(tcg);
     ((void (*)(void *, cpu *))current.translate_instruction)(disassembly, processor);
+    if (DISASSEMBLY_NEXT(disassembly) == start)
+        remove_operations(tcg, ours, theirs); /* there is a breakpoint, and the instruction is not to be begun */
     if (mmx != NO_MMX_REGISTER)
         call_with(tcg, (void *)helper_vmsave_x86_64, mmx);
     if (saved != NULL) {

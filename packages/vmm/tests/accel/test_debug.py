@@ -72,6 +72,24 @@ def test_a_step_is_one_instruction_also_at_a_breakpoint_and_through_a_jump(bench
     assert bench.masked == [True, False] * 3, "interrupts wait meanwhile"
 
 
+def test_a_step_of_a_repeated_instruction_is_one_round(bench: Bench) -> None:
+    bench.start("b903000000 bf00303000" + "f3aa" + HLT)  # mov ecx,3; mov edi,0x303000; rep stosb
+
+    places = [bench.step() for _ in range(4)]
+
+    assert places == [5, 10, 10, 10]
+    assert bench.debug.read_register("rcx") == 1
+
+
+def test_a_breakpoint_stops_before_a_repeated_instruction(bench: Bench) -> None:
+    bench.start("b903000000 bf00303000" + "f3aa" + HLT)
+    bench.debug.set_breakpoints(frozenset({CODE + 10}))
+
+    assert bench.debug.run() is None
+
+    assert (bench.place, bench.debug.read_register("rcx")) == (10, 3)
+
+
 def test_the_guest_runs_as_before_after_a_step(bench: Bench) -> None:
     # 1000 rounds of a loop, which cross blocks: mov ecx,1000; l: inc rax; dec ecx; jnz l; hlt
     bench.start("b9e8030000" + INC_RAX + "ffc9" + "75f9" + HLT)
