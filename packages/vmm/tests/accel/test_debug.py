@@ -82,12 +82,12 @@ def test_a_step_of_a_repeated_instruction_is_one_round(bench: Bench) -> None:
 
 
 def test_a_breakpoint_stops_before_a_repeated_instruction(bench: Bench) -> None:
-    bench.start("b903000000 bf00303000" + "f3aa" + HLT)
-    bench.debug.set_breakpoints(frozenset({CODE + 10}))
+    bench.start("b903000000 bf00303000 8807" + "f3aa" + HLT)  # mov [rdi],al: the page is at hand
+    bench.debug.set_breakpoints(frozenset({CODE + 12}))
 
     assert bench.debug.run() is None
 
-    assert (bench.place, bench.debug.read_register("rcx")) == (10, 3)
+    assert (bench.place, bench.debug.read_register("rcx")) == (12, 3)
 
 
 def test_the_guest_runs_as_before_after_a_step(bench: Bench) -> None:
