@@ -50,6 +50,8 @@ unsigned linked_page(struct machine *machine, uint32_t flags, uint64_t address)
         || links->count > LINKS_MAX - 2 /* a block has two ways out */ || !find_global_code(machine, address, &physical))
         return 0;
     unsigned number = number_of(links, address & ~PAGE_OFFSET);
+    if (number == 0)
+        return 0;
     struct linked_page *page = &links->pages[number];
     if (page->first == 0)
         page->physical = physical;

@@ -177,6 +177,7 @@
     X(void, tlb_set_page_with_attrs_x86_64, (cpu *, uint64_t, uint64_t, uint32_t, int, int, uint64_t))           \
     X(void, x86_cpu_do_interrupt_x86_64, (cpu *))                                                                \
     X(void, do_interrupt_x86_hardirq_x86_64, (env *, int, int))                                                  \
+    X(void, tb_phys_invalidate_x86_64, (void *, void *, uint64_t))                                               \
     X(void, cpu_loop_exit_x86_64, (cpu *))                                                                       \
     X(void, raise_exception_err_ra_x86_64, (env *, int, int, uintptr_t))                                         \
     X(uint32_t, helper_cc_compute_all_x86_64, (uint64_t, uint64_t, uint64_t, int))                               \
@@ -188,7 +189,6 @@
     X(void, tcg_gen_movcond_i64_x86_64, (void *, int, void *, void *, void *, void *, void *))                   \
     X(void, tcg_gen_op1_x86_64, (void *, int, uint64_t))                                                         \
     X(void, tcg_gen_op2_x86_64, (void *, int, uint64_t, uint64_t))                                               \
-    X(void, tb_phys_invalidate_x86_64, (void *, void *, uint64_t))                                               \
     X(void, tcg_gen_op3_x86_64, (void *, int, uint64_t, uint64_t, uint64_t))                                     \
     X(void, tcg_op_remove_x86_64, (void *, void *))                                                              \
     X(void *, gen_new_label_x86_64, (void *))                                                                    \

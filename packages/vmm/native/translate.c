@@ -256,8 +256,11 @@ static void translate_instruction(void *disassembly, cpu *processor)
     }
     ours = TCG_LAST_OPERATION(tcg);
     ((void (*)(void *, cpu *))current.translate_instruction)(disassembly, processor);
-    if (DISASSEMBLY_NEXT(disassembly) == start)
-        remove_operations(tcg, ours, theirs); /* there is a breakpoint, and the instruction is not to be begun */
+    if (DISASSEMBLY_NEXT(disassembly) == start) { /* there is a breakpoint, and the instruction is not to be begun */
+        remove_operations(tcg, ours, theirs);
+        forget_instruction();
+        return;
+    }
     if (mmx != NO_MMX_REGISTER)
         call_with(tcg, (void *)helper_vmsave_x86_64, mmx);
     if (saved != NULL) {

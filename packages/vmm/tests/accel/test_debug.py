@@ -81,6 +81,18 @@ def test_a_step_of_a_repeated_instruction_is_one_round(bench: Bench) -> None:
     assert bench.debug.read_register("rcx") == 1
 
 
+@pytest.mark.parametrize(
+    "instruction", ["0fb10f", "0fae1f", "0fefc0", "0f0b"], ids=["CMPXCHG", "STMXCSR", "PXOR of MMX", "UD2"]
+)
+def test_a_breakpoint_stops_before_what_is_translated_otherwise(bench: Bench, instruction: str) -> None:
+    bench.start("48c7c700303000" + instruction + HLT)  # mov rdi,0x303000
+    bench.debug.set_breakpoints(frozenset({CODE + 7}))
+
+    assert bench.debug.run() is None
+
+    assert bench.place == 7
+
+
 def test_a_breakpoint_stops_before_a_repeated_instruction(bench: Bench) -> None:
     bench.start("b903000000 bf00303000 8807" + "f3aa" + HLT)  # mov [rdi],al: the page is at hand
     bench.debug.set_breakpoints(frozenset({CODE + 12}))
