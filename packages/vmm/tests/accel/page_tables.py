@@ -32,3 +32,8 @@ def map_upper_half(guest: Guest) -> None:
     """Have the upper half begin with the pages of the lower one."""
     tables = guest.ram.slice(TABLES, 0x1000)
     tables[256 * 8 : 257 * 8] = tables[:8]
+
+
+def set_entry(entry: int, *, table: int = LAST_TABLE, index: int = 0) -> str:
+    """Code that writes an entry of a table; it changes RAX."""
+    return f"48b8 {struct.pack('<Q', entry).hex()} 48a3 {struct.pack('<Q', table + 8 * index).hex()}"

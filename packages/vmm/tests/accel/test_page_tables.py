@@ -31,6 +31,7 @@ from page_tables import (
     USER,
     WRITABLE,
     map_upper_half,
+    set_entry,
     write_page_tables,
 )
 from tiny_guest import HLT, LIDT, RESULT, Guest
@@ -146,7 +147,7 @@ class Program:
         for index in range(PAGES):
             at = SITES + SITE_BYTES * index
             guest.put(at, "e8" + struct.pack("<i", self._page(index) - base - at - 5).hex() + "c3")
-        self._set(DIRECTORY_ENTRY, LAST_TABLE | PRESENT | WRITABLE | USER)
+        self._code += set_entry(LAST_TABLE | PRESENT | WRITABLE | USER, table=DIRECTORY_ENTRY)
 
     @property
     def code(self) -> str:
@@ -154,9 +155,6 @@ class Program:
 
     def _page(self, index: int) -> int:
         return self._base + MAPPED + PAGE * (FIRST_PAGE + index)
-
-    def _set(self, address: int, entry: int) -> None:
-        self._code += f"48b8 {quad(entry)} 48a3 {quad(address)}"
 
     def access(self, kind: str, index: int, value: int) -> None:
         self.model.access(kind, index, value)
@@ -177,11 +175,11 @@ class Program:
         if size == "small":
             model.large = None
             model.entries[index] = frame | flags
-            self._set(LAST_TABLE + 8 * (FIRST_PAGE + index), model.entries[index])
+            self._code += set_entry(model.entries[index], index=FIRST_PAGE + index)
             directory = LAST_TABLE | PRESENT | WRITABLE | USER
         else:
             model.large = directory = frame | flags | LARGE
-        self._set(DIRECTORY_ENTRY, directory)
+        self._code += set_entry(directory, table=DIRECTORY_ENTRY)
         # Any address of a large page will do, but small ones have to be named each.
         indices = [index] if size == "small" or was_large is not None else list(range(PAGES))
         known = [was_large] if was_large is not None else [was_small[index] for index in indices]

@@ -21,6 +21,7 @@ from page_tables import (
     SWITCH,
     TABLES,
     WRITABLE,
+    set_entry,
     write_page_tables,
 )
 from tiny_guest import HLT, LIDT, STORE_RAX, Guest
@@ -39,11 +40,6 @@ LOAD = "488b0425" + struct.pack("<I", MAPPED).hex()  # mov rax,[MAPPED]
 STORE = "48890425" + struct.pack("<I", MAPPED).hex()  # mov [MAPPED],rax
 CALL = "b8" + struct.pack("<I", MAPPED).hex() + "ffd0"  # call MAPPED
 INVLPG = "0f013c25" + struct.pack("<I", MAPPED).hex()
-
-
-def set_entry(entry: int, *, index: int = 0) -> str:
-    """Code that writes an entry of the last table."""
-    return f"48b8 {struct.pack('<Q', entry).hex()} 48a3 {struct.pack('<Q', LAST_TABLE + 8 * index).hex()}"
 
 
 @pytest.fixture
@@ -125,11 +121,12 @@ def test_a_write_to_cr3_forgets_the_code_of_a_page(guest: Guest) -> None:
 
 
 def test_invlpg_forgets_the_code_of_a_whole_large_page(guest: Guest) -> None:
-    entry_of_mapped = 2 - 0x1000 // 8  # in the table before
     place = 0x5000
     guest.put(place, "b80a000000 c3")
     guest.put(0x20_0000 + place, "b80b000000 c3")
-    old, new = (set_entry(page | PRESENT | LARGE | GLOBAL, index=entry_of_mapped) for page in (0, 0x20_0000))
+    old, new = (
+        set_entry(page | PRESENT | LARGE | GLOBAL, table=TABLES + 0x2000, index=2) for page in (0, 0x20_0000)
+    )
     call = "b8" + struct.pack("<I", MAPPED + place).hex() + "ffd0"
 
     guest.run(GLOBAL_PAGES_ON + old + SWITCH + call + new + INVLPG + call + STORE_RAX + HLT)
@@ -170,8 +167,7 @@ def test_what_a_page_does_not_allow_faults(guest: Guest, entry: int, access: str
 
 def test_a_table_may_lie_where_there_is_no_ram(guest: Guest) -> None:
     """Wherever the guest says, a device's registers included."""
-    third_of_the_table_before = 2 - 0x1000 // 8
-    outside = set_entry(0x8000_0000 | PRESENT, index=third_of_the_table_before)
+    outside = set_entry(0x8000_0000 | PRESENT, table=TABLES + 0x2000, index=2)
 
     guest.run(outside + SWITCH + LOAD + HLT)
 
