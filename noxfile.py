@@ -35,6 +35,7 @@ MANIFESTS = {
 PACKAGES = list(MANIFESTS)
 BENCHES = {
     "launch": "tools/bench_boot.py",
+    "commands": "tools/bench_commands.py",
     "idle": "tools/bench_idle.py",
     "processor": "tools/bench_processor.py",
     "round trips": "tools/bench_round_trips.py",

@@ -1,6 +1,5 @@
 """Everything that programs do with vsock, both ways: one list for every machine and every vsock device."""
 
-import re
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,12 +20,6 @@ from vsock_machines import (
 CID = 16
 MIB = 1 << 20
 ABSENT = 5999
-
-
-def took_ms(answer: str) -> int:
-    found = re.search(r"(\d+) ms", answer)
-    assert found, answer
-    return int(found[1])
 
 
 class Scenarios:
@@ -57,8 +50,7 @@ class Scenarios:
         self, vm: Guest, destination: tuple[int, int]
     ) -> None:
         answer = vm.do("connect", *destination)
-        assert answer.startswith("ECONNRESET")
-        assert took_ms(answer) < 1000  # a connect that nobody answers takes 2000
+        assert answer.startswith("ECONNRESET")  # one that nobody answers is ETIMEDOUT
 
     def test_a_guest_port_without_listener_is_refused(self, vm: Guest) -> None:
         with socket.socket(socket.AF_UNIX) as connection:

@@ -27,6 +27,18 @@ def modules_when_the_guest_begins(*arguments: str | Path) -> set[str]:
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines())
 
 
+def modules_at_the_end(*arguments: str | Path) -> set[str]:
+    """What the command has imported when it has done what it does, and whatever else it says to stderr."""
+    program = (
+        "import sys\n"
+        "from nitro_vmm.cli import main\n"
+        "main(sys.argv[1:])\n"
+        "print(*sys.modules, sep='\\n', file=sys.stderr)"
+    )
+    command = [sys.executable, "-P", "-c", program, *map(str, arguments)]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines())
+
+
 @dataclass
 class Vmm:
     """The command, with a runtime directory of its own."""
