@@ -34,6 +34,7 @@ from nitro_vsock.device.lane import Lanes
 from nitro_vsock.device.rings import Pace, Rings, Vring
 from nitro_vsock.device.router import Sibling, VsockRouter
 from nitro_vsock.device.state import VsockState
+from nitro_vsock.device.timers import NEVER
 from nitro_vsock.errors import QueueError, UsageError
 from nitro_vsock.host.sides import HostSide
 from nitro_vsock.host.unix import UNIX_TYPES, UnixHostSide
@@ -47,6 +48,9 @@ ROUNDS_PER_TURN: Final = 16
 
 ROUNDS_PER_ASSIST: Final = 4
 """After so many rounds `VsockEngine.assist` returns, so that the guest goes on."""
+
+LOOKS_AT_THE_DOOR: Final = 3
+"""How often a round looks again for host programs that connect, after it has let some in."""
 
 KICK_EVENTS: Final = select.EPOLLIN | select.EPOLLET
 """Every write to an eventfd makes a new edge, so it need not be read."""
@@ -90,8 +94,8 @@ class VsockEngine:
         """How many times connections were forgotten while another thread may have been waiting for events."""
         self._event_due = False
         """The guest has to be told that its connections are lost."""
-        self._promised: float | None = None
-        """When the caller of `turn` comes again by itself; `None`: not before `fileno` is readable."""
+        self._promised: float = NEVER
+        """When the caller of `turn` comes again by itself, if `fileno` is not readable before."""
         self._inbox: deque[Callable[[], None]] = deque()
         """What other threads want to have called in the next turn."""
 
@@ -400,7 +404,8 @@ class VsockEngine:
             # Within the lock, because what another thread's `assist` does must not come between the events
             # and their meaning.
             with self._lock:
-                wait, calls = self._look(Pace.TURN)
+                busy, calls = self._look(Pace.TURN)
+                wait = 0.0 if busy else self._connections.timers.seconds_left()
                 self._promised = self._connections.timers.next_deadline()
             for call in calls:
                 call()
@@ -426,25 +431,25 @@ class VsockEngine:
             self._wake()
             return False
         try:
-            delay_s, calls = self._look(Pace.HALTED if halted else Pace.KICKED)
+            busy, calls = self._look(Pace.HALTED if halted else Pace.KICKED)
             if halted:
                 # One interrupt for all that is there, because each costs the guest as much as some packets.
                 for _ in range(ROUNDS_PER_ASSIST - 1):
-                    if delay_s != 0.0:
+                    if not busy:
                         break
-                    delay_s, more = self._look(Pace.HALTED)
+                    busy, more = self._look(Pace.HALTED)
                     fresh = [call for call in more if call not in calls]
                     self._counters.interrupts -= len(more) - len(fresh)
                     calls += fresh
-            deadline, promised = self._connections.timers.next_deadline(), self._promised
-            earlier = deadline is not None and (promised is None or deadline < promised)
+            timers = self._connections.timers
+            earlier = timers.soonest < self._promised and timers.next_deadline() < self._promised
             if earlier:
-                self._promised = deadline
+                self._promised = timers.soonest
         finally:
             self._lock.release()
         for call in calls:
             call()
-        if delay_s == 0.0:
+        if busy:
             self._wake()
         return earlier
 
@@ -507,29 +512,28 @@ class VsockEngine:
                 return None
             if detached != self._detached:
                 events = self._connections.still_meant(events)
-            wait, calls = self._serve(events, Pace.TURN)
+            busy, calls = self._serve(events, Pace.TURN)
+            wait = 0.0 if busy else self._connections.timers.seconds_left()
         for call in calls:
             call()
         return wait
 
-    def _look(self, pace: int) -> tuple[float | None, list[Callable[[], None]]]:
+    def _look(self, pace: int) -> tuple[bool, list[Callable[[], None]]]:
         """One look at everything without waiting, under the lock; returns as `_serve`.
 
         At a kick only at what the guest has sent. What host programs have to say can wait for a moment: there
         is no other kick before the guest halts, or another thread takes a turn.
         """
         if self._closed:
-            return None, []
+            return False, []
         events = [] if pace == Pace.KICKED else self._epoll.poll(0.0, EVENTS_MAX)
         return self._serve(events, pace)
 
-    def _serve(
-        self, events: list[tuple[int, int]], pace: int
-    ) -> tuple[float | None, list[Callable[[], None]]]:
+    def _serve(self, events: list[tuple[int, int]], pace: int) -> tuple[bool, list[Callable[[], None]]]:
         """Do what there is to do, under the lock.
 
         Returns:
-            How long the next round may wait, and the interrupts to be raised when the lock is released.
+            Whether another look may find more, and the interrupts to be raised when the lock is released.
         """
         calls: list[Callable[[], None]] = []
         try:
@@ -540,7 +544,7 @@ class VsockEngine:
         if self._rings is not None:
             calls = self._rings.take_calls()
             self._counters.interrupts += len(calls)
-        return 0.0 if busy else self._connections.timers.seconds_left(), calls
+        return busy, calls
 
     def _before_sleep(self) -> None:
         """Raise the interrupt that is held back, and look at what could wait until now."""
@@ -562,6 +566,11 @@ class VsockEngine:
         # begin connections, and the deadlines, which end them. The rings come last and see the result of all
         # that.
         busy = self._connections.on_events(events)
+        for _ in range(LOOKS_AT_THE_DOOR):
+            if not busy:
+                break
+            # Who else is at the door? The guest hears of all of them by one interrupt.
+            busy = self._connections.on_events(self._epoll.poll(0.0, EVENTS_MAX))
         for _ in range(len(self._inbox)):
             self._inbox.popleft()()
         self._connections.timers.run_due()

@@ -15,6 +15,7 @@ from nitro_vsock.device.counters import Counters
 from nitro_vsock.device.dialing import ConnectRequest, Dialer
 from nitro_vsock.device.timers import Timers
 from nitro_vsock.host.handshake import Handshake, HandshakeError, take_line
+from nitro_vsock.host.sides import ListeningStream
 from nitro_vsock.host.unix import SEQPACKET_SUFFIX, UnixListener, allowed_users, may_connect
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ class FrontDoor:
             self._listen(path.with_name(path.name + SEQPACKET_SUFFIX), SocketType.SEQPACKET)
 
     def _listen(self, path: Path, socket_type: SocketType) -> None:
-        listener = UnixListener(path, socket_type, users=self._users)
+        socket_class = ListeningStream if socket_type is SocketType.STREAM else socket.socket
+        listener = UnixListener(path, socket_type, users=self._users, socket_class=socket_class)
         self.listeners[listener.socket.fileno()] = listener
         self._epoll.register(listener.socket.fileno(), select.EPOLLIN)
 

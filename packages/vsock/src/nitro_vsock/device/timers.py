@@ -7,8 +7,12 @@ entry stays in the heap, because taking it out of the middle is slow, and is rec
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
+
+NEVER: Final = math.inf
+"""The deadline of nothing."""
 
 
 class Timed(Protocol):
@@ -27,6 +31,8 @@ class Timers:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self.soonest: float = NEVER
+        """Nothing is due before this, in seconds of the clock; perhaps nothing is due then, either."""
         self._entries: list[tuple[float, int, Timed, Callable[[], None]]] = []
         # Entries of the same time are told apart by their number, so that the heap never compares two
         # objects.
@@ -36,6 +42,7 @@ class Timers:
         """Have ``expire`` called in ``delay_s`` seconds, unless the deadline of ``what`` changes before."""
         deadline = self._clock() + delay_s
         what.deadline = deadline
+        self.soonest = min(self.soonest, deadline)
         heapq.heappush(self._entries, (deadline, next(self._numbers), what, expire))
 
     def run_due(self) -> None:
@@ -49,17 +56,18 @@ class Timers:
                 what.deadline = None
                 expire()
 
-    def next_deadline(self) -> float | None:
-        """The next deadline, in seconds of the engine's clock; `None` if there is none."""
+    def next_deadline(self) -> float:
+        """The next deadline, in seconds of the engine's clock; `NEVER` if there is none."""
         entries = self._entries
         while entries:
             deadline, _, what, _ = entries[0]
             if what.deadline == deadline:
-                return deadline
+                break
             heapq.heappop(entries)  # cancelled, and nobody should wake up for it
-        return None
+        self.soonest = entries[0][0] if entries else NEVER
+        return self.soonest
 
     def seconds_left(self) -> float | None:
         """Seconds until the next deadline, 0 if it has passed; `None` if there is none."""
         deadline = self.next_deadline()
-        return None if deadline is None else max(0.0, deadline - self._clock())
+        return None if deadline == NEVER else max(0.0, deadline - self._clock())

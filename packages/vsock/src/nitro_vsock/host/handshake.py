@@ -23,9 +23,10 @@ def parse_line(line: bytes) -> int:
         HandshakeError: The line is something else.
     """
     match = LINE.fullmatch(line)
-    if match is None or int(match[1]) > PORT_MAX:
+    port = -1 if match is None else int(match[1])
+    if not 0 <= port <= PORT_MAX:
         raise HandshakeError(f"{line!r} is not CONNECT and a port up to {PORT_MAX}")
-    return int(match[1])
+    return port
 
 
 class Handshake:

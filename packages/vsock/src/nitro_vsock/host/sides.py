@@ -1,4 +1,7 @@
-"""The question that an engine asks for every connection of its guest: which socket is the other end?"""
+"""The question that an engine asks for every connection of its guest: which socket is the other end?
+
+And unix sockets of which the engine knows what it would have to ask others.
+"""
 
 import socket
 from typing import TYPE_CHECKING, Protocol
@@ -13,6 +16,18 @@ class ConnectedUnixSocket(socket.socket):
     """A unix socket that is connected, so that the engine need not ask it, which would take time."""
 
     __slots__ = ()
+
+
+class ListeningStream(socket.socket):
+    """A listening unix stream socket whose `accept` need not ask what it is, which would take time.
+
+    `socket.family` and `socket.type` look for a member of an enum whenever they are asked.
+    """
+
+    __slots__ = ()
+
+    family = socket.AF_UNIX
+    type = socket.SOCK_STREAM
 
 
 class HostSide(Protocol):

@@ -68,13 +68,19 @@ class UnixListener:
         socket_type: Streams or messages.
         users: Users whose programs may connect, see `allowed_users`. The file's mode keeps the others out if
             we are the only one; whoever accepts has to ask `may_connect` in any case.
+        socket_class: What the socket is, such as a `ListeningStream`.
 
     Raises:
         HostError: The path is too long, in use, not a socket, or cannot be created.
     """
 
     def __init__(
-        self, path: Path, socket_type: SocketType = SocketType.STREAM, *, users: Iterable[int] = ()
+        self,
+        path: Path,
+        socket_type: SocketType = SocketType.STREAM,
+        *,
+        users: Iterable[int] = (),
+        socket_class: type[socket.socket] = socket.socket,
     ) -> None:
         self.path: Path = path
         self.socket_type: SocketType = socket_type
@@ -82,7 +88,7 @@ class UnixListener:
         _check_length(os.fspath(path), 0)
         remove_stale(path, UNIX_TYPES[socket_type])
         kind = UNIX_TYPES[socket_type] | socket.SOCK_NONBLOCK
-        self.socket: socket.socket = socket.socket(socket.AF_UNIX, kind)
+        self.socket: socket.socket = socket_class(socket.AF_UNIX, kind)
         try:
             os.fchmod(self.socket.fileno(), 0o600)  # on Linux, the mode of the file that bind makes
             self.socket.bind(os.fspath(path))
