@@ -81,7 +81,7 @@ def conform(
         for number, form in enumerate(some):
             part = slice(number * size, number * size + size)
             mine = ours.records[part]
-            by_record = form.by_record and known is not None
+            by_record = form.by_record and record is None
             if form.refused == compare.offered(form, ours.features) and form.needs:
                 report.not_offered.append(form)
                 continue
