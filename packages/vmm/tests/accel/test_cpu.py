@@ -114,7 +114,8 @@ def test_only_leaf_7_has_subleaves(guest: Guest, leaf: int, subleaf: int, is_the
 
 def test_syscall_and_sysret(guest: Guest) -> None:
     entry = HANDLER.to_bytes(4, "little").hex()
-    guest.put(HANDLER, f"4889c8 {STORE_RAX} 9c 58 48890425 08302000 {HLT}")  # RCX, and the flags
+    # RCX, the flags, and R11
+    guest.put(HANDLER, f"4889c8 {STORE_RAX} 9c 58 48890425 08302000 4c891c25 10302000 {HLT}")
     wrmsr = "0f30"
     code = (
         f"b9800000c0 0f32 83c801 {wrmsr} "  # EFER.SCE
@@ -127,8 +128,9 @@ def test_syscall_and_sysret(guest: Guest) -> None:
     assert guest.run(f"{code} 0f05") is Stopped.HALTED
 
     assert guest.result == syscall_at + 2
-    (flags,) = struct.unpack("<Q", guest.ram.slice(RESULT + 8, 8))
+    flags, flags_before = struct.unpack("<2Q", guest.ram.slice(RESULT + 8, 16))
     assert not flags & 1 << 9
+    assert flags_before == flags | 1 << 9
 
 
 def test_syscall_without_sce_is_an_invalid_opcode(guest: Guest) -> None:
