@@ -49,8 +49,9 @@ ROUNDS_PER_TURN: Final = 16
 ROUNDS_PER_ASSIST: Final = 4
 """After so many rounds `VsockEngine.assist` returns, so that the guest goes on."""
 
-LOOKS_AT_THE_DOOR: Final = 3
-"""How often a round looks again for host programs that connect, after it has let some in."""
+LOOKS_AT_THE_DOOR: Final = 2
+"""How often a round looks again for host programs that connect, after it has let some in. Then it goes on to
+the data of others."""
 
 KICK_EVENTS: Final = select.EPOLLIN | select.EPOLLET
 """Every write to an eventfd makes a new edge, so it need not be read."""

@@ -21,8 +21,8 @@ from nitro_vsock.host.unix import SEQPACKET_SUFFIX, UnixListener, allowed_users,
 if TYPE_CHECKING:
     from nitro_vsock.plain_config import VsockSettings
 
-ACCEPTED_PER_ROUND: Final = 16
-"""How many programs are let in before others' data is looked at again."""
+ACCEPTED_PER_LOOK: Final = 16
+"""How many programs are let in at once, at most."""
 
 ACCEPT_RETRY_S: Final = 0.5
 """How long not to accept after the host ran out of descriptors."""
@@ -102,7 +102,7 @@ class FrontDoor:
         left would take an attempt in vain for each program that comes alone.
         """
         listener = self.listeners[fd]
-        count = ACCEPTED_PER_ROUND if self.crowded else 1
+        count = ACCEPTED_PER_LOOK if self.crowded else 1
         try:
             for _ in range(count):
                 sock, _ = listener.socket.accept()
