@@ -220,11 +220,13 @@ class Interrupts:
 
     def take_kick(self) -> bool:
         """Whether the processor was to stop; in its thread, which has stopped and may run again."""
+        if not self._kicked:
+            return False  # as nearly always, and without the lock: a kick that comes now stops the processor
         with self._lock:
-            kicked, self._kicked = self._kicked, False
-            if kicked and self._cpu is not None:
+            self._kicked = False
+            if self._cpu is not None:
                 self._cpu.forget_stop()
-            return kicked
+            return True
 
     def _acknowledge(self) -> None:
         if self._offered is not None and self._cpu is not None and self._cpu.taken:

@@ -3,7 +3,7 @@
 import ctypes
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from nitro_vmm.accel.unicorn.engine import Bus, Stopped
 from nitro_vmm.accel.unicorn.identity import Leaf
@@ -52,12 +52,12 @@ class NativeEngine:
         self._words: list[ctypes.c_uint32] = []
         """What `share_word` was given."""
         self._board = Board(
-            ReadDevice(self._guarded(bus, "read_port")),
-            WriteDevice(self._guarded(bus, "write_port")),
-            ReadDevice(self._guarded(bus, "read_memory")),
-            WriteDevice(self._guarded(bus, "write_memory")),
-            ArmTimer(self._guarded(bus, "arm_timer")),
-            WriteBytes(self._guarded(_Bytes(bus), "write")),
+            ReadDevice(self._reader(bus.read_port)),
+            WriteDevice(self._writer(bus.write_port)),
+            ReadDevice(self._reader(bus.read_memory)),
+            WriteDevice(self._writer(bus.write_memory)),
+            ArmTimer(self._timer(bus.arm_timer)),
+            WriteBytes(self._writer(_Bytes(bus).write)),
         )
         reason = ctypes.c_char_p()
         self._machine = library.attach(engine_address(uc), self._board, reason)
@@ -141,19 +141,40 @@ class NativeEngine:
         """See `Engine`."""
         self._library.withdraw(self._machine)
 
-    def _guarded(self, bus: object, method: str) -> Callable[..., Any]:
-        """An exception of a device's ends the run; ctypes would print it and go on."""
-        function = getattr(bus, method)
+    # What the library calls for a device. An exception of the device's ends the run; ctypes would print it
+    # and go on. There is one for each number of arguments, because gathering them costs as much as the rest.
 
-        def call(*arguments: int) -> Any:  # noqa: ANN401 - an integer, or nothing
+    def _reader(self, read: Callable[[int, int], int]) -> Callable[[int, int], int]:
+        def call(place: int, size: int) -> int:
             try:
-                return function(*arguments)
+                return read(place, size)
             except BaseException as error:  # noqa: BLE001 - `run` raises it
-                self._error = error
-                self.stop()
+                self._fail(error)
                 return 0
 
         return call
+
+    def _writer(self, write: Callable[[int, int, int], None]) -> Callable[[int, int, int], None]:
+        def call(place: int, size: int, value: int) -> None:
+            try:
+                write(place, size, value)
+            except BaseException as error:  # noqa: BLE001 - as above
+                self._fail(error)
+
+        return call
+
+    def _timer(self, arm: Callable[[int], None]) -> Callable[[int], None]:
+        def call(ticks: int) -> None:
+            try:
+                arm(ticks)
+            except BaseException as error:  # noqa: BLE001 - as above
+                self._fail(error)
+
+        return call
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = error
+        self.stop()
 
 
 def _detach(library: Library, machine: int, _uc: Uc) -> None:
