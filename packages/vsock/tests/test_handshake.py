@@ -1,11 +1,12 @@
 """The ``CONNECT`` line, in whatever pieces it comes."""
 
 import itertools
+import re
 import socket
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from nitro_vsock import SocketType
 from nitro_vsock.host.handshake import Handshake, HandshakeError, parse_line, take_line
@@ -19,6 +20,22 @@ def test_any_line_is_a_port_or_refused(line: bytes) -> None:
         return
     assert 0 <= port < 0xFFFF_FFFF
     assert [word.lower() for word in line.split()] == [b"connect", line.split()[1]]
+
+
+PIECES = (b"connect", b"CONNECT", b"Connect", b" ", b"\t", b"\n", b"\x0b", b"\x1c", b"\xa0", b"\0")
+NUMBERS = (b"0", b"5", b"4294967294", b"4294967295", b"00000000005", b"+5", b"-5", b"1_0", b"\xb2")
+
+
+@given(st.lists(st.sampled_from(PIECES + NUMBERS), max_size=6).map(b"".join))
+@example(b" \tconnect\x0b0000000005 \n")
+def test_a_line_is_the_word_and_a_number(line: bytes) -> None:
+    found = re.fullmatch(rb"\s*connect\s+(\d{1,10})\s*", line, re.IGNORECASE)
+
+    if found is not None and int(found[1]) < 0xFFFF_FFFF:
+        assert parse_line(line) == int(found[1])
+    else:
+        with pytest.raises(HandshakeError):
+            parse_line(line)
 
 
 @pytest.mark.parametrize(("port", "taken"), [(0, True), (2**32 - 2, True), (2**32 - 1, False)])

@@ -1,6 +1,5 @@
 """What a host program says first on the guest's unix socket: ``CONNECT port``, and a newline."""
 
-import re
 import socket
 from typing import Final
 
@@ -9,7 +8,7 @@ from nitro_vsock.errors import VsockError
 
 LINE_BYTES_MAX: Final = 32
 """Longer than any line with a port in it, and what Firecracker allows."""
-LINE: Final = re.compile(rb"\s*connect\s+(\d{1,10})\s*", re.IGNORECASE)
+PORT_DIGITS_MAX: Final = 10
 
 
 class HandshakeError(VsockError):
@@ -22,11 +21,12 @@ def parse_line(line: bytes) -> int:
     Raises:
         HandshakeError: The line is something else.
     """
-    match = LINE.fullmatch(line)
-    port = -1 if match is None else int(match[1])
-    if not 0 <= port <= PORT_MAX:
-        raise HandshakeError(f"{line!r} is not CONNECT and a port up to {PORT_MAX}")
-    return port
+    words = line.split()
+    if len(words) == 2 and words[0].lower() == b"connect":
+        number = words[1]
+        if number.isdigit() and len(number) <= PORT_DIGITS_MAX and int(number) <= PORT_MAX:
+            return int(number)
+    raise HandshakeError(f"{line!r} is not CONNECT and a port up to {PORT_MAX}")
 
 
 class Handshake:
