@@ -7,7 +7,7 @@
 
 #include "machine.h"
 
-#define VERSION 3 /* of this interface; accel/unicorn/native.py must name the same */
+#define VERSION 4 /* of this interface; accel/unicorn/native.py must name the same */
 
 struct originals original;
 

@@ -90,7 +90,9 @@ EXPORTED int nitro_run(struct machine *machine)
     }
     if (machine->stop)
         return ASKED;
-    return machine->at_program || machine->at_page ? watched_ending(machine) : HALTED;
+    if (machine->at_program || machine->at_page)
+        return watched_ending(machine);
+    return ENV_EFLAGS(machine->registers) & FLAG_IF ? WAITING : HALTED;
 }
 
 /* Have the processor look at `interrupt_request` before its next block; from any thread.
@@ -128,11 +130,6 @@ EXPORTED void nitro_offer(struct machine *machine, uint32_t vector)
 EXPORTED void nitro_withdraw(struct machine *machine)
 {
     __atomic_fetch_and(&CPU_INTERRUPT_REQUEST(machine->processor), ~REQUEST_VIRQ, __ATOMIC_SEQ_CST);
-}
-
-EXPORTED int nitro_interrupts_enabled(const struct machine *machine)
-{
-    return (ENV_EFLAGS(machine->registers) & FLAG_IF) != 0;
 }
 
 /* What ended the machine with CRASHED. */

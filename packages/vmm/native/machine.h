@@ -13,8 +13,8 @@
 /* Multiplied with it, numbers that are close together differ in their upper bits. */
 #define HASH_FACTOR 0x9E3779B97F4A7C15ull
 
-/* Why `nitro_run` returned; accel/unicorn/library.py has the same numbers. */
-enum ending { HALTED, ASKED, TRIPLE_FAULT, CRASHED, PROGRAM, PAGE };
+/* Why `nitro_run` returned; accel/unicorn/native_engine.py has the same numbers. HALTED is with interrupts off. */
+enum ending { HALTED, WAITING, ASKED, TRIPLE_FAULT, CRASHED, PROGRAM, PAGE };
 
 struct leaf {
     uint32_t number, eax, ebx, ecx, edx;

@@ -428,7 +428,7 @@ class VsockEngine:
         Returns:
             Whether `turn` has to be called, because something is due earlier than it has said.
         """
-        if not self._lock.acquire(blocking=halted):
+        if not self._lock.acquire(halted):  # as a position, because a keyword is put into a dictionary
             self._wake()
             return False
         try:

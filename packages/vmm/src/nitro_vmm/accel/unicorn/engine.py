@@ -52,7 +52,7 @@ class Engine(Protocol):
 
     @property
     def interrupts_enabled(self) -> bool:
-        """RFLAGS.IF."""
+        """RFLAGS.IF, when the last run ended with `Stopped.HALTED`."""
 
     @property
     def is_at_program(self) -> bool:

@@ -63,7 +63,6 @@ class Library:
         self.forget_stop = _prototype(quick.nitro_forget_stop, None, pointer)
         self.offer = _prototype(quick.nitro_offer, None, pointer, ctypes.c_uint32)
         self.withdraw = _prototype(quick.nitro_withdraw, None, pointer)
-        self.interrupts_enabled = _prototype(quick.nitro_interrupts_enabled, number, pointer)
         self.crash = _prototype(quick.nitro_crash, text, pointer)
         self.run = _prototype(ctypes.CDLL(str(path)).nitro_run, number, pointer)
 

@@ -14,7 +14,7 @@ from typing import Final
 from nitro_vmm.accel.unicorn import public
 from nitro_vmm.accel.unicorn.library import Library
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Of the library's interface, as in ``native/library.c``."""
 PATH: Final = Path(__file__).with_name("libnitro.so")
 SOURCES: Final = Path(__file__).parents[4] / "native"

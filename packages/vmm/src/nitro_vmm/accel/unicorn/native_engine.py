@@ -14,10 +14,12 @@ from nitro_vmm.accel.unicorn.public import Uc
 from nitro_vmm.address_map import COM1, RamRange
 
 ENDINGS: Final = (
-    *(Stopped.HALTED, Stopped.ASKED, Stopped.TRIPLE_FAULT, Stopped.CRASHED),
+    *(Stopped.HALTED, Stopped.HALTED, Stopped.ASKED, Stopped.TRIPLE_FAULT, Stopped.CRASHED),
     *(Stopped.PROGRAM, Stopped.PAGE),
 )
 """By the number that ``nitro_run`` returns."""
+WAITING: Final = 1
+"""The second of them: halted, and an interrupt wakes the processor."""
 
 
 class NativeEngine:
@@ -48,6 +50,8 @@ class NativeEngine:
         leaves: dict[int, Leaf],
     ) -> None:
         self._library = library
+        self.interrupts_enabled = False
+        """See `Engine`."""
         self._error: BaseException | None = None
         self._words: list[ctypes.c_uint32] = []
         """What `share_word` was given."""
@@ -88,22 +92,18 @@ class NativeEngine:
         return text.decode(errors="replace")
 
     @property
-    def interrupts_enabled(self) -> bool:
-        """See `Engine`."""
-        return bool(self._library.interrupts_enabled(self._machine))
-
-    @property
     def is_at_program(self) -> bool:
         """See `Engine`."""
         return bool(self._library.is_at_program(self._machine))
 
     def run(self) -> Stopped:
         """See `Engine`."""
-        stopped = ENDINGS[self._library.run(self._machine)]
+        ending: int = self._library.run(self._machine)
+        self.interrupts_enabled = ending == WAITING
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        return stopped
+        return ENDINGS[ending]
 
     def watch_programs(self, *, wanted: bool) -> bool:
         """See `Engine`."""

@@ -1,7 +1,7 @@
 """The processor as the machine runs it: HLT waits, and kicks arrive."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nitro_vmm.accel.state import EntryState, Exit, ExitReason, ProgramState
 from nitro_vmm.accel.unicorn.cpu import Cpu
@@ -10,6 +10,20 @@ from nitro_vmm.accel.unicorn.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from nitro_vmm.accel.unicorn.debug import UnicornDebug
+
+HALTED: Final = Stopped.HALTED
+ASKED: Final = Stopped.ASKED
+"""Here, because to look for a member of an enum takes time, and a guest halts often."""
+
+REASONS: Final = {
+    None: ExitReason.DEBUG,
+    Stopped.HALTED: ExitReason.HALTED,
+    Stopped.TRIPLE_FAULT: ExitReason.TRIPLE_FAULT,
+    Stopped.PROGRAM: ExitReason.PROGRAM,
+    Stopped.PAGE: ExitReason.PAGE,
+    Stopped.CRASHED: ExitReason.CRASHED,
+}
+"""What the end of a run is to the machine. After `Stopped.ASKED` it goes on, unless there was a kick."""
 
 
 class UnicornVcpu:
@@ -45,23 +59,10 @@ class UnicornVcpu:
             if self.halted and not steps and not interrupts.wait():
                 continue  # kicked; it goes on waiting when it is run again
             self.halted = False
-            match cpu.run() if self._debug is None else self._debug.run():
-                case None:
-                    return Exit(ExitReason.DEBUG)
-                case Stopped.HALTED if cpu.interrupts_enabled:
-                    self.halted = True
-                case Stopped.HALTED:
-                    return Exit(ExitReason.HALTED)
-                case Stopped.TRIPLE_FAULT:
-                    return Exit(ExitReason.TRIPLE_FAULT)
-                case Stopped.PROGRAM:
-                    return Exit(ExitReason.PROGRAM)
-                case Stopped.PAGE:
-                    return Exit(ExitReason.PAGE)
-                case Stopped.CRASHED:
-                    return Exit(ExitReason.CRASHED, cpu.crash)
-                case Stopped.ASKED:
-                    pass
+            stopped = cpu.run() if self._debug is None else self._debug.run()
+            self.halted = stopped is HALTED and cpu.interrupts_enabled
+            if not self.halted and stopped is not ASKED:
+                return Exit(REASONS[stopped], cpu.crash if stopped is Stopped.CRASHED else "")
         return Exit(ExitReason.KICKED)
 
     def watch_programs(self, *, wanted: bool) -> bool:
