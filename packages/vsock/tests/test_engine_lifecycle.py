@@ -7,7 +7,8 @@ import resource
 import socket
 import tempfile
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -333,23 +334,40 @@ def test_a_paused_guest_finds_its_connections_again(bench: Bench) -> None:
     assert host.recv(10) == b"back"
 
 
+@contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def test_a_host_without_descriptors_left_is_asked_again_later(bench: Bench) -> None:
     guest = bench.start()
     with socket.socket(socket.AF_UNIX) as host:
         host.settimeout(5)
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        lowest = os.dup(0)
-        os.close(lowest)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
-        try:
+        with no_descriptors_left():
             host.connect(str(bench.path))
             host.send(b"CONNECT 52\n")
             delay = bench.engine.turn()
             assert delay, "not at once, and not never"
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         bench.clock.now += delay
         assert ops(guest.packets()) == [Op.REQUEST]
+
+
+def test_a_closed_engine_is_quiet_although_something_was_to_be_due(bench: Bench) -> None:
+    bench.start()
+    with socket.socket(socket.AF_UNIX) as host:
+        with no_descriptors_left():
+            host.connect(str(bench.path))
+            assert bench.engine.turn()
+        bench.engine.close()
+
+        assert bench.engine.turn() is None
 
 
 def test_a_host_without_epoll_watches_left_is_asked_again_later(

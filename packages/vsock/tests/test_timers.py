@@ -3,7 +3,7 @@
 import pytest
 
 from engine_bench import Clock
-from nitro_vsock.device.timers import Timers
+from nitro_vsock.device.timers import NEVER, Timers
 
 
 class Waiting:
@@ -67,6 +67,20 @@ def test_one_that_was_scheduled_anew_is_called_at_the_new_time_only(clock: Clock
 
     assert called == ["new"]
     assert waiting.deadline is None
+
+
+def test_the_soonest_is_never_later_than_what_is_due_and_exact_after_a_look(clock: Clock) -> None:
+    timers, first = Timers(clock), Waiting()
+    before = timers.soonest
+    timers.schedule(first, 1.0, lambda: None)
+    timers.schedule(Waiting(), 3.0, lambda: None)
+    both = timers.soonest
+    first.deadline = None
+    cancelled = timers.soonest
+
+    assert before == NEVER
+    assert both == cancelled == clock.now + 1.0
+    assert timers.next_deadline() == timers.soonest == clock.now + 3.0
 
 
 def test_one_that_is_overdue_leaves_no_time(clock: Clock) -> None:

@@ -406,7 +406,7 @@ class VsockEngine:
             # and their meaning.
             with self._lock:
                 busy, calls = self._look(Pace.TURN)
-                wait = 0.0 if busy else self._connections.timers.seconds_left()
+                wait = self._seconds_to_wait(busy=busy)
                 self._promised = self._connections.timers.next_deadline()
             for call in calls:
                 call()
@@ -514,10 +514,16 @@ class VsockEngine:
             if detached != self._detached:
                 events = self._connections.still_meant(events)
             busy, calls = self._serve(events, Pace.TURN)
-            wait = 0.0 if busy else self._connections.timers.seconds_left()
+            wait = self._seconds_to_wait(busy=busy)
         for call in calls:
             call()
         return wait
+
+    def _seconds_to_wait(self, *, busy: bool) -> float | None:
+        """How long the next round may wait. A closed engine has none, whatever was to be due."""
+        if self._closed:
+            return None
+        return 0.0 if busy else self._connections.timers.seconds_left()
 
     def _look(self, pace: int) -> tuple[bool, list[Callable[[], None]]]:
         """One look at everything without waiting, under the lock; returns as `_serve`.

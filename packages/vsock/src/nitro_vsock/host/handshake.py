@@ -9,6 +9,7 @@ from nitro_vsock.errors import VsockError
 LINE_BYTES_MAX: Final = 32
 """Longer than any line with a port in it, and what Firecracker allows."""
 PORT_DIGITS_MAX: Final = 10
+"""As many as the greatest port has."""
 
 
 class HandshakeError(VsockError):
@@ -24,8 +25,8 @@ def parse_line(line: bytes) -> int:
     words = line.split()
     if len(words) == 2 and words[0].lower() == b"connect":
         number = words[1]
-        if number.isdigit() and len(number) <= PORT_DIGITS_MAX and int(number) <= PORT_MAX:
-            return int(number)
+        if number.isdigit() and len(number) <= PORT_DIGITS_MAX and (port := int(number)) <= PORT_MAX:
+            return port
     raise HandshakeError(f"{line!r} is not CONNECT and a port up to {PORT_MAX}")
 
 
