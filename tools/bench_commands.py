@@ -12,7 +12,9 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
+import bench_idle
 import figures
 import images
 from debian import complain, say
@@ -30,6 +32,8 @@ COMMANDS: dict[str, list[str]] = {
     "vhost-user-vsock --help": ["vhost-user-vsock", "--help"],
 }
 """In an order in which each finds what it needs."""
+ENCLAVE_S = 600
+"""How long the enclave that they are about would run, so that it never ends by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +64,27 @@ def measure(runs: int) -> list[figures.Row]:
     """All commands in turns with Python alone.
 
     Raises:
-        CalledProcessError: one failed.
+        CalledProcessError: one failed, or the image cannot be built.
+        DebianError: a package cannot be fetched.
+        ImageError: there is no busybox, or no kernel.
     """
-    image = images.hello("nitro")
     ours: dict[str, list[Cost]] = {name: [] for name in COMMANDS}
     bare: dict[str, list[Cost]] = {name: [] for name in COMMANDS}
-    with tempfile.TemporaryDirectory() as runtime:
-        environment = os.environ | {"XDG_RUNTIME_DIR": runtime}
-        for number in range(runs):
-            say(f"  {number + 1}/{runs}")
-            for name, (program, *arguments) in COMMANDS.items():
-                command = [images.command(program), *arguments]
-                if name == "vmm run -d":
-                    command += [str(image), *images.EMULATED]
-                bare[name].append(cost([sys.executable, "-c", "pass"], environment))
-                ours[name].append(cost(command, environment))
+    with tempfile.TemporaryDirectory() as scratch:
+        image = bench_idle.build("nitro", ENCLAVE_S, Path(scratch))
+        environment = os.environ | {"XDG_RUNTIME_DIR": scratch}
+        try:
+            for number in range(runs):
+                say(f"  {number + 1}/{runs}")
+                for name, (program, *arguments) in COMMANDS.items():
+                    command = [images.command(program), *arguments]
+                    if name == "vmm run -d":
+                        command += [str(image), *images.EMULATED]
+                    bare[name].append(cost([sys.executable, "-c", "pass"], environment))
+                    ours[name].append(cost(command, environment))
+        finally:
+            stop = [images.command("vmm"), "stop", "--all"]  # it outlives a run that was broken off
+            subprocess.run(stop, env=environment, stdout=subprocess.DEVNULL, check=False)
     return [
         figures.paired(
             name,

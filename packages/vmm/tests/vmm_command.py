@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,8 +24,7 @@ main(sys.argv[1:])
 
 def modules_when_the_guest_begins(*arguments: str | Path) -> set[str]:
     """What the command has imported when its guest begins to run, and whatever else it says."""
-    command = [sys.executable, "-c", NOTING_MODULES, *map(str, arguments)]
-    return set(subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines())
+    return _noted_by(NOTING_MODULES, arguments)
 
 
 def modules_at_the_end(*arguments: str | Path) -> set[str]:
@@ -32,10 +32,16 @@ def modules_at_the_end(*arguments: str | Path) -> set[str]:
     program = (
         "import sys\n"
         "from nitro_vmm.cli import main\n"
-        "main(sys.argv[1:])\n"
-        "print(*sys.modules, sep='\\n', file=sys.stderr)"
+        "try:\n"
+        "    main(sys.argv[1:])\n"
+        "finally:\n"
+        "    print(*sys.modules, sep='\\n', file=sys.stderr)"
     )
-    command = [sys.executable, "-P", "-c", program, *map(str, arguments)]
+    return _noted_by(program, arguments)
+
+
+def _noted_by(program: str, arguments: Sequence[str | Path]) -> set[str]:
+    command = [sys.executable, "-c", program, *map(str, arguments)]
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines())
 
 

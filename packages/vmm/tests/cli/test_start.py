@@ -13,7 +13,7 @@ import pytest
 from nitro_vmm.cli import launching, main
 from nitro_vmm.cli.exit_code import ExitCode
 from nitro_vmm.cli.main import COMMANDS, parser
-from vmm_command import modules_when_the_guest_begins
+from vmm_command import modules_at_the_end, modules_when_the_guest_begins
 
 
 @pytest.mark.parametrize("module", COMMANDS)
@@ -36,18 +36,7 @@ def test_a_parser_for_one_command_parses_it_as_the_whole_one_does() -> None:
 
 def imported(*arguments: str) -> set[str]:
     """The modules of ours that are loaded when the command has printed what it prints."""
-    program = (
-        "import sys\n"
-        "from nitro_vmm.cli import main\n"
-        "try:\n"
-        "    main(sys.argv[1:])\n"
-        "except SystemExit:\n"
-        "    print(*sys.modules, sep='\\n', file=sys.stderr)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
-    )
-    return {name for name in done.stderr.splitlines() if name.startswith("nitro_vmm.")}
+    return {name for name in modules_at_the_end(*arguments) if name.startswith("nitro_vmm.")}
 
 
 def test_a_command_does_not_load_the_others() -> None:
